@@ -1,0 +1,48 @@
+# Each target works on a fresh clone: it makes .venv with the pinned requirements first.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/digits
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
+
+.PHONY: help install demo test test-all parity lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed  ## make .venv with everything the other targets need
+
+.venv/installed: requirements.txt setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo 'error: Python 3.11 or newer is needed: make PYTHON=python3.12 ...'; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: install  ## train on 8x8 digits, draw 500, measure them (about four minutes on two cores)
+	$(BIN)/python -m diffussm_jax.main --config=configs/digits.py --workdir=$(RUN)
+	$(BIN)/python -m diffussm_jax.main --config=configs/digits.py --workdir=$(RUN) --mode=sample \
+		--config.sample.num=500 --config.sample.batch_size=500
+	$(BIN)/python -m benchmarks.digits $(RUN)
+
+test: install  ## the tests that run in minutes
+	$(PYTEST) -m 'not slow and not parity'
+
+test-all: install  ## all tests, the demo's figures among them
+	$(PYTEST) -m 'not parity'
+
+parity: install  ## against other people's implementations, in PyTorch
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pytest -m parity
+
+lint: install  ## what CI checks besides the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install  ## rewrite the files as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and the demo's run
+	rm -rf .venv $(RUN)
