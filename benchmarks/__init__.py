@@ -1,0 +1,1 @@
+"""What produces the numbers in docs/benchmarks.md and the README, one command each."""

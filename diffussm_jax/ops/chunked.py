@@ -1,0 +1,202 @@
+"""S4D in chunks: matrix products inside a chunk, one small recurrence from chunk to chunk.
+
+With p = poles, g = gains and chunks of T tokens, a chunk of a forward pass is
+    y_t  = sum_{s<=t} K[t-s] u_s + 2 Re sum_n g_n exp(p_n (t+1)) X_n,    K[t] = 2 Re sum_n g_n exp(p_n t)
+    X_n <- exp(p_n T) X_n + sum_s exp(p_n (T-1-s)) u_s
+and the backward pass is its mirror image. Only T powers of each pole are formed, never a kernel as
+long as the sequence, and all directions share one product with u (State Space Duality, section 6, per channel).
+"""
+
+import operator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+
+from diffussm_jax.ops import pairs
+from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
+
+DEFAULT_CHUNK_SIZE = 64
+# Up to this length one chunk beats several: the states cost more products than the larger triangle saves.
+LONGEST_SINGLE_CHUNK = 128
+
+LocalStates = tuple[Float[Array, "r d b _ n"], Float[Array, "r d b _ n"]]  # g chunks
+
+
+class Tables(NamedTuple):
+    """What a chunk of `t` tokens multiplies its input and its entering state by; s reads, t writes."""
+
+    within: Float[Array, "d s o"]  # o = r t
+    leaving: Float[Array, "d s i"]  # i = r 2 n
+    entering: Float[Array, "r d k t"]  # k = 2 n
+    decay: pairs.Pair  # r d n
+
+
+def chunked(
+    u: Tokens,
+    poles: Poles,
+    gains: Gains,
+    skip: Skip,
+    state: State | None,
+    *,
+    reverse: tuple[bool, ...],
+    return_state: bool,
+    chunk_size: int | None = None,
+) -> tuple[Float[Array, "b l r*d"], State | None]:
+    """Run all directions at once; u is read in its own dtype, sums and states are float32.
+
+    A length that `chunk_size` does not divide leaves one shorter chunk at the end: padding would
+    move the point at which a backward pass begins.
+    """
+    length = u.shape[1]
+    size = min(length, chunk_size or _default_chunk_size(length))
+    powers = pairs.power(pairs.unpack(poles), np.arange(size + 1))  # r d n t
+    parts = [u[:, : length - length % size], u[:, length - length % size :]]
+    parts = [_split(part, size) for part in parts if part.shape[1]]  # d b g t
+    tables = [
+        _tables(powers, gains, skip, part.shape[-1], u.dtype, reverse) for part in parts
+    ]
+
+    outputs = [
+        _product("dbgs,dso->dbgo", part, table.within)
+        for part, table in zip(parts, tables)
+    ]
+    if return_state or state is not None or len(parts) > 1 or parts[0].shape[2] > 1:
+        states = [_local_states(part, table) for part, table in zip(parts, tables)]
+        entering, state = _carry(
+            states, [table.decay for table in tables], state, reverse
+        )
+        outputs = [
+            y + _from_states(x, table, u.dtype)
+            for y, x, table in zip(outputs, entering, tables)
+        ]
+    y = jnp.concatenate([_merge(y, len(reverse), u.dtype) for y in outputs], axis=1)
+    return y, state if return_state else None
+
+
+def _default_chunk_size(length: int) -> int:
+    return length if length <= LONGEST_SINGLE_CHUNK else DEFAULT_CHUNK_SIZE
+
+
+def _split(u: Tokens, size: int) -> Float[Array, "d b g t"]:
+    """Channel-major chunks: the channel is the batch axis of every product."""
+    u = u.reshape(u.shape[0], -1, min(size, u.shape[1]), u.shape[2])
+    return jnp.transpose(u, (3, 0, 1, 2))
+
+
+def _merge(
+    y: Float32[Array, "d b g o"], num_directions: int, dtype
+) -> Float[Array, "b l e"]:  # e = r d
+    d, b, g, _ = y.shape
+    y = y.astype(dtype).reshape(d, b, g, num_directions, -1)
+    return jnp.transpose(y, (1, 2, 4, 3, 0)).reshape(b, -1, num_directions * d)
+
+
+def _product(spec: str, x: Array, table: Array) -> Float32[Array, "..."]:
+    """Matrix product with float32 sums; float32 operands keep their precision on every backend."""
+    return jnp.einsum(
+        spec,
+        x,
+        table,
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _tables(
+    powers: pairs.Pair,
+    gains: Gains,
+    skip: Skip,
+    size: int,
+    dtype,
+    reverse: tuple[bool, ...],
+) -> Tables:
+    """Tables of a chunk of `size` tokens, from exp(p t) for t = 0 .. at least `size`."""
+    weighted = pairs.multiply(
+        pairs.each(lambda g: 2 * g[..., None], pairs.unpack(gains)), powers
+    )
+    kernel = weighted[0][..., :size].sum(axis=2).at[..., 0].add(skip)  # r d t
+    within, leaving, entering = [], [], []
+    for direction, backward in enumerate(reverse):
+        triangle = _toeplitz(kernel[direction])  # d s t, s <= t
+        within.append(jnp.swapaxes(triangle, 1, 2) if backward else triangle)
+        # A backward pass leaves by the chunk's first token, a forward one by its last.
+        to_exit = [part[direction, ..., :size] for part in powers]
+        leaving += to_exit if backward else [part[..., ::-1] for part in to_exit]
+        re, im = (part[direction, ..., 1 : size + 1] for part in weighted)
+        reading = jnp.concatenate([re, -im], axis=1)  # d n*2 t
+        entering.append(reading[..., ::-1] if backward else reading)
+    return Tables(
+        within=jnp.concatenate(within, axis=-1).astype(dtype),
+        leaving=jnp.swapaxes(jnp.concatenate(leaving, axis=1), 1, 2).astype(dtype),
+        entering=jnp.stack(entering).astype(dtype),
+        decay=pairs.each(lambda part: part[..., size], powers),
+    )
+
+
+def _toeplitz(kernel: Float32[Array, "d t"]) -> Float32[Array, "d t t"]:
+    """Upper triangular M[s, t] = kernel[t - s].
+
+    Reading the zero-padded row with a period one short of its length moves it by one place a row;
+    unlike a gather, its gradient is again a sum of shifted rows.
+    """
+    d, size = kernel.shape
+    row = jnp.concatenate([kernel, jnp.zeros_like(kernel)], axis=1)
+    rows = jnp.tile(row, (1, size))[:, : size * (2 * size - 1)]
+    return rows.reshape(d, size, 2 * size - 1)[:, :, :size]
+
+
+def _local_states(u: Float[Array, "d b g s"], tables: Tables) -> LocalStates:
+    """The state that each chunk alone would leave behind."""
+    states = _product("dbgs,dsi->dbgi", u, tables.leaving)
+    num_directions, _, num_pairs = tables.decay[0].shape
+    states = states.reshape(*states.shape[:3], num_directions, 2, num_pairs)
+    states = jnp.moveaxis(states, 3, 0)  # r d b g 2 n
+    return states[..., 0, :], states[..., 1, :]
+
+
+def _carry(
+    local: list[LocalStates],
+    decays: list[pairs.Pair],
+    state: State | None,
+    reverse: tuple[bool, ...],
+) -> tuple[list[LocalStates], State]:
+    """Chain the chunks; returns the state that enters each and the one that leaves the last."""
+    directions = []
+    for r, backward in enumerate(reverse):
+        of_r = jax.tree.map(operator.itemgetter(r), (local, decays, state))
+        directions.append(_carry_direction(*of_r, backward=backward))
+    entering = [
+        jax.tree.map(lambda *x: jnp.stack(x), *each)
+        for each in zip(*(x for x, _ in directions))
+    ]
+    leaving = jnp.stack([pairs.pack(state) for _, state in directions])  # r d b n 2
+    return entering, jnp.swapaxes(leaving, 1, 2)
+
+
+def _carry_direction(local, decays, state, *, backward: bool):
+    """X <- exp(p T) X + S over the chunks of one direction, in its order of reading."""
+    if state is None:
+        x = pairs.each(lambda part: jnp.zeros_like(part[:, :, 0]), local[0])
+    else:
+        x = pairs.unpack(jnp.swapaxes(state, 0, 1))  # d b n
+    entering = list(local)
+    for i in reversed(range(len(local))) if backward else range(len(local)):
+        decay = pairs.each(lambda a: a[:, None], decays[i])
+
+        def step(x, chunk, decay=decay):
+            return pairs.add(pairs.multiply(decay, x), chunk), x
+
+        chunks = pairs.each(lambda part: jnp.moveaxis(part, 2, 0), local[i])
+        x, before = jax.lax.scan(step, x, chunks, reverse=backward)
+        entering[i] = pairs.each(lambda part: jnp.moveaxis(part, 0, 2), before)
+    return entering, x
+
+
+def _from_states(x: LocalStates, tables: Tables, dtype) -> Float32[Array, "d b g o"]:
+    """What the entering state adds to the outputs of its chunk."""
+    states = jnp.concatenate(x, axis=-1).astype(dtype)  # r d b g n*2
+    y = _product("rdbgi,rdit->dbgrt", states, tables.entering)
+    return y.reshape(*y.shape[:3], -1)

@@ -1,0 +1,96 @@
+"""Complex numbers as (re, im) pairs of real arrays, the only form that every backend and kernel language takes."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Pair = tuple[Float[Array, "..."], Float[Array, "..."]]
+
+
+def each(f: Callable[[jax.Array], jax.Array], a: Pair) -> Pair:
+    """f of the real and of the imaginary part."""
+    return f(a[0]), f(a[1])
+
+
+def unpack(x: Float[Array, "... 2"]) -> Pair:
+    """Split the trailing (re, im) axis."""
+    return x[..., 0], x[..., 1]
+
+
+def pack(x: Pair) -> Float[Array, "... 2"]:
+    """Join a pair along a trailing (re, im) axis."""
+    return jnp.stack(x, axis=-1)
+
+
+def multiply(a: Pair, b: Pair) -> Pair:
+    """Complex product a b; the two pairs broadcast."""
+    return a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+
+
+def add(a: Pair, b: Pair) -> Pair:
+    """Complex sum a + b."""
+    return a[0] + b[0], a[1] + b[1]
+
+
+def exp(a: Pair) -> Pair:
+    """Complex exponential."""
+    magnitude = jnp.exp(a[0])
+    return magnitude * jnp.cos(a[1]), magnitude * jnp.sin(a[1])
+
+
+def expm1(a: Pair) -> Pair:
+    """exp(a) - 1 without the cancellation near a = 0: cos y - 1 is taken as -2 sin^2(y / 2)."""
+    x, y = a
+    real = jnp.expm1(x) * jnp.cos(y) - 2 * jnp.square(jnp.sin(y / 2))
+    return real, jnp.exp(x) * jnp.sin(y)
+
+
+def power(poles: Pair, steps: np.ndarray) -> Pair:
+    """exp(poles * steps), the new axis of `steps` last, for whole steps below 4096.
+
+    The phase is reduced modulo 2 pi before it is rounded: a plain float32 product loses up to
+    1e-4 of a turn at the end of a chunk, which is the largest error of the chunked tables.
+    """
+    magnitude = jnp.exp(poles[0][..., None] * steps)
+    phase = _phase(poles[1][..., None], jnp.asarray(steps, jnp.float32))
+    return magnitude * jnp.cos(phase), magnitude * jnp.sin(phase)
+
+
+@jax.custom_jvp
+def _phase(angle: jax.Array, steps: jax.Array) -> jax.Array:
+    """angle * steps modulo 2 pi, by Cody and Waite's split of both factors."""
+    high = _leading_bits(angle)
+    turns = jnp.round(angle * steps * np.float32(1 / (2 * np.pi)))
+    remainder = high * steps  # exact: 12 bits times 12 bits
+    for part in _TWO_PI_PARTS:
+        remainder = remainder - turns * part
+    return remainder + (angle - high) * steps
+
+
+@_phase.defjvp
+def _phase_jvp(primals, tangents):
+    angle, steps = primals
+    return _phase(angle, steps), tangents[0] * steps
+
+
+def _leading_bits(x: jax.Array) -> jax.Array:
+    """x rounded toward zero to the first 12 bits of its float32 significand."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jax.lax.bitcast_convert_type(bits & np.uint32(0xFFFFF000), jnp.float32)
+
+
+def _split_two_pi() -> tuple[np.float32, ...]:
+    """2 pi as a sum of float32 numbers whose first has 8 bits, so that turns * part is exact."""
+    parts, rest = [np.float32(6.28125)], 2 * np.pi - 6.28125
+    for _ in range(2):
+        # 12 bits a part
+        scale = 2.0 ** (11 - np.floor(np.log2(rest)))
+        parts.append(np.float32(np.floor(rest * scale) / scale))
+        rest -= float(parts[-1])
+    return (*parts, np.float32(rest))
+
+
+_TWO_PI_PARTS = _split_two_pi()
