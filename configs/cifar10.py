@@ -1,0 +1,20 @@
+"""CIFAR-10 at 32 x 32, class-conditional DiffuSSM-S in pixel space, with the paper's recipe.
+
+Reproduces:     nothing; the paper has no CIFAR-10. 1,024 tokens an image, as many as ImageNet 256.
+Command:        tfds build cifar10 --file_format=array_record
+                python -m diffussm_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
+Expected time:  not yet measured.  Score: not yet measured.
+"""
+
+from configs import common
+from diffussm_jax.config import SIZES
+
+
+def get_config():
+    config = common.get_config()
+    config.model.depth, config.model.width = SIZES["S"]
+    config.diffusion.clip_x0 = True
+    config.data.name = "cifar10"
+    config.data.image_size = 32
+    config.data.channels = 3
+    return config

@@ -1,0 +1,15 @@
+"""ImageNet at 512 x 512, class-conditional DiffuSSM-XL on VAE latents.
+
+Reproduces:     guided: FID 3.41, sFID 5.84, IS 255.1 after 302M images.
+Command:        python -m diffussm_jax.main --config=configs/imagenet512.py --workdir=runs/imagenet512
+Expected time:  not yet measured.  Score: not yet measured.
+"""
+
+from configs import imagenet256
+
+
+def get_config(size="XL"):
+    config = imagenet256.get_config(size)
+    config.data.image_size = 512
+    config.training.num_steps = 1_179_688  # 302M images
+    return config

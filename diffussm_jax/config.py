@@ -1,0 +1,243 @@
+"""Every field of a run: its type, its default (the paper's) and what it means.
+
+`configs/*.py` override these defaults as a ConfigDict; `from_dict` turns the result, flags included,
+back into the frozen dataclasses that the code reads. Standard library only, so that models import
+without the tools of training.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from diffussm_jax import config_parsing
+from diffussm_jax.config_parsing import ConfigError
+
+# Depth and width: DiT's ladder plus one layer, as the paper does for XL.
+SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    depth: int = 29
+    width: int = 1152
+    m: int = 2  # hourglass ratio: tokens per group
+    patch_size: int = 1  # pixels of a token's side; 1 is the paper's
+    state_size: int = 64  # N, real states per channel and direction
+    direction: Literal["both", "forward"] = "both"
+    dt_range: tuple[float, float] = (
+        1e-3,
+        1e-1,
+    )  # log_dt starts uniform between their logarithms
+    dt_rate: float = 1.0  # multiplies dt; 0.5 for twice as many tokens as trained on
+    share_ssm: bool = False  # one filter for all channels
+    gate: bool = False  # adaLN-Zero gate on each block
+    position: Literal["sincos2d", "none"] = "sincos2d"
+    dtype: Literal["bfloat16", "float32"] = (
+        "bfloat16"  # of activations; parameters are float32
+    )
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
+    scan_unroll: int = (
+        1  # layers per iteration of the scan; the depth suits small models on CPU
+    )
+    ssm_implementation: Literal["scan", "associative_scan", "fft", "chunked"] | None = (
+        None
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    num_steps: int = 1000
+    schedule: Literal["linear", "cosine"] = "linear"
+    prediction: Literal["eps", "v", "x0"] = "eps"
+    variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range"
+    clip_x0: bool = False  # clamp x0 to [-1, 1] while sampling, for pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    name: str = "digits"  # a TFDS data set
+    space: Literal["pixels", "latents"] = "pixels"
+    image_size: int = 8
+    channels: int = 1  # of the image; latents take theirs from the autoencoder
+    num_classes: int = 10  # 0 trains without labels
+    split: str = "train"
+    eval_split: str | None = "test"  # held out for the evaluation loss
+    data_dir: str | None = (
+        None  # where TFDS keeps prepared data; None is TFDS's own default
+    )
+    flip: bool = True  # random horizontal flips
+    num_threads: int = 4  # readers of records
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    name: str = "stabilityai/sd-vae-ft-ema"
+    factor: int = 8  # pixels per latent position and side
+    channels: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0  # linear from 0, then constant
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0  # never on SSM parameters
+    ssm_lr_multiplier: float = (
+        1.0  # learning rate of SSM parameters over that of the others
+    )
+    grad_clip: float | None = None  # global norm
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    num_steps: int = 400_000
+    batch_size: int = 256  # over all devices
+    ema_decay: float = 0.9999
+    label_dropout: float = 0.1  # share of examples trained without their label
+    log_every: int = 100
+    eval_every: int = 5_000  # steps between losses on the held-out split
+    eval_batches: int = 8
+    sample_every: int = 10_000  # steps between sample grids
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # skip drops the update of that step
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 5_000
+    keep: int = 3  # newest checkpoints that are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    num: int = 64
+    batch_size: int = 64
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    steps: int = 250
+    eta: float = 0.0  # noise of DDIM
+    cfg_scale: float = 1.0  # 1 is no guidance
+    cfg_channels: int | None = (
+        None  # guided channels; None is all, DiT's released code guides 3
+    )
+    classes: tuple[int, ...] | None = None  # asked for in turn; None is every class
+    ema: bool = True
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    data: DataConfig = DataConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    sample: SampleConfig = SampleConfig()
+
+
+def grid_shape(config: Config) -> tuple[int, int, int]:
+    """(h, w, c) of what the model denoises: the image, or its latent."""
+    if config.data.space == "pixels":
+        return config.data.image_size, config.data.image_size, config.data.channels
+    side = config.data.image_size // config.autoencoder.factor
+    return side, side, config.autoencoder.channels
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Build and validate a Config from nested mappings; missing fields take their default.
+
+    Raises:
+        ConfigError: in one line that names the field, the value and the mend.
+    """
+    config = config_parsing.build(Config, values)
+    _validate(config)
+    return config
+
+
+def to_json(config: Config) -> str:
+    """The resolved config, as written into a work directory."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def _validate(config: Config) -> None:
+    """Rules that a type cannot say; each ends by naming the field to change."""
+    model, data, sample = config.model, config.data, config.sample
+    _require_positive(config)
+    height, width, _ = grid_shape(config)
+    factor = config.autoencoder.factor
+    if data.space == "latents" and data.image_size % factor:
+        raise ConfigError(
+            f"config.data.image_size must be a multiple of autoencoder.factor = {factor}, got {data.image_size}"
+        )
+    if height % model.patch_size:
+        raise ConfigError(
+            f"config.model.patch_size must divide the grid's side {height}, got {model.patch_size}"
+        )
+    num_tokens = height * width // model.patch_size**2
+    if num_tokens % model.m or 2 * model.width % model.m:
+        raise ConfigError(
+            f"config.model.m must divide the {num_tokens} tokens of a {height} x {width} grid and twice "
+            f"model.width = {model.width}, got {model.m}"
+        )
+    if model.width % 4:
+        raise ConfigError(
+            f"config.model.width must be a multiple of 4, got {model.width}"
+        )
+    if model.state_size % 2:
+        raise ConfigError(
+            f"config.model.state_size must be even, got {model.state_size}"
+        )
+    if not 0 < model.dt_range[0] <= model.dt_range[1]:
+        raise ConfigError(
+            f"config.model.dt_range must be (low, high) with 0 < low <= high, got {model.dt_range}"
+        )
+    if sample.steps > config.diffusion.num_steps:
+        raise ConfigError(
+            f"config.sample.steps must be at most diffusion.num_steps = {config.diffusion.num_steps}, "
+            f"got {sample.steps}"
+        )
+    if sample.cfg_scale != 1 and not data.num_classes:
+        raise ConfigError(
+            "config.sample.cfg_scale must be 1 where data.num_classes is 0: guidance needs labels"
+        )
+    if sample.classes is not None and not all(
+        0 <= y < data.num_classes for y in sample.classes
+    ):
+        raise ConfigError(
+            f"config.sample.classes must be below data.num_classes = {data.num_classes}, got {sample.classes}"
+        )
+
+
+_MAY_BE_ZERO = {
+    "seed",
+    "data.num_classes",
+    "data.num_threads",
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.ssm_lr_multiplier",
+    "training.num_steps",
+    "training.ema_decay",
+    "training.label_dropout",
+    "sample.eta",
+    "sample.seed",
+    "sample.cfg_scale",
+}
+
+
+def _require_positive(config: Config) -> None:
+    """Numbers are positive (a few may be 0), and shares stay below 1."""
+    for path in config_parsing.field_names(Config):
+        value: Any = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not (value > 0 or (value == 0 and path in _MAY_BE_ZERO)) or value == float(
+            "inf"
+        ):
+            wanted = "at least 0" if path in _MAY_BE_ZERO else "positive"
+            raise ConfigError(f"config.{path} must be {wanted} and finite, got {value}")
+        if path in {"training.ema_decay", "training.label_dropout"} and value >= 1:
+            raise ConfigError(f"config.{path} must be below 1, got {value}")

@@ -1,0 +1,64 @@
+"""Eight fake CPU devices, and what is made once for all tests."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+from filelock import FileLock
+
+from diffussm_jax.config import Config, from_dict
+
+TINY_MODEL = {"depth": 2, "width": 16, "state_size": 8, "dtype": "float32"}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> str:
+    """A TFDS folder with the digits prepared, shared by all workers."""
+    from diffussm_jax.data.sources import open_source
+
+    folder = tmp_path_factory.getbasetemp().parent / "tfds"
+    with FileLock(f"{folder}.lock"):
+        open_source(from_dict({"data": {"data_dir": str(folder)}}), "train")
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(data_dir) -> dict:
+    """A run of seconds on the digits, as nested values for `from_dict`."""
+    return {
+        "model": TINY_MODEL,
+        "diffusion": {"num_steps": 20},
+        "data": {"data_dir": data_dir, "flip": False},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {
+            "num_steps": 6,
+            "batch_size": 16,
+            "log_every": 2,
+            "eval_every": 4,
+            "eval_batches": 1,
+            "sample_every": 6,
+        },
+        "checkpoint": {"every": 3, "keep": 5},
+        "sample": {"num": 10, "batch_size": 8, "steps": 4, "sampler": "ddim"},
+    }
+
+
+def merge(values: dict, changes: dict) -> Config:
+    """A config from nested values with some fields of some sections replaced."""
+    merged = {name: dict(section) for name, section in values.items()}
+    for name, section in changes.items():
+        merged[name] = merged.get(name, {}) | section
+    return from_dict(merged)
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_config, tmp_path_factory):
+    """The work directory of a finished tiny run."""
+    from diffussm_jax.training.loop import train
+
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train(from_dict(tiny_config), workdir)
+    return workdir

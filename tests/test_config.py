@@ -1,0 +1,165 @@
+"""Fields, types and rules of the config, and every shipped config file."""
+
+import dataclasses
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from diffussm_jax.config import Config, from_dict, grid_shape, to_json
+from diffussm_jax.config_parsing import ConfigError, check_field
+from diffussm_jax.training.state import abstract_model
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FILES = [path.stem for path in sorted(CONFIGS.glob("*.py"))]
+
+
+def load(name, *argument):
+    return from_dict(
+        importlib.import_module(f"configs.{name}").get_config(*argument).to_dict()
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_builds_and_runs_abstractly(name):
+    config = load(name)
+    graphdef, params = abstract_model(config)
+    x = jax.ShapeDtypeStruct((2, *grid_shape(config)), jnp.float32)
+    t = jax.ShapeDtypeStruct((2,), jnp.int32)
+    y = t if config.data.num_classes else None
+    out = jax.eval_shape(
+        lambda p, x, t, y: nnx.merge(graphdef, p)(x, t, y), params, x, t, y
+    )
+    learned = config.diffusion.variance == "learned_range"
+    assert out.shape == (*x.shape[:3], x.shape[3] * (1 + learned))
+
+
+@pytest.mark.parametrize("name", [f for f in FILES if f not in ("common", "digits")])
+def test_the_papers_configs_keep_the_papers_recipe(name):
+    config = load(name)
+    assert config.diffusion.num_steps == 1000
+    assert (config.diffusion.schedule, config.diffusion.prediction) == ("linear", "eps")
+    assert config.diffusion.variance == "learned_range"
+    assert config.optimizer == Config().optimizer
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.optimizer.weight_decay == 0
+    assert config.training.batch_size == 256
+    assert config.training.ema_decay == 0.9999
+    assert config.training.label_dropout == 0.1
+    assert (config.sample.sampler, config.sample.steps) == ("ddpm", 250)
+
+
+def test_config_arguments():
+    assert load("lsun256").data.name == "lsun/church"
+    assert load("lsun256", "bedroom").data.name == "lsun/bedroom"
+    assert load("imagenet256", "B").model.width == 768
+    assert grid_shape(load("imagenet256")) == (32, 32, 4)
+    assert grid_shape(load("imagenet512")) == (64, 64, 4)
+    with pytest.raises(ValueError, match="church or bedroom"):
+        load("lsun256", "kitchen")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_json_gives_the_config_back(name):
+    config = load(name)
+    assert from_dict(json.loads(to_json(config))) == config
+
+
+def test_defaults_are_the_dataclasses():
+    assert load("common") == Config() == from_dict({})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": {"detph": 3}}, "no field 'model.detph'; did you mean 'model.depth'"),
+        (
+            {"learning_rate": 3},
+            "no field 'learning_rate'; did you mean 'optimizer.learning_rate'",
+        ),
+        ({"model": 3}, "config.model is a section of fields, got 3"),
+        ({"model": {"depth": "3"}}, "config.model.depth must be int, got '3'"),
+        ({"model": {"depth": 3.0}}, "config.model.depth must be int, got 3.0"),
+        ({"model": {"depth": True}}, "config.model.depth must be int, got True"),
+        ({"model": {"gate": 1}}, "config.model.gate must be bool, got 1"),
+        (
+            {"model": {"dtype": "float16"}},
+            "config.model.dtype must be one of 'bfloat16', 'float32'",
+        ),
+        (
+            {"model": {"ssm_implementation": "cuda"}},
+            "config.model.ssm_implementation must be .* or None",
+        ),
+        ({"optimizer": {"betas": (0.9,)}}, "config.optimizer.betas must be"),
+        (
+            {"optimizer": {"grad_clip": "1"}},
+            "config.optimizer.grad_clip must be float or None",
+        ),
+        (
+            {"optimizer": {"learning_rate": float("nan")}},
+            "config.optimizer.learning_rate must be positive",
+        ),
+        (
+            {"optimizer": {"learning_rate": -1.0}},
+            "config.optimizer.learning_rate must be positive",
+        ),
+        (
+            {"training": {"batch_size": 0}},
+            "config.training.batch_size must be positive",
+        ),
+        ({"training": {"ema_decay": 1.0}}, "config.training.ema_decay must be below 1"),
+        ({"model": {"m": 3}}, "config.model.m must divide the 64 tokens"),
+        (
+            {"model": {"patch_size": 3}},
+            "config.model.patch_size must divide the grid's side 8",
+        ),
+        ({"model": {"width": 18}}, "config.model.width must be a multiple of 4"),
+        ({"model": {"state_size": 7}}, "config.model.state_size must be even"),
+        ({"model": {"dt_range": (0.1, 0.01)}}, "config.model.dt_range"),
+        (
+            {"data": {"space": "latents", "image_size": 100}},
+            "config.data.image_size must be a multiple",
+        ),
+        ({"sample": {"steps": 2000}}, "config.sample.steps must be at most"),
+        (
+            {"sample": {"cfg_scale": 2.0}, "data": {"num_classes": 0}},
+            "config.sample.cfg_scale must be 1",
+        ),
+        ({"sample": {"classes": (3, 10)}}, "config.sample.classes must be below"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(values, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        from_dict(values)
+    assert "\n" not in str(error.value)
+
+
+def test_integers_are_floats_and_lists_tuples():
+    config = from_dict(
+        {"optimizer": {"learning_rate": 1, "betas": [0.5, 0.9], "grad_clip": 2}}
+    )
+    assert config.optimizer.betas == (0.5, 0.9)
+    assert isinstance(config.optimizer.grad_clip, float)
+
+
+def test_check_field():
+    check_field(Config, "model.depth")
+    check_field(Config, "model")
+    with pytest.raises(ConfigError, match="did you mean 'training.num_steps'"):
+        check_field(Config, "training.num_step")
+    with pytest.raises(ConfigError):
+        check_field(Config, "model.depth.x")
+
+
+def test_every_field_is_read_somewhere():
+    """A field that nothing reads is a promise that is not kept."""
+    package = CONFIGS.parent / "diffussm_jax"
+    code = "\n".join(path.read_text() for path in package.rglob("*.py"))
+    for section in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(section.type):
+            for field in dataclasses.fields(section.type):
+                assert f".{field.name}" in code, field.name
