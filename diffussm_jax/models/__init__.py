@@ -1,0 +1,26 @@
+"""Backbones. `create_model` is the one place that turns a config into a module."""
+
+import functools
+
+from flax import nnx
+
+from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.models.diffussm import DiffuSSM
+from diffussm_jax.ops.s4d import Operator, s4d
+
+
+def create_model(
+    config: Config, *, rngs: nnx.Rngs, apply_s4d: Operator | None = None
+) -> DiffuSSM:
+    """The denoiser of a config; `apply_s4d` replaces the operator, for a sharded sequence say."""
+    channels = grid_shape(config)[2]
+    learned = config.diffusion.variance == "learned_range"
+    return DiffuSSM(
+        config.model,
+        in_channels=channels,
+        out_channels=2 * channels if learned else channels,
+        num_classes=config.data.num_classes,
+        apply_s4d=apply_s4d
+        or functools.partial(s4d, implementation=config.model.ssm_implementation),
+        rngs=rngs,
+    )

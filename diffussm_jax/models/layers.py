@@ -1,0 +1,140 @@
+"""Layers shared by the backbones: embeddings of time, class and place, and adaptive modulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float32
+
+from diffussm_jax.shapes import Condition, Groups, Labels, Timesteps
+
+TIMESTEP_FEATURES = 256  # ADM and DiT
+EMBEDDING_INIT = nnx.initializers.normal(0.02)  # DiT
+
+
+def linear(
+    num_inputs: int,
+    num_outputs: int,
+    *,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    zero: bool = False,
+) -> nnx.Linear:
+    """Dense layer as DiT starts them: Xavier-uniform or zero kernel, zero bias, float32 parameters."""
+    init = nnx.initializers.zeros if zero else nnx.initializers.xavier_uniform()
+    return nnx.Linear(num_inputs, num_outputs, kernel_init=init, dtype=dtype, rngs=rngs)
+
+
+class GroupedLinear(nnx.Module):
+    """One dense layer for each member of a group: W_down[k] of the hourglass."""
+
+    def __init__(
+        self,
+        num_members: int,
+        num_inputs: int,
+        num_outputs: int,
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        init = nnx.initializers.xavier_uniform(in_axis=1, out_axis=2, batch_axis=0)
+        self.kernel = nnx.Param(
+            init(rngs.params(), (num_members, num_inputs, num_outputs), jnp.float32)
+        )
+        self.bias = nnx.Param(jnp.zeros((num_members, num_outputs)))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "b j m i"]) -> Float[Array, "b j m o"]:
+        kernel, bias = (
+            self.kernel[...].astype(self.dtype),
+            self.bias[...].astype(self.dtype),
+        )
+        return jnp.einsum("bjmi,mio->bjmo", x, kernel) + bias
+
+
+class TimestepEmbedding(nnx.Module):
+    """Sinusoidal features of the diffusion step, then a two-layer MLP."""
+
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        def dense(num_inputs):
+            return nnx.Linear(
+                num_inputs, width, kernel_init=EMBEDDING_INIT, dtype=dtype, rngs=rngs
+            )
+
+        self.hidden, self.out = dense(TIMESTEP_FEATURES), dense(width)
+        self.dtype = dtype
+
+    def __call__(self, t: Timesteps) -> Condition:
+        features = sinusoids(t.astype(jnp.float32), TIMESTEP_FEATURES).astype(
+            self.dtype
+        )
+        return self.out(jax.nn.silu(self.hidden(features)))
+
+
+class LabelEmbedding(nnx.Module):
+    """One vector a class and, as the last row, one for "no label" (classifier-free guidance)."""
+
+    def __init__(
+        self, num_classes: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
+    ):
+        self.table = nnx.Param(
+            EMBEDDING_INIT(rngs.params(), (num_classes + 1, width), jnp.float32)
+        )
+        self.dtype = dtype
+
+    def __call__(self, y: Labels) -> Condition:
+        return self.table[...][y].astype(self.dtype)
+
+
+class Modulation(nnx.Module):
+    """`num` vectors of the width of x from SiLU(c), all zero at the start (adaLN, DiT section 3.2)."""
+
+    def __init__(self, width: int, num: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.linear = linear(width, num * width, dtype=dtype, rngs=rngs, zero=True)
+        self.num = num
+
+    def __call__(self, c: Condition) -> tuple[Float[Array, "b 1 d"], ...]:
+        return tuple(jnp.split(self.linear(jax.nn.silu(c))[:, None], self.num, axis=-1))
+
+
+def modulate(
+    x: Groups, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]
+) -> Groups:
+    """LayerNorm without parameters, then x (1 + scale) + shift."""
+    return layer_norm(x) * (1 + scale) + shift
+
+
+def layer_norm(x: Groups) -> Groups:
+    """Normalise over the width, with float32 statistics whatever the dtype of x."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - x32.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
+
+
+def sinusoids(
+    positions: Float32[Array, " b"], num_features: int, *, max_period: float = 10_000
+) -> Float32[Array, "b f"]:
+    """cos and sin of each position at num_features / 2 frequencies from 1 down to 1 / max_period."""
+    half = num_features // 2
+    frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(
+        np.float32
+    )
+    angles = positions[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos2d(
+    height: int, width: int, group_size: int, num_features: int
+) -> Float32[Array, "j d"]:
+    """2-D position code at the centre of each group of `group_size` tokens in raster order.
+
+    A function of the grid and not a table, so a model runs at any resolution. Half of the features
+    hold the row, half the column.
+    """
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    centres = [axis.reshape(-1, group_size).mean(axis=1) for axis in (rows, columns)]
+    codes = [
+        sinusoids(jnp.asarray(axis, jnp.float32), num_features // 2) for axis in centres
+    ]
+    return jnp.concatenate(codes, axis=-1)
