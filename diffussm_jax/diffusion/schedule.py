@@ -1,0 +1,92 @@
+"""Noise schedules and respacing (Ho et al. 2020; Nichol & Dhariwal 2021)."""
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+ScheduleName = Literal["linear", "cosine"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """Float64 tables over the steps of one diffusion process, derived from its betas.
+
+    Attributes:
+        betas: [steps] variance added by each step.
+        timesteps: [steps] what the model is told at each step: its index in the unrespaced process.
+    """
+
+    betas: np.ndarray
+    timesteps: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.betas)
+
+    @property
+    def alpha_bar(self) -> np.ndarray:
+        return np.cumprod(1 - self.betas)
+
+    @property
+    def alpha_bar_prev(self) -> np.ndarray:
+        """alpha_bar of the step before; 1 before the first."""
+        return np.append(1.0, self.alpha_bar[:-1])
+
+    @property
+    def posterior_variance(self) -> np.ndarray:
+        """beta-tilde_t, the variance of q(x_{t-1} | x_t, x_0) (Ho et al., eq. 7)."""
+        return self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
+
+    @property
+    def posterior_log_variance(self) -> np.ndarray:
+        """log beta-tilde_t, where step 0 (whose variance is 0) takes step 1's."""
+        variance = self.posterior_variance
+        return np.log(np.append(variance[min(1, self.num_steps - 1)], variance[1:]))
+
+    @property
+    def posterior_mean_coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Factors of x_0 and x_t in the mean of q(x_{t-1} | x_t, x_0) (Ho et al., eq. 7)."""
+        scale = 1 / (1 - self.alpha_bar)
+        of_x0 = np.sqrt(self.alpha_bar_prev) * self.betas * scale
+        of_x_t = np.sqrt(1 - self.betas) * (1 - self.alpha_bar_prev) * scale
+        return of_x0, of_x_t
+
+
+def make_schedule(name: ScheduleName, num_steps: int) -> Schedule:
+    """The full process of `num_steps` steps.
+
+    "linear" is Ho et al.'s 1e-4 .. 0.02 at 1000 steps, scaled to keep the end point at other counts;
+    "cosine" is Nichol & Dhariwal's eq. 17 with betas clipped at 0.999.
+    """
+    if name == "linear":
+        scale = 1000 / num_steps
+        betas = np.linspace(scale * 1e-4, min(scale * 0.02, 0.999), num_steps)
+    elif name == "cosine":
+        time = np.arange(num_steps + 1) / num_steps
+        alpha_bar = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    else:
+        raise ValueError(f"schedule must be 'linear' or 'cosine', got {name!r}")
+    return Schedule(betas, np.arange(num_steps))
+
+
+def respace(schedule: Schedule, num_steps: int) -> Schedule:
+    """Keep `num_steps` evenly spaced steps, the first and the last among them (Nichol & Dhariwal, section 4).
+
+    The betas are recomputed so that alpha_bar at each kept step is unchanged.
+    """
+    if not 1 <= num_steps <= schedule.num_steps:
+        raise ValueError(
+            f"num_steps must be in 1 .. {schedule.num_steps}, got {num_steps}"
+        )
+    last = schedule.num_steps - 1
+    # A single step must start from the noisiest one.
+    kept = (
+        np.round(np.linspace(0, last, num_steps)).astype(int)
+        if num_steps > 1
+        else [last]
+    )
+    alpha_bar = schedule.alpha_bar[kept]
+    betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+    return Schedule(betas, schedule.timesteps[kept])
