@@ -1,0 +1,212 @@
+"""`--mode=sample`, and sampling from Python: load a work directory, ask for classes, get images."""
+
+import dataclasses
+import functools
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Int, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.config import Config, SampleConfig, from_dict, grid_shape
+from diffussm_jax.data.transforms import to_uint8
+from diffussm_jax.diffusion.gaussian import make_diffusion
+from diffussm_jax.diffusion.guidance import classifier_free
+from diffussm_jax.diffusion.samplers import ddim, ddpm
+from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.mesh import make_mesh, replicated, split_over_batch
+from diffussm_jax.training import checkpoint
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.state import abstract_model, abstract_state
+
+logger = logging.getLogger(__name__)
+
+ImageArray = UInt8[np.ndarray, "b h w c"]
+LabelArray = Int[np.ndarray, "b"]
+
+
+class Generator:
+    """Draws images with given parameters; compiles once for each set of sampler options.
+
+    Image i is a function of (seed, i), its label and the options alone, not of the batch size or
+    the devices.
+    """
+
+    def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: Mesh):
+        self._config, self._graphdef, self._mesh = config, graphdef, mesh
+
+    def draw(
+        self, params: dict, options: SampleConfig
+    ) -> tuple[ImageArray, LabelArray | None]:
+        """The images that a sample section asks for, and their labels (None without classes)."""
+        labels = self._labels(options)
+        num_devices = self._mesh.size
+        batch_size = (
+            -(-min(options.batch_size, options.num) // num_devices) * num_devices
+        )
+        run = self._compile(options)
+        images = []
+        starts = range(0, options.num, batch_size)
+        for start in tqdm(
+            starts, desc="sampling", leave=False, disable=_is_quiet(starts)
+        ):
+            # A last batch that is not full is drawn in full, so that it needs no second compilation.
+            indices = np.arange(start, start + batch_size, dtype=np.int32)
+            asked = None if labels is None else labels[indices % options.num]
+            images.append(
+                to_uint8(np.asarray(run(params, options.seed, indices, asked)))
+            )
+        return np.concatenate(images)[: options.num], labels
+
+    def _labels(self, options: SampleConfig) -> LabelArray | None:
+        if not self._config.data.num_classes:
+            return None
+        classes = options.classes or tuple(range(self._config.data.num_classes))
+        return np.resize(np.asarray(classes, np.int32), options.num)
+
+    @functools.cache  # noqa: B019  # a generator lives as long as its process
+    def _compile(self, options: SampleConfig):
+        config, shape = self._config, grid_shape(self._config)
+        diffusion = make_diffusion(config.diffusion, num_steps=options.steps)
+        sampler = (
+            functools.partial(ddim, eta=options.eta)
+            if options.sampler == "ddim"
+            else ddpm
+        )
+
+        def run(params, seed, indices, labels):
+            model = nnx.merge(self._graphdef, params)
+            if config.data.num_classes:
+                model = classifier_free(
+                    model,
+                    options.cfg_scale,
+                    null_label=config.data.num_classes,
+                    cfg_channels=options.cfg_channels,
+                )
+            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
+                indices
+            )
+            return sampler(diffusion, model, keys, labels, shape=shape)
+
+        whole, split = replicated(self._mesh), split_over_batch(self._mesh)
+        return jax.jit(
+            run, in_shardings=(whole, None, split, split), out_shardings=split
+        )
+
+
+class TrainedModel:
+    """A model from a work directory, ready to sample.
+
+    Attributes:
+        config: of its run.
+        params: the EMA parameters, or the raw ones if asked for.
+        step: of its checkpoint.
+    """
+
+    def __init__(self, config: Config, params: dict, step: int):
+        self.config, self.params, self.step = config, params, step
+        graphdef, _ = abstract_model(config)
+        self._generator = Generator(config, graphdef, make_mesh())
+
+    def draw(self, options: SampleConfig) -> tuple[ImageArray, LabelArray | None]:
+        """The images that a sample section asks for, and their labels (None without classes)."""
+        return self._generator.draw(self.params, options)
+
+    def sample(self, classes: Sequence[int] | None = None, **options) -> ImageArray:
+        """Draw one image for each class of `classes`, or `num` images.
+
+        Args:
+            classes: class of each image; None for every class in turn, or an unconditional model.
+            **options: fields of the config's sample section that differ from the run's: num, steps,
+                sampler, cfg_scale, seed ...
+        """
+        if classes is not None:
+            options |= {"classes": tuple(int(y) for y in classes), "num": len(classes)}
+        values = dataclasses.asdict(self.config)
+        values["sample"] |= options
+        return self.draw(from_dict(values).sample)[0]
+
+
+def load(
+    workdir: str | Path, *, step: int | None = None, ema: bool = True
+) -> TrainedModel:
+    """The model of a work directory, from its latest checkpoint or the one of `step`.
+
+    Raises:
+        UserError: there is no run, no such checkpoint, or the checkpoint is of another model.
+    """
+    workdir = Path(workdir)
+    config = workdir_lib.read_config(workdir)
+    abstract = abstract_state(
+        config, make_optimizer(config.optimizer), replicated(make_mesh())
+    )
+    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
+        state = checkpoint.restore(checkpoints, abstract, step=step)
+    if state is None:
+        raise UserError(
+            f"{workdir} has no checkpoint yet: train first, or lower checkpoint.every"
+        )
+    return TrainedModel(config, state.ema if ema else state.params, int(state.step))
+
+
+def sample(config: Config, workdir: Path) -> None:
+    """Draw `sample.num` images into `workdir/samples/`: a PNG grid and an npz in ADM's form.
+
+    The npz holds `arr_0`, uint8 images [num, h, w, c], and with classes `arr_1`, their labels.
+    """
+    workdir_lib.require_same_model(workdir, config)
+    model = load(workdir, ema=config.sample.ema)
+    logger.info("sampling %d images from step %d", config.sample.num, model.step)
+    images, labels = model.draw(config.sample)
+    folder = workdir / "samples"
+    save_grid(images, folder / "samples.png", labels=labels)
+    arrays = [images] if labels is None else [images, labels]
+    np.savez(folder / "samples.npz", *arrays)
+    logger.info("wrote %s and %s", folder / "samples.png", folder / "samples.npz")
+
+
+def save_grid(
+    images: ImageArray,
+    path: str | Path,
+    *,
+    labels: LabelArray | None = None,
+    gap: int = 1,
+) -> None:
+    """Write images as one nearly square PNG, row by row, with `gap` pixels between them.
+
+    Where labels repeat with a period, a row holds whole periods, so that a column is one class. Images
+    below 32 pixels are enlarged.
+    """
+    num, height, width, channels = images.shape
+    num_columns = _num_columns(num, labels)
+    num_rows = -(-num // num_columns)
+    cells = np.full(
+        (num_rows * num_columns, height + gap, width + gap, channels), 255, np.uint8
+    )
+    cells[:num, :height, :width] = images
+    grid = cells.reshape(num_rows, num_columns, height + gap, width + gap, channels)
+    grid = grid.transpose(0, 2, 1, 3, 4).reshape(
+        num_rows * (height + gap), num_columns * (width + gap), channels
+    )[: -gap or None, : -gap or None]
+    zoom = -(-32 // height)
+    grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
+
+
+def _num_columns(num: int, labels: LabelArray | None) -> int:
+    side = int(np.ceil(np.sqrt(num)))
+    period = 1 if labels is None else len(np.unique(labels))
+    return period * max(1, round(side / period)) if period <= 3 * side else side
+
+
+def _is_quiet(batches: Sequence) -> bool:
+    return len(batches) == 1 or not sys.stderr.isatty()

@@ -1,0 +1,105 @@
+"""Command line: python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits [--mode=train]"""
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from diffussm_jax.config import Config, from_dict
+from diffussm_jax.config_parsing import check_field
+from diffussm_jax.errors import UserError
+
+MODES = ("train", "sample")
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, as configs/digits.py."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, metrics, samples."
+)
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+
+
+def main(argv: list[str]) -> None:
+    _start_logging()
+    try:
+        config, workdir = _read_run(argv)
+        if _MODE.value == "train":
+            from diffussm_jax.training.loop import train as run
+        else:
+            from diffussm_jax.generate import sample as run
+        run(config, workdir)
+    except UserError as error:
+        _exit(2, error)
+    except FloatingPointError as error:
+        _exit(1, error)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Parse absl's flags; whatever is wrong with them ends in one line."""
+    try:
+        for argument in argv[1:]:
+            if override := re.match(r"--?config\.([^=]+)", argument):
+                check_field(Config, override[1])
+        rest = flags.FLAGS(argv)
+        if flags.FLAGS[
+            "verbosity"
+        ].using_default_value:  # absl's own default is every library's chatter
+            flags.FLAGS["verbosity"].parse(absl_logging.WARNING)
+        return rest
+    # Config files are the user's code and may raise anything.
+    except Exception as error:  # noqa: BLE001
+        _exit(2, _one_line(error))
+
+
+def _read_run(argv: list[str]) -> tuple[Config, Path]:
+    if argv[1:]:
+        raise UserError(f"unexpected argument {argv[1]!r}: options begin with --")
+    if _CONFIG.value is None:
+        raise UserError(
+            "--config is missing: give a file, as --config=configs/digits.py"
+        )
+    if not _WORKDIR.value:
+        raise UserError(
+            "--workdir is missing: give the folder of the run, as --workdir=runs/digits"
+        )
+    try:
+        values = _CONFIG.value.to_dict()
+    except OSError as error:  # a config file that cannot be read speaks up only here
+        raise UserError(f"--config: {_one_line(error)}") from error
+    return from_dict(values), Path(_WORKDIR.value).expanduser()
+
+
+def _one_line(error: Exception) -> str:
+    """The last line of a message, since config_flags puts whole tracebacks before it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _start_logging() -> None:
+    """Show the package's own log on stderr; libraries speak up from warnings on unless --verbosity says more."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("diffussm_jax")
+    logger.setLevel(logging.INFO)
+    logger.handlers, logger.propagate = [handler], False
+
+
+def _exit(code: int, error: Exception | str) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(code)
+
+
+def run() -> None:
+    app.run(main, flags_parser=_parse_flags)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,139 @@
+"""`--mode=train`: the whole of a training run."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from clu.parameter_overview import get_parameter_overview
+
+from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.config import Config
+from diffussm_jax.data.pipeline import eval_batches, train_batches
+from diffussm_jax.data.sources import open_source
+from diffussm_jax.diffusion.gaussian import make_diffusion
+from diffussm_jax.generate import Generator, save_grid
+from diffussm_jax.parallel.mesh import (
+    check_batch_size,
+    make_mesh,
+    replicated,
+    shard_batch,
+    split_over_batch,
+)
+from diffussm_jax.training import checkpoint
+from diffussm_jax.training.metrics import TrainingLog
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.state import (
+    TrainState,
+    abstract_model,
+    abstract_state,
+    init_state,
+)
+from diffussm_jax.training.step import make_eval_step, make_train_step
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config, workdir: Path) -> None:
+    """Train to `training.num_steps`, from the latest checkpoint in `workdir` if any.
+
+    Raises:
+        UserError: the work directory, the data or a checkpoint does not fit the config.
+        NonFiniteError: the loss or the gradient of a step was not finite.
+    """
+    mesh, num_steps = make_mesh(), config.training.num_steps
+    check_batch_size(config.training.batch_size, mesh)
+    workdir_lib.begin(workdir, config)
+    source = open_source(config, config.data.split)
+    graphdef, params = abstract_model(config)
+    optimizer = make_optimizer(config.optimizer)
+    train_step, evaluate = _compile_steps(config, graphdef, optimizer, mesh)
+    generator = Generator(config, graphdef, mesh)
+
+    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
+        state, step = _first_state(config, checkpoints, optimizer, mesh)
+        if step >= num_steps:
+            logger.info("%s is done: step %d of %d", workdir, step, num_steps)
+            return
+        logger.info("\n%s", get_parameter_overview(params, include_stats=False))
+        batches = train_batches(config, source, start_step=step, **_process())
+        with TrainingLog(config, workdir, start_step=step) as log:
+            while step < num_steps:
+                state, metrics = train_step(state, shard_batch(mesh, next(batches)))
+                step += 1
+                log.record(metrics)
+                if _is_due(step, config.training.eval_every, num_steps):
+                    with log.pause():
+                        log.write(evaluate(state))
+                if _is_due(step, config.training.sample_every, num_steps):
+                    with log.pause():
+                        images, labels = generator.draw(state.ema, config.sample)
+                        path = workdir / "samples" / f"step_{step:07d}.png"
+                        save_grid(images, path, labels=labels)
+                if _is_due(step, config.checkpoint.every, num_steps):
+                    log.report()  # raises before a state that is not finite is saved
+                    with log.pause():
+                        checkpoint.save(checkpoints, state)
+    logger.info("%s is done: step %d of %d", workdir, step, num_steps)
+
+
+def _first_state(config, checkpoints, optimizer, mesh) -> tuple[TrainState, int]:
+    """The latest checkpoint's state, or a new one, on every device."""
+    everywhere = replicated(mesh)
+    abstract = abstract_state(config, optimizer, everywhere)
+    state = checkpoint.restore(checkpoints, abstract)
+    if state is None:
+        init = jax.jit(lambda: init_state(config, optimizer), out_shardings=everywhere)
+        return init(), 0
+    logger.info("resuming from step %d", state.step)
+    return state, int(state.step)
+
+
+def _compile_steps(config: Config, graphdef, optimizer, mesh):
+    """The jitted train step, and a function from the state to its held-out losses.
+
+    Evaluation is of the EMA parameters; without a held-out split it gives {}.
+    """
+    whole, split = replicated(mesh), split_over_batch(mesh)
+    diffusion = make_diffusion(config.diffusion)
+    train_step = jax.jit(
+        make_train_step(config, graphdef, diffusion, optimizer),
+        in_shardings=(whole, split),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+    eval_step = jax.jit(
+        make_eval_step(config, graphdef, diffusion),
+        in_shardings=(whole, split, None),
+        out_shardings=whole,
+    )
+    batches = _eval_batches(config)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        losses = [
+            eval_step(state.ema, shard_batch(mesh, batch), index)
+            for index, batch in enumerate(batches)
+        ]
+        names = losses[0] if losses else {}
+        return {
+            f"eval_{name}": float(np.mean([x[name] for x in losses])) for name in names
+        }
+
+    return train_step, evaluate
+
+
+def _eval_batches(config: Config) -> Sequence[dict[str, np.ndarray]]:
+    if config.data.eval_split is None:
+        return []
+    source = open_source(config, config.data.eval_split)
+    return eval_batches(config, source, **_process())
+
+
+def _is_due(step: int, every: int, num_steps: int) -> bool:
+    """Every `every` steps, and after the last one."""
+    return step % every == 0 or step == num_steps
+
+
+def _process() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -1,0 +1,184 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, the log and a progress bar."""
+
+import datetime
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from clu import metric_writers
+from tqdm import tqdm
+
+from diffussm_jax.config import Config
+from diffussm_jax.workdir import write_atomically
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or the gradient of a step is infinite or NaN."""
+
+
+class JsonlWriter(metric_writers.LoggingWriter):
+    """Appends each call of `write_scalars` as one JSON line; ignores what is not a scalar.
+
+    Lines after `start_step` are dropped first: a resumed run makes those steps again.
+    """
+
+    def __init__(self, path: Path, *, start_step: int):
+        super().__init__()
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        write_atomically(
+            path, "".join(line for line in lines if _step_of(line) <= start_step)
+        )
+        self._file = path.open("a")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]):
+        values = {name: float(value) for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self):
+        self._file.close()
+
+
+class TrainingLog:
+    """Collects each step's metrics on the device and reports their means every `training.log_every` steps.
+
+    Nothing waits for the device between two reports. Used as a context manager; leaving it closes the files.
+    """
+
+    def __init__(self, config: Config, workdir: Path, *, start_step: int):
+        self._config, self._step = config, start_step
+        self._pending: list[dict[str, jax.Array]] = []
+        self._paused, self._since, self._num_timed = 0.0, 0.0, 0
+        num_steps = config.training.num_steps
+        self._bar = tqdm(
+            total=num_steps, initial=start_step, disable=not sys.stderr.isatty()
+        )
+        writers: list[metric_writers.MetricWriter] = []
+        if jax.process_index() == 0:  # every process has the same numbers
+            path = workdir / METRICS_FILE
+            writers.append(JsonlWriter(path, start_step=start_step))
+            writers.append(metric_writers.SummaryWriter(str(workdir)))
+        self._writer = metric_writers.MultiWriter(writers)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.close()
+        self._writer.flush()
+        self._writer.close()
+
+    def record(self, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of the next step; report when a report is due."""
+        if self._since:
+            self._num_timed += 1
+        else:  # the first step of a process is its compilation
+            jax.block_until_ready(metrics)
+            self._since = time.perf_counter()
+        self._step += 1
+        self._pending.append(metrics)
+        self._bar.update()
+        if self._step % self._config.training.log_every == 0:
+            self.report()
+
+    def report(self) -> None:
+        """Write the means over the steps since the last report.
+
+        Raises:
+            NonFiniteError: one of those steps had a loss or gradient that is not finite, and
+                `training.on_nonfinite` is "stop".
+        """
+        if not self._pending:
+            return
+        steps = jax.device_get(self._pending)
+        finite = [
+            metrics for metrics in steps if np.isfinite(list(metrics.values())).all()
+        ]
+        if len(finite) < len(steps):
+            self._handle_nonfinite(steps)
+        means = {
+            name: float(np.mean([x[name] for x in finite]))
+            for name in steps[0]
+            if finite
+        }
+        now = time.perf_counter()
+        elapsed = now - self._since - self._paused
+        if self._num_timed:
+            rate = self._num_timed / elapsed
+            means["images_per_second"] = rate * self._config.training.batch_size
+            self._say(means, (self._config.training.num_steps - self._step) / rate)
+        self._writer.write_scalars(self._step, means)
+        self._pending = []
+        self._paused, self._since, self._num_timed = 0.0, now, 0
+
+    def write(self, scalars: dict[str, float]) -> None:
+        """Write scalars of another kind at the step in hand."""
+        self._writer.write_scalars(self._step, scalars)
+        self._note(", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+
+    def pause(self) -> "_Pause":
+        """A context whose time does not count towards images per second."""
+        return _Pause(self)
+
+    def _handle_nonfinite(self, steps: list[dict[str, np.ndarray]]) -> None:
+        """Name each step and batch whose loss or gradient is not finite; raise unless they are skipped."""
+        size, seed = self._config.training.batch_size, self._config.seed
+        for step, metrics in enumerate(steps, self._step - len(steps) + 1):
+            bad = [
+                f"{name} is {x}" for name, x in metrics.items() if not np.isfinite(x)
+            ]
+            if not bad:
+                continue
+            examples = f"{(step - 1) * size} .. {step * size - 1}"
+            text = (
+                f"step {step}: {', '.join(bad)}; its batch is examples {examples} of the "
+                f"order of seed {seed}"
+            )
+            if self._config.training.on_nonfinite == "stop":
+                raise NonFiniteError(
+                    f"{text}. Nothing was saved after the last checkpoint; lower "
+                    "config.optimizer.learning_rate or set config.optimizer.grad_clip"
+                )
+            logger.warning("%s; its update was skipped", text)
+
+    def _say(self, means: dict[str, float], seconds_left: float) -> None:
+        eta = datetime.timedelta(seconds=round(seconds_left))
+        loss = means.get("loss", float("nan"))  # every step of the report was skipped
+        text = f"loss {loss:.4f}, {means['images_per_second']:.0f} images/s, {eta} left"
+        if self._bar.disable:
+            self._note(text)
+        else:
+            self._bar.set_postfix_str(text)
+
+    def _note(self, text: str) -> None:
+        logger.info(
+            "step %d of %d: %s", self._step, self._config.training.num_steps, text
+        )
+
+
+class _Pause:
+    def __init__(self, log: TrainingLog):
+        self._log = log
+
+    def __enter__(self):
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception):
+        self._log._paused += time.perf_counter() - self._began
+
+
+def _step_of(line: str) -> int | float:
+    """The step of a metrics line; a line torn by a kill counts as later than any step."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

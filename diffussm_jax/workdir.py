@@ -1,0 +1,87 @@
+"""A work directory: everything about one run.
+
+config.json             the resolved config, written before the first step
+checkpoints/<step>/     Orbax
+metrics.jsonl           one line per log event; TensorBoard events beside it
+samples/                grids of the training run and what --mode=sample draws
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from diffussm_jax import config as config_lib
+from diffussm_jax.config import Config
+from diffussm_jax.errors import UserError
+
+CONFIG_FILE = "config.json"
+
+
+def begin(workdir: Path, config: Config) -> None:
+    """Create a work directory for a run, or accept the one that the run already has.
+
+    Raises:
+        UserError: it cannot be written, or holds a run of another model.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir} cannot be written: {error.strerror}"
+        ) from error
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        require_same_model(workdir, config)
+    write_atomically(path, config_lib.to_json(config))
+
+
+def read_config(workdir: Path) -> Config:
+    """The config that a run was started with.
+
+    Raises:
+        UserError: there is no run in `workdir`, or its config.json is damaged.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        return config_lib.from_dict(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"--workdir={workdir} holds no run ({CONFIG_FILE} is missing)"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError, UserError) as error:
+        raise UserError(f"{path} is damaged or of another version: {error}") from error
+
+
+def require_same_model(workdir: Path, config: Config) -> None:
+    """Raise UserError if the run in `workdir` has a model or process other than the config's."""
+    saved = read_config(workdir)
+    for section in ("model", "diffusion"):
+        ours, theirs = (
+            dataclasses.asdict(getattr(c, section)) for c in (config, saved)
+        )
+        for name in ours:
+            if ours[name] != theirs[name] and (section, name) not in _FREE_FIELDS:
+                raise UserError(
+                    f"--workdir={workdir} holds a run with {section}.{name} = {theirs[name]!r}, but this "
+                    f"config has {ours[name]!r}: use its config or another work directory"
+                )
+
+
+# How a model is computed, not which model it is.
+_FREE_FIELDS = {
+    ("model", "remat"),
+    ("model", "scan_unroll"),
+    ("model", "ssm_implementation"),
+    ("diffusion", "clip_x0"),
+}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file whole, so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

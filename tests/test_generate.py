@@ -1,0 +1,106 @@
+"""Sampling from a work directory, by mode and from Python."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffussm_jax import generate
+from diffussm_jax.config_parsing import ConfigError
+from diffussm_jax.errors import UserError
+from tests.conftest import merge
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return generate.load(trained)
+
+
+def test_sample_writes_a_grid_and_an_npz(trained, tiny_config):
+    generate.sample(merge(tiny_config, {}), trained)
+    with np.load(trained / "samples" / "samples.npz") as arrays:
+        images, labels = arrays["arr_0"], arrays["arr_1"]
+    assert images.shape == (10, 8, 8, 1)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(labels, np.arange(10))
+    assert len(np.unique(images.reshape(10, -1), axis=0)) == 10
+    with Image.open(trained / "samples" / "samples.png") as grid:
+        assert grid.size == (4 * (10 * 9 - 1), 4 * 8)
+
+
+def test_five_lines_of_python(model):
+    images = model.sample(classes=[3, 3, 7], steps=2, cfg_scale=1.5, seed=1)
+    assert images.shape == (3, 8, 8, 1)
+    assert images.dtype == np.uint8
+
+
+def test_the_batch_size_changes_no_image(model):
+    whole = model.sample(num=10, batch_size=16, sampler="ddpm")
+    parts = model.sample(num=10, batch_size=8, sampler="ddpm")
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+
+
+def test_seed_class_guidance_and_weights_change_the_images(trained, model):
+    base = model.sample(num=8, sampler="ddpm")
+    assert np.array_equal(base, model.sample(num=8, sampler="ddpm"))
+    assert not np.array_equal(base, model.sample(num=8, sampler="ddpm", seed=1))
+    assert model.step == 6
+    earlier = generate.load(trained, step=3, ema=False)
+    assert earlier.step == 3
+    same = [
+        np.array_equal(a, b)
+        for a, b in zip(_leaves(model.params), _leaves(earlier.params), strict=True)
+    ]
+    assert not all(same)
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"step": 3}, "no field 'sample.step'; did you mean 'sample.steps'"),
+        ({"classes": [11]}, "sample.classes must be below data.num_classes = 10"),
+        ({"steps": 21}, "sample.steps must be at most diffusion.num_steps = 20"),
+    ],
+)
+def test_wrong_options_are_named(model, options, message):
+    with pytest.raises(ConfigError, match=message):
+        model.sample(**options)
+
+
+def test_what_cannot_be_loaded_is_said(trained, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        generate.load(tmp_path / "nothing")
+    with pytest.raises(
+        UserError, match=r"no checkpoint of step 4 in .*; it has \[3, 6\]"
+    ):
+        generate.load(trained, step=4)
+    shutil.copy(trained / "config.json", tmp_path)
+    with pytest.raises(UserError, match="has no checkpoint yet"):
+        generate.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": {"dep')
+    with pytest.raises(UserError, match="config.json is damaged"):
+        generate.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("num", "labels", "columns"),
+    [
+        (500, np.arange(500) % 10, 20),
+        (64, None, 8),
+        (5, np.zeros(5, np.int32), 3),
+        (10, np.arange(10), 10),
+    ],
+)
+def test_grid_columns_hold_whole_periods_of_classes(num, labels, columns, tmp_path):
+    images = np.full((num, 40, 40, 3), 7, np.uint8)
+    generate.save_grid(images, tmp_path / "grid.png", labels=labels, gap=0)
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (columns * 40, -(-num // columns) * 40)
+        assert grid.getpixel((0, 0)) == (7, 7, 7)

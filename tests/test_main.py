@@ -1,0 +1,92 @@
+"""The command line: one line and exit code 2 for every mistake of the user's."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DIGITS = "--config=configs/digits.py"
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "diffussm_jax.main", *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            (DIGITS, "--workdir={tmp}", "--config.model.detph=3"),
+            "did you mean 'model.depth'",
+        ),
+        ((DIGITS, "--workdir={tmp}", "--config.model.depth=three"), "model.depth"),
+        ((DIGITS, "--workdir={tmp}", "--config.model.depth=2.5"), "model.depth"),
+        ((DIGITS, "--workdir={tmp}", "--config.model=3"), "model"),
+        (
+            (DIGITS, "--workdir={tmp}", "--config.model.m=3"),
+            "config.model.m must divide the 64 tokens",
+        ),
+        (
+            (DIGITS, "--workdir={tmp}", "--config.model.ssm_implementation=cuda"),
+            "ssm_implementation",
+        ),
+        ((DIGITS, "--workdir={tmp}", "--config.optimizer.grad_clip=x"), "grad_clip"),
+        ((DIGITS,), "--workdir is missing"),
+        ((DIGITS, "--workdir="), "--workdir is missing"),
+        (
+            (DIGITS, "--workdir=/dev/null/run"),
+            "--workdir=/dev/null/run cannot be written",
+        ),
+        ((DIGITS, "--workdir={tmp}", "--mode=trian"), "mode"),
+        ((DIGITS, "--workdir={tmp}", "--wrokdir=x"), "wrokdir"),
+        ((DIGITS, "--workdir={tmp}", "train"), "unexpected argument 'train'"),
+        ((DIGITS, "--workdir={tmp}/none", "--mode=sample"), "holds no run"),
+        (("--workdir={tmp}",), "--config is missing"),
+        (("--config=configs/none.py", "--workdir={tmp}"), "configs/none.py"),
+        (
+            ("--config=configs/lsun256.py:kitchen", "--workdir={tmp}"),
+            "church or bedroom",
+        ),
+        (("--config={tmp}/broken.py", "--workdir={tmp}"), "broken.py"),
+        (("--config=configs/imagenet256.py", "--workdir={tmp}"), "cached latents"),
+        (("--config=configs/lsun256.py", "--workdir={tmp}"), "cached latents"),
+        (
+            (
+                "--config=configs/cifar10.py",
+                "--workdir={tmp}",
+                "--config.data.data_dir={tmp}",
+            ),
+            "tfds build cifar10",
+        ),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_one_line_and_2(arguments, message, tmp_path):
+    (tmp_path / "broken.py").write_text("def get_config(:\n")
+    result = run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_a_finished_run_of_another_model_and_sampling(trained, tmp_path):
+    """What needs a work directory with a run in it."""
+    shutil.copytree(trained, tmp_path / "run")
+    other = run(DIGITS, f"--workdir={tmp_path / 'run'}")
+    assert other.returncode == 2
+    assert "holds a run with model.depth = 2" in other.stderr.splitlines()[-1]
+    assert "Traceback" not in other.stderr
+
+
+def test_help_lists_the_flags():
+    result = run("--help")
+    assert "--workdir" in result.stdout
+    assert "<train|sample>" in result.stdout
