@@ -29,6 +29,8 @@ from diffussm_jax.training.state import abstract_model, abstract_state
 
 logger = logging.getLogger(__name__)
 
+_GAP_COLOUR = 128  # neither the paper nor the ink of a digit
+
 ImageArray = UInt8[np.ndarray, "b h w c"]
 LabelArray = Int[np.ndarray, "b"]
 
@@ -188,14 +190,12 @@ def save_grid(
     num, height, width, channels = images.shape
     num_columns = _num_columns(num, labels)
     num_rows = -(-num // num_columns)
-    cells = np.full(
-        (num_rows * num_columns, height + gap, width + gap, channels), 255, np.uint8
-    )
+    cell = (height + gap, width + gap, channels)
+    cells = np.full((num_rows * num_columns, *cell), _GAP_COLOUR, np.uint8)
     cells[:num, :height, :width] = images
-    grid = cells.reshape(num_rows, num_columns, height + gap, width + gap, channels)
-    grid = grid.transpose(0, 2, 1, 3, 4).reshape(
-        num_rows * (height + gap), num_columns * (width + gap), channels
-    )[: -gap or None, : -gap or None]
+    rows = cells.reshape(num_rows, num_columns, *cell).swapaxes(1, 2)
+    grid = rows.reshape(num_rows * cell[0], num_columns * cell[1], channels)
+    grid = grid[: len(grid) - gap, : grid.shape[1] - gap]
     zoom = -(-32 // height)
     grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
     Path(path).parent.mkdir(parents=True, exist_ok=True)

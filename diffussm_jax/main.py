@@ -48,10 +48,9 @@ def _parse_flags(argv: list[str]) -> list[str]:
             if override := re.match(r"--?config\.([^=]+)", argument):
                 check_field(Config, override[1])
         rest = flags.FLAGS(argv)
-        if flags.FLAGS[
-            "verbosity"
-        ].using_default_value:  # absl's own default is every library's chatter
-            flags.FLAGS["verbosity"].parse(absl_logging.WARNING)
+        # absl's own default is every library's chatter.
+        if flags.FLAGS["verbosity"].using_default_value:
+            flags.FLAGS.verbosity = absl_logging.WARNING  # type: ignore[assignment]
         return rest
     # Config files are the user's code and may raise anything.
     except Exception as error:  # noqa: BLE001

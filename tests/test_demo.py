@@ -1,7 +1,10 @@
 """The demo's promise, as `make demo` shows it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from benchmarks.digits import measure, plot_loss
 from diffussm_jax import generate
@@ -10,9 +13,7 @@ from tests.test_config import load
 
 
 @pytest.mark.slow
-def test_the_demo_draws_digits(tmp_path, monkeypatch, data_dir):
-    import dataclasses
-
+def test_the_demo_draws_digits(tmp_path, data_dir):
     config = load("digits")
     config = dataclasses.replace(
         config, data=dataclasses.replace(config.data, data_dir=data_dir)
@@ -28,8 +29,6 @@ def test_the_demo_draws_digits(tmp_path, monkeypatch, data_dir):
 
 def test_the_figures_can_fail():
     """Real digits, copies, class means and wrong classes are told apart."""
-    from sklearn.datasets import load_digits
-
     digits = load_digits()
     images = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
     real = measure(images, digits.target)

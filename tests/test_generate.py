@@ -1,7 +1,10 @@
 """Sampling from a work directory, by mode and from Python."""
 
+import re
 import shutil
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +13,8 @@ from diffussm_jax import generate
 from diffussm_jax.config_parsing import ConfigError
 from diffussm_jax.errors import UserError
 from tests.conftest import merge
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +34,18 @@ def test_sample_writes_a_grid_and_an_npz(trained, tiny_config):
         assert grid.size == (4 * (10 * 9 - 1), 4 * 8)
 
 
-def test_five_lines_of_python(model):
-    images = model.sample(classes=[3, 3, 7], steps=2, cfg_scale=1.5, seed=1)
-    assert images.shape == (3, 8, 8, 1)
-    assert images.dtype == np.uint8
+def test_the_lines_of_the_readme(trained, tmp_path, monkeypatch):
+    """Run as they stand there, on another work directory."""
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len([line for line in block.splitlines() if line]) <= 5
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digits").symlink_to(trained)
+    steps = "steps=4"  # the tiny run has 20
+    names: dict = {}
+    exec(block.replace("steps=50", steps), names)  # noqa: S102
+    assert names["images"].shape == (5, 8, 8, 1)
+    assert (tmp_path / "pi.png").exists()
 
 
 def test_the_batch_size_changes_no_image(model):
@@ -50,15 +63,11 @@ def test_seed_class_guidance_and_weights_change_the_images(trained, model):
     assert earlier.step == 3
     same = [
         np.array_equal(a, b)
-        for a, b in zip(_leaves(model.params), _leaves(earlier.params), strict=True)
+        for a, b in zip(
+            jax.tree.leaves(model.params), jax.tree.leaves(earlier.params), strict=True
+        )
     ]
     assert not all(same)
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
 
 
 @pytest.mark.parametrize(
