@@ -40,9 +40,9 @@ class ModelConfig:
     scan_unroll: int = (
         1  # layers per iteration of the scan; the depth suits small models on CPU
     )
-    ssm_implementation: Literal["scan", "associative_scan", "fft", "chunked"] | None = (
-        None
-    )
+    ssm_implementation: (
+        Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"] | None
+    ) = None
 
 
 @dataclasses.dataclass(frozen=True)

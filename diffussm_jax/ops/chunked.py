@@ -7,6 +7,7 @@ and the backward pass is its mirror image. Only T powers of each pole are formed
 long as the sequence, and all directions share one product with u (State Space Duality, section 6, per channel).
 """
 
+import functools
 import operator
 from typing import NamedTuple
 
@@ -16,11 +17,15 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.ops import pairs
+from diffussm_jax.ops.channel_blocks import by_channel_blocks
 from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
 
 DEFAULT_CHUNK_SIZE = 64
 # Up to this length one chunk beats several: the states cost more products than the larger triangle saves.
 LONGEST_SINGLE_CHUNK = 128
+
+# Elements of u in a block of channels: on a CPU what stays in its cache, else what keeps memory bounded.
+BLOCK_ELEMENTS = {"cpu": 2**15, "other": 2**24}
 
 LocalStates = tuple[Float[Array, "r d b _ n"], Float[Array, "r d b _ n"]]  # g chunks
 
@@ -44,15 +49,36 @@ def chunked(
     reverse: tuple[bool, ...],
     return_state: bool,
     chunk_size: int | None = None,
+    num_blocks: int | None = None,
 ) -> tuple[Float[Array, "b l r*d"], State | None]:
     """Run all directions at once; u is read in its own dtype, sums and states are float32.
 
     A length that `chunk_size` does not divide leaves one shorter chunk at the end: padding would
-    move the point at which a backward pass begins.
+    move the point at which a backward pass begins. The channels go in `num_blocks` blocks.
     """
+    run = functools.partial(
+        _run, reverse=reverse, return_state=return_state, chunk_size=chunk_size
+    )
+    y, state = by_channel_blocks(
+        run,
+        (u, poles, gains, skip, state),
+        num_blocks=num_blocks or _default_num_blocks(u.shape),
+    )
+    return y.reshape(*u.shape[:2], -1), state
+
+
+def _default_num_blocks(shape: tuple[int, ...]) -> int:
+    b, length, d = shape
+    elements = BLOCK_ELEMENTS["cpu" if jax.default_backend() == "cpu" else "other"]
+    return min(d, -(-b * length * d // elements))
+
+
+def _run(u, poles, gains, skip, state, *, reverse, return_state, chunk_size):
+    """A block of channels; y comes as [b l r d]."""
     length = u.shape[1]
     size = min(length, chunk_size or _default_chunk_size(length))
-    powers = pairs.power(pairs.unpack(poles), np.arange(size + 1))  # r d n t
+    poles_by_step = pairs.each(lambda part: part[..., None], pairs.unpack(poles))
+    powers = pairs.power(poles_by_step, np.arange(size + 1))  # r d n t
     parts = [u[:, : length - length % size], u[:, length - length % size :]]
     parts = [_split(part, size) for part in parts if part.shape[1]]  # d b g t
     tables = [
@@ -88,10 +114,10 @@ def _split(u: Tokens, size: int) -> Float[Array, "d b g t"]:
 
 def _merge(
     y: Float32[Array, "d b g o"], num_directions: int, dtype
-) -> Float[Array, "b l e"]:  # e = r d
+) -> Float[Array, "b l r d"]:
     d, b, g, _ = y.shape
     y = y.astype(dtype).reshape(d, b, g, num_directions, -1)
-    return jnp.transpose(y, (1, 2, 4, 3, 0)).reshape(b, -1, num_directions * d)
+    return jnp.transpose(y, (1, 2, 4, 3, 0)).reshape(b, -1, num_directions, d)
 
 
 def _product(spec: str, x: Array, table: Array) -> Float32[Array, "..."]:

@@ -49,14 +49,23 @@ def expm1(a: Pair) -> Pair:
 
 
 def power(poles: Pair, steps: np.ndarray) -> Pair:
-    """exp(poles * steps), the new axis of `steps` last, for whole steps below 4096.
+    """exp(poles * steps), which broadcast, for whole steps below 4096.
 
     The phase is reduced modulo 2 pi before it is rounded: a plain float32 product loses up to
     1e-4 of a turn at the end of a chunk, which is the largest error of the chunked tables.
     """
-    magnitude = jnp.exp(poles[0][..., None] * steps)
-    phase = _phase(poles[1][..., None], jnp.asarray(steps, jnp.float32))
+    magnitude = jnp.exp(poles[0] * steps)
+    phase = _phase(poles[1], jnp.asarray(steps, jnp.float32))
     return magnitude * jnp.cos(phase), magnitude * jnp.sin(phase)
+
+
+def long_power(poles: Pair, steps: int) -> Pair:
+    """exp(poles * steps) for any number of steps, by squaring."""
+    if steps < 4096:
+        return power(poles, np.array(steps))
+    half = long_power(poles, steps // 2)
+    whole = multiply(half, half)
+    return multiply(whole, exp(poles)) if steps % 2 else whole
 
 
 @jax.custom_jvp

@@ -7,6 +7,7 @@ for the forward direction; the backward one is the same on the reversed sequence
 its own (lag 0 counts in both).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -17,17 +18,28 @@ from jaxtyping import Array, Float, Float32
 from diffussm_jax.ops import pairs
 from diffussm_jax.ops.chunked import chunked
 from diffussm_jax.ops.fft import fft
+from diffussm_jax.ops.pallas_tpu import Tiling, pallas_tpu, tiling_for
 from diffussm_jax.ops.recurrence import associative_scan, scan
 from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
 
 Direction = Literal["both", "forward", "backward"]
-Implementation = Literal["scan", "associative_scan", "fft", "chunked"]
+Implementation = Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"]
 
 # Anything with the signature of `s4d`: what models take in its place.
 Operator = Callable[..., Any]
 
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """An implementation with its sizes; None takes the default for backend and shape."""
+
+    implementation: Implementation
+    chunk_size: int | None = None  # of "chunked"
+    tiling: Tiling | None = None  # of "pallas_tpu"
+
+
 # For each direction of `Direction`, whether each of its passes reads the sequence from the end.
-_REVERSE = {"both": (False, True), "forward": (False,), "backward": (True,)}
+DIRECTIONS = {"both": (False, True), "forward": (False,), "backward": (True,)}
 _ONE_DIRECTION = {"scan": scan, "associative_scan": associative_scan, "fft": fft}
 
 
@@ -40,7 +52,7 @@ def s4d(
     direction: Direction = "both",
     initial_state: State | None = None,
     return_state: bool = False,
-    implementation: Implementation | None = None,
+    implementation: Implementation | Choice | None = None,
 ) -> Float[Array, "b l r*d"] | tuple[Float[Array, "b l r*d"], State]:
     """Apply a diagonal state space layer to every channel of a sequence.
 
@@ -52,7 +64,8 @@ def s4d(
         direction: "both" takes r = 2 and returns the forward outputs first.
         initial_state: the state before the first token read (zero if None).
         return_state: also return the state after the last token read.
-        implementation: None takes the fastest for this backend and shape; a name takes that one.
+        implementation: None takes the fastest for this backend and shape (`choose`); a name takes that
+            one, a `Choice` that one with its sizes.
 
     Returns:
         y in u's dtype, or (y, state) with a float32 state.
@@ -61,27 +74,42 @@ def s4d(
         ValueError: an argument has the wrong shape or dtype, or a name is unknown.
     """
     _validate(u, poles, gains, skip, direction, initial_state, implementation)
-    reverse = _REVERSE[direction]
-    implementation = implementation or default_implementation()
-    if implementation == "chunked":
+    reverse = DIRECTIONS[direction]
+    if implementation is None:
+        choice = choose(jax.default_backend(), length=u.shape[1])
+    elif isinstance(implementation, Choice):
+        choice = implementation
+    else:
+        choice = Choice(implementation)
+    arguments = u, poles, gains, skip, initial_state
+    if choice.implementation == "chunked":
         y, state = chunked(
-            u,
-            poles,
-            gains,
-            skip,
-            initial_state,
+            *arguments,
             reverse=reverse,
             return_state=return_state,
+            chunk_size=choice.chunk_size,
+        )
+    elif choice.implementation == "pallas_tpu":
+        y, state = pallas_tpu(
+            *arguments,
+            reverse=reverse,
+            return_state=return_state,
+            tiling=choice.tiling or tiling_for(jax.devices()[0].device_kind),
         )
     else:
-        run = _ONE_DIRECTION[implementation]
-        y, state = _each_direction(run, u, poles, gains, skip, initial_state, reverse)
+        run = _ONE_DIRECTION[choice.implementation]
+        y, state = _each_direction(run, *arguments, reverse)
     return (y, state) if return_state else y  # type: ignore[return-value]  # state is there if asked for
 
 
-def default_implementation() -> Implementation:
-    """The fastest implementation for the backend: "chunked" won at every length that was measured."""
-    return "chunked"
+def choose(backend: str, *, length: int) -> Choice:
+    """The fastest implementation by measurement (docs/benchmarks.md).
+
+    A sequence shorter than a chunk of the TPU kernel would be padded to one; "chunked" needs no padding.
+    """
+    if backend == "tpu" and length >= Tiling().chunk_size:
+        return Choice("pallas_tpu")
+    return Choice("chunked")
 
 
 def discretize(
@@ -122,15 +150,14 @@ def _each_direction(run, u, poles, gains, skip, initial_state, reverse):
 
 
 def _validate(u, poles, gains, skip, direction, initial_state, implementation):
-    if direction not in _REVERSE:
+    if direction not in DIRECTIONS:
         raise ValueError(
             f"direction must be one of {get_args(Direction)}, got {direction!r}"
         )
-    if implementation is not None and implementation not in get_args(Implementation):
-        known = get_args(Implementation)
-        raise ValueError(
-            f"implementation must be None or one of {known}, got {implementation!r}"
-        )
+    name = getattr(implementation, "implementation", implementation)
+    known = get_args(Implementation)
+    if name is not None and name not in known:
+        raise ValueError(f"implementation must be None or one of {known}, got {name!r}")
     if u.ndim != 3 or 0 in u.shape:
         raise ValueError(
             f"u must have shape [b, l, d] with no empty axis, got {u.shape}"
@@ -139,7 +166,7 @@ def _validate(u, poles, gains, skip, direction, initial_state, implementation):
         raise ValueError(f"u must be bfloat16 or float32, got {u.dtype}")
     if poles.ndim != 4:
         raise ValueError(f"poles must have shape [r, d, n, 2], got {poles.shape}")
-    (b, _, d), r, n = u.shape, len(_REVERSE[direction]), poles.shape[2]
+    (b, _, d), r, n = u.shape, len(DIRECTIONS[direction]), poles.shape[2]
     _check("poles", poles, (r, d, n, 2))
     _check("gains", gains, (r, d, n, 2))
     _check("skip", skip, (r, d))

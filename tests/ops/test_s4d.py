@@ -9,21 +9,31 @@ import numpy as np
 import pytest
 
 from diffussm_jax.ops.chunked import chunked
-from diffussm_jax.ops.s4d import discretize
+from diffussm_jax.ops.pallas_tpu import Tiling
+from diffussm_jax.ops.s4d import Choice, discretize
 from diffussm_jax.ops.s4d import s4d as eager_s4d
+from tests.ops.s4d_reference import (
+    error,
+    make_input,
+    make_parameters,
+    recurrence,
+    recurrence_vjp,
+    value_and_vjp,
+)
 
 s4d = jax.jit(
     eager_s4d, static_argnames=("direction", "implementation", "return_state")
 )
 
-IMPLEMENTATIONS = ["scan", "associative_scan", "fft", "chunked", None]
+PALLAS = Choice("pallas_tpu", tiling=Tiling(channels=1, interpret=True))
+IMPLEMENTATIONS = ["scan", "associative_scan", "fft", "chunked", PALLAS]
 # Relative L2 errors of y and du, then of the parameter gradients.
 TOLERANCE = {
     "scan": (2e-5, 1e-4),
     "associative_scan": (2e-5, 1e-4),
     "fft": (5e-6, 1e-5),
     "chunked": (1e-6, 1e-5),
-    None: (1e-6, 1e-5),
+    PALLAS: (1e-6, 1e-5),
 }
 BFLOAT16_TOLERANCE = (5e-3, 2e-2)
 SHAPES = [
@@ -33,88 +43,17 @@ SHAPES = [
     (3, 200, 8, 8),
     (2, 333, 5, 16),
 ]  # b l d n
-
-
-def make_parameters(r, d, n, seed=0):
-    """S4D-Lin parameters with random C, as a model starts with them."""
-    rng = np.random.default_rng(seed)
-    log_dt = rng.uniform(np.log(1e-3), np.log(1e-1), (r, d))
-    frequencies = np.broadcast_to(np.pi * np.arange(n), (r, d, n))
-    c = rng.normal(size=(r, d, n, 2)) / np.sqrt(2)
-    raw = (log_dt, np.full((r, d, n), np.log(0.5)), frequencies, c)
-    poles, gains = discretize(*(jnp.asarray(x, jnp.float32) for x in raw))
-    return poles, gains, jnp.asarray(rng.normal(size=(r, d)), jnp.float32)
-
-
-def make_input(b, l, d, dtype=jnp.float32, seed=1):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(b, l, d)), dtype)
-
-
-def recurrence(u, poles, gains, skip, reverse, state=None):
-    """The definition, token by token in float64; returns y and the last state."""
-    u, poles, gains, skip = (np.asarray(x, np.float64) for x in (u, poles, gains, skip))
-    p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
-    outputs, states = [], []
-    for r, backward in enumerate(reverse):
-        x = np.zeros((u.shape[0], *p.shape[1:]), complex) if state is None else state[r]
-        y = np.zeros_like(u)
-        for i in range(u.shape[1])[:: -1 if backward else 1]:
-            x = np.exp(p[r]) * x + u[:, i, :, None]
-            y[:, i] = 2 * (g[r] * x).sum(-1).real + skip[r] * u[:, i]
-        outputs.append(y)
-        states.append(x)
-    return np.concatenate(outputs, -1), np.stack(states)
-
-
-def recurrence_vjp(u, poles, gains, skip, reverse, dy):
-    """Gradients of <y, dy> by the adjoint recurrence in float64, derived by hand from the definition."""
-    u, poles, gains, skip, dy = (
-        np.asarray(x, np.float64) for x in (u, poles, gains, skip, dy)
-    )
-    p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
-    d = u.shape[2]
-    du = np.zeros_like(u)
-    d_poles, d_gains, d_skip = np.zeros_like(p), np.zeros_like(g), np.zeros_like(skip)
-    for r, backward in enumerate(reverse):
-        decay, out = np.exp(p[r]), dy[..., r * d : (r + 1) * d]
-        order = list(range(u.shape[1]))[:: -1 if backward else 1]
-        x, before = np.zeros((u.shape[0], *p.shape[1:]), complex), {}
-        for i in order:
-            before[i] = x
-            x = decay * x + u[:, i, :, None]
-            d_gains[r] += 2 * (out[:, i, :, None] * x.conj()).sum(0)
-        adjoint = np.zeros_like(
-            x
-        )  # d<y, dy> / dx, real and imaginary parts as one number
-        for i in order[::-1]:
-            adjoint = decay.conj() * adjoint + 2 * out[:, i, :, None] * g[r].conj()
-            du[:, i] += adjoint.sum(-1).real + skip[r] * out[:, i]
-            d_poles[r] += (adjoint * (decay * before[i]).conj()).sum(0)
-        d_skip[r] = (out * u).sum((0, 1))
-    pack = functools.partial(np.stack, axis=-1)
-    return (
-        du,
-        pack([d_poles.real, d_poles.imag]),
-        pack([d_gains.real, d_gains.imag]),
-        d_skip,
-    )
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def value_and_vjp(implementation, u, parameters, dy):
-    run = functools.partial(eager_s4d, implementation=implementation)
-    y, vjp = jax.vjp(run, u, *parameters)
-    return y, vjp(dy)
-
-
-def error(actual, expected):
-    actual = np.asarray(actual, np.float64)
-    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)
+# The TPU kernel pads all of these to whole chunks, so the short ones are the same program.
+CASES = [
+    pytest.param(implementation, shape, id=f"{name}-{shape}")
+    for implementation in IMPLEMENTATIONS
+    for name in [getattr(implementation, "implementation", implementation)]
+    for shape in (SHAPES[2:] if implementation == PALLAS else SHAPES)
+]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(("implementation", "shape"), CASES)
 def test_value_and_gradients(implementation, shape, dtype):
     b, l, d, n = shape
     tolerance, gradient_tolerance = (
@@ -163,6 +102,40 @@ def test_states_in_and_out(implementation, length):
     assert (
         error(last, np.stack([expected_last.real, expected_last.imag], -1)) < tolerance
     )
+
+
+@pytest.mark.parametrize("length", [128, 150])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_gradients_of_states_are_the_adjoint(implementation, length):
+    """y and the last state are linear in u and the first state, so their inner products agree."""
+    parameters, u = make_parameters(2, 3, 8), make_input(2, length, 3)
+    rng = np.random.default_rng(3)
+    state = jnp.asarray(rng.normal(size=(2, 2, 3, 8, 2)), jnp.float32)
+
+    @jax.jit
+    def outputs_and_gradients(u, state, dy, d_last):
+        def run(u, state):
+            return eager_s4d(
+                u,
+                *parameters,
+                initial_state=state,
+                return_state=True,
+                implementation=implementation,
+            )
+
+        outputs, vjp = jax.vjp(run, u, state)
+        return outputs, vjp((dy, d_last))
+
+    d_outputs = (
+        make_input(2, length, 6, seed=4),
+        jnp.asarray(rng.normal(size=state.shape), jnp.float32),
+    )
+    outputs, gradients = outputs_and_gradients(u, state, *d_outputs)
+    products = [
+        [np.vdot(*(np.asarray(x, np.float64) for x in pair)) for pair in zip(*pairs)]
+        for pairs in ((outputs, d_outputs), ((u, state), gradients))
+    ]
+    np.testing.assert_allclose(sum(products[0]), sum(products[1]), rtol=2e-5)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -231,6 +204,36 @@ def test_chunk_size_changes_nothing():
 
     for chunk_size in (1, 7, 32, 99, 1000):
         assert error(run(chunk_size), np.asarray(run(100))) < 1e-6
+
+
+def test_blocks_of_channels_change_nothing():
+    """Also where they do not divide the channels."""
+    parameters, u = make_parameters(2, 7, 8), make_input(2, 100, 7)
+    dy, state = make_input(2, 100, 14, seed=2), jnp.ones((2, 2, 7, 8, 2))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(num_blocks):
+        options = {"reverse": (False, True), "return_state": True}
+        (y, last), vjp = jax.vjp(
+            lambda *x: chunked(*x, **options, num_blocks=num_blocks),
+            u,
+            *parameters,
+            state,
+        )
+        return y, last, vjp((dy, last))
+
+    expected = jax.tree.leaves(run(1))
+    for num_blocks in (2, 3, 7):
+        for actual, wanted in zip(jax.tree.leaves(run(num_blocks)), expected):
+            assert error(actual, np.asarray(wanted)) < 2e-6
+
+
+def test_chunked_needs_little_memory():
+    """At most four times u and y for values and gradients of a long sequence."""
+    parameters, u = make_parameters(2, 96, 32), make_input(1, 4096, 96)
+    dy = make_input(1, 4096, 192)
+    compiled = value_and_vjp.lower(None, u, parameters, dy).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes <= 4 * (u.nbytes + dy.nbytes)
 
 
 def test_default_forms_no_states_for_short_sequences():

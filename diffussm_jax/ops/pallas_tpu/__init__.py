@@ -1,0 +1,10 @@
+"""S4D in chunks as one fused kernel a pass on TPU.
+
+`operator` is the entry and the gradient, `tiling` the sizes, `parameters` what XLA prepares of the poles
+and gains, `kernels` the two kernels, which are made of `tables` and `states`.
+"""
+
+from diffussm_jax.ops.pallas_tpu.operator import pallas_tpu
+from diffussm_jax.ops.pallas_tpu.tiling import Tiling, tiling_for
+
+__all__ = ["Tiling", "pallas_tpu", "tiling_for"]

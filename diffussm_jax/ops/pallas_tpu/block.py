@@ -1,0 +1,108 @@
+"""A block of channels in VMEM: its sizes and lanes, and the operations that its parts share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+LANES = 128
+HALF = LANES // 2
+SUBLANES = 8  # rows of a float32 register
+
+
+def num_levels(chunk_size: int) -> int:
+    """Powers exp(p 2^i) that the kernels read: up to exp(p T)."""
+    return chunk_size.bit_length()
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Channels whose u is `[c g*b t]`, rows in the order (chunk, batch), states `[c b lanes]`.
+
+    reverse: for each direction whether it reads from the end.
+    batch: b, a multiple of 8.
+    strided_roll: the chip can roll each row of a register by one more.
+    """
+
+    num_channels: int
+    num_chunks: int
+    batch: int
+    chunk_size: int
+    dtype: jnp.dtype
+    reverse: tuple[bool, ...]
+    strided_roll: bool
+
+    @property
+    def channels(self) -> range:
+        return range(self.num_channels)
+
+    @property
+    def num_coarse(self) -> int:
+        return self.chunk_size // SUBLANES
+
+    @property
+    def num_powers(self) -> int:
+        """Rows of the input `powers`: the levels and the gain, to whole registers."""
+        return -(-(num_levels(self.chunk_size) + 1) // SUBLANES) * SUBLANES
+
+    def groups(self, size: int) -> list[range]:
+        """The channels, `size` at a time."""
+        return [self.channels[i : i + size] for i in self.channels[::size]]
+
+    def of_direction(self, shape: tuple[int, ...], r: int):
+        """Mask of the lanes of direction r."""
+        width = HALF // len(self.reverse)
+        number = lane(shape) & (HALF - 1)
+        return (number >= r * width) & (number < (r + 1) * width)
+
+    def backward_lanes(self, shape: tuple[int, ...]):
+        """Mask of the lanes that read from the end."""
+        if len(set(self.reverse)) == 1:
+            return jnp.full(shape, self.reverse[0])
+        return self.of_direction(shape, self.reverse.index(True))
+
+    def by_chunk(self, x):
+        """Rows `[g*b lanes]` in the order of the recurrence's steps, put in the order of the chunks."""
+        if len(set(self.reverse)) == 1:
+            return self.in_order(x, 0)
+        return jnp.where(self.backward_lanes(x.shape), self._flip(x), x)
+
+    def in_order(self, x, r: int):
+        """As `by_chunk`, of use in the lanes of direction r only."""
+        return self._flip(x) if self.reverse[r] else x
+
+    def _flip(self, x):
+        starts = range(0, x.shape[0], self.batch)[::-1]
+        return jnp.concatenate([x[i : i + self.batch] for i in starts], axis=0)
+
+
+def dot(a, b, contract):
+    """Matrix product with float32 sums; float32 operands keep their precision."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        a,
+        b,
+        (contract, ((), ())),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def lane(shape):
+    return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+
+
+def swap(x):
+    """[re | im] to [im | re]."""
+    return pltpu.roll(x, HALF, x.ndim - 1)
+
+
+def expand(x, swapped):
+    """[re | im] to [re | re] and [-im | im], so that a z = a_1 z + a_2 swap(z)."""
+    low = lane(x.shape) < HALF
+    return jnp.where(low, x, swapped), jnp.where(low, -swapped, x)
+
+
+def conjugate(x):
+    return jnp.where(lane(x.shape) < HALF, x, -x)

@@ -1,0 +1,158 @@
+"""Bodies of the fused TPU kernels: a block of channels of the chunked form, its whole sequence in VMEM.
+
+A state of 128 lanes holds all directions of one channel, real parts in the lower half and imaginary
+parts in the upper, each half divided among the directions: [forward re, backward re | forward im, backward im].
+Rows are (chunk, batch): `u[c]` is `[g*b t]`. No table crosses HBM; they are products of exp(p 2^i), in two levels:
+    rising[8 i + j] = coarse[i] rising_fine[j],    falling[8 i + j] = coarse[T/8 - 1 - i] falling_fine[j]
+where rising is exp(p t) in a forward lane and exp(p (T - 1 - t)) in a backward one, falling the reverse:
+what a chunk adds to its state is u falling, what the state adds to its outputs 2 Re(g exp(p) rising x).
+
+The work goes by phase and not by channel: products of all channels, then their recurrences, then the
+outputs; within a phase the channels are independent and fill the pipelines.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, Block, dot
+from diffussm_jax.ops.pallas_tpu.states import States
+from diffussm_jax.ops.pallas_tpu.tables import NUM_FINE, Tables
+
+# What a matrix product contracts: columns with rows, columns with columns, rows with rows.
+NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
+
+
+class Inputs(NamedTuple):
+    """Arrays, their references or their block sizes; likewise the tuples below."""
+
+    u: Any  # d g*b t
+    powers: Any  # d k 128: exp(p 2^i), then 2 g
+    kernel: Any  # d r t: the first row of each direction's circulant
+    state: Any  # d b 128, or None
+
+
+class Outputs(NamedTuple):
+    y: Any  # r d g*b t
+    last: Any  # d b 128, or None
+
+
+class Gradients(NamedTuple):
+    """Of u, kernel and state. Of the powers and gains only sums.
+
+    The rows of `sums`, for V the gradient of a table and t its rows, in packed complex lanes:
+    sum V conj(falling), sum t V conj(falling), sum V rising, sum t V rising (this V is of `reading`, which
+    holds conjugates); then sum x z and sum x swap(z) over the states x and their gradients z.
+    """
+
+    u: Any
+    kernel: Any
+    sums: Any  # d 8 128
+    state: Any
+
+
+def scratch(block: Block, *names: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of the working memory by name; every table is there for a whole block of channels."""
+    rows, t, r = block.num_chunks * block.batch, block.chunk_size, len(block.reverse)
+    num_powers = block.num_powers
+    shapes = {
+        "level": (2, num_powers, LANES),
+        "coarse": (2, block.num_coarse, LANES),
+        "fine": (NUM_FINE, SUBLANES, LANES),
+        "local": (rows, LANES),  # what each chunk adds to the state
+        "entering": (rows, LANES),  # the state that enters each step
+        "d_entering": (rows, LANES),
+        "d_within": (r, t, t),  # gradient of the triangles
+        "d_tables": (2, t, LANES),  # gradients of falling and reading
+    }
+    return {
+        name: jax.ShapeDtypeStruct((block.num_channels, *shapes[name]), jnp.float32)
+        for name in names
+    }
+
+
+FORWARD_SCRATCH = ("level", "coarse", "fine", "local", "entering")
+BACKWARD_SCRATCH = (*FORWARD_SCRATCH, "d_entering", "d_within", "d_tables")
+
+
+def forward(
+    inputs: Inputs, outputs: Outputs, memory: dict, *, block: Block, interleave: int
+):
+    """y and the last states of a block."""
+    u_ref, local_ref, entering_ref = inputs.u, memory["local"], memory["entering"]
+    tables, states = _form(block, inputs, memory)
+    for c in block.channels:
+        local_ref[c] = dot(u_ref[c], tables.falling(c), NN)
+    for group in block.groups(interleave):
+        states.carry(group, local_ref, entering_ref, outputs.last)
+    for c in block.channels:
+        x, reading = entering_ref[c].astype(block.dtype), tables.reading(c)
+        for r, backward in enumerate(block.reverse):
+            within = tables.toeplitz(inputs.kernel[c, r : r + 1], backward=backward)
+            y = dot(u_ref[c], within, NN)
+            y += dot(block.in_order(x, r), tables.only(reading, r), NT)
+            outputs.y[r, c] = y.astype(block.dtype)
+
+
+def backward(
+    inputs: Inputs,
+    cotangents: Outputs,
+    gradients: Gradients,
+    memory: dict,
+    *,
+    block: Block,
+    interleave: int,
+):
+    """Gradients of a block. The states are computed again; only u and the parameters were kept."""
+    u_ref, dy_ref, d_tables_ref = inputs.u, cotangents.y, memory["d_tables"]
+    local_ref, entering_ref = memory["local"], memory["entering"]
+    d_entering_ref, d_within_ref = memory["d_entering"], memory["d_within"]
+    directions = range(len(block.reverse))
+    tables, states = _form(block, inputs, memory)
+    for c in block.channels:
+        local_ref[c] = dot(u_ref[c], tables.falling(c), NN)
+    for c in block.channels:
+        reading = tables.reading(c)
+        d_entering_ref[c] = sum(
+            dot(dy_ref[r, c], tables.only(reading, r), NN) for r in directions
+        )
+    for group in block.groups(interleave):
+        states.carry(group, local_ref, entering_ref, None)
+    d_local_ref = local_ref  # read for the last time above
+    for group in block.groups(interleave):
+        sums = states.carry_adjoint(
+            group,
+            cotangents.last,
+            entering_ref,
+            d_entering_ref,
+            d_local_ref,
+            gradients.state,
+        )
+        for c, (same, crossed) in zip(group, sums):
+            gradients.sums[c, 4:5], gradients.sums[c, 5:6] = same, crossed
+    for c in block.channels:
+        d_local = block.by_chunk(d_local_ref[c]).astype(block.dtype)
+        du = dot(d_local, tables.falling(c), NT)
+        for r, backward in enumerate(block.reverse):
+            within = tables.toeplitz(inputs.kernel[c, r : r + 1], backward=backward)
+            du += dot(dy_ref[r, c], within, NT)
+        gradients.u[c] = du.astype(block.dtype)
+    for c in block.channels:
+        for r in directions:
+            d_within_ref[c, r] = dot(u_ref[c], dy_ref[r, c], TN)
+        d_local = block.by_chunk(d_local_ref[c]).astype(block.dtype)
+        d_tables_ref[c, 0] = dot(u_ref[c], d_local, TN)
+    for c in block.channels:
+        x = entering_ref[c].astype(block.dtype)
+        parts = [dot(dy_ref[r, c], block.in_order(x, r), TN) for r in directions]
+        d_tables_ref[c, 1] = tables.each_its_own(parts)
+    tables.sum_diagonals(d_within_ref, gradients.kernel)
+    tables.sum_moments(d_tables_ref, gradients.sums)
+
+
+def _form(block: Block, inputs: Inputs, memory: dict) -> tuple[Tables, States]:
+    names = "level", "coarse", "fine"
+    tables = Tables(block, inputs.powers, *(memory[name] for name in names))
+    tables.form_powers()
+    return tables, States(block, inputs.state, memory["level"])

@@ -1,0 +1,125 @@
+"""The recurrence from chunk to chunk inside a kernel, and its transpose.
+
+Step k is chunk k for a forward lane and the k-th from the end for a backward one. The entering states,
+and the gradients of what the chunks add, are kept in the order of the steps.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, Block, num_levels, swap
+
+MAX_UNROLL = 32  # steps; longer programs take minutes to compile
+
+
+@dataclasses.dataclass(frozen=True)
+class States:
+    """state_ref: the states at the start `[c b lanes]`, zero if None; level_ref: see `tables.Tables`."""
+
+    block: Block
+    state_ref: jax.Ref | None
+    level_ref: jax.Ref
+
+    def carry(self, channels, local_ref, entering_ref, last_ref=None):
+        """x <- exp(p T) x + local, for a few channels side by side; keeps what enters each chunk.
+
+        Each state goes with its half-swapped copy: the roll of a complex product is then off the path
+        from step to step.
+        """
+        decays = [self._decay(c) for c in channels]
+
+        def step(k, states):
+            new = []
+            for c, (x, swapped), (re, im) in zip(channels, states, decays):
+                entering_ref[c, self._chunk(k)] = x
+                local = self._of_step(local_ref, c, k)
+                new_x = (local + re * x) + im * swapped
+                new.append((new_x, (swap(local) + re * swapped) - im * x))
+            return tuple(new)
+
+        states = self._with_swapped(self.state_ref, channels)
+        states = jax.lax.fori_loop(
+            0, self.block.num_chunks, step, states, unroll=self._unroll
+        )
+        if last_ref is not None:
+            for c, (x, _) in zip(channels, states):
+                last_ref[c] = x
+
+    def carry_adjoint(
+        self,
+        channels,
+        d_last_ref,
+        entering_ref,
+        d_entering_ref,
+        d_local_ref,
+        d_state_ref,
+    ):
+        """The transpose of `carry`, from the last step to the first.
+
+        Returns for each channel sum x z and sum x swap(z) over steps and batch, z being the state's gradient.
+        """
+        decays = [self._decay(c) for c in channels]
+        zero = jnp.zeros((self.block.batch, LANES), jnp.float32)
+
+        def step(i, carried):
+            k = self.block.num_chunks - 1 - i
+            new = []
+            for c, (z, swapped, same, crossed), (re, im) in zip(
+                channels, carried, decays
+            ):
+                d_local_ref[c, self._chunk(k)] = z
+                x = entering_ref[c, self._chunk(k)]
+                d_entering = self._of_step(d_entering_ref, c, k)
+                new_z = (d_entering + re * z) - im * swapped
+                new_swapped = (swap(d_entering) + re * swapped) + im * z
+                new.append((new_z, new_swapped, same + x * z, crossed + x * swapped))
+            return tuple(new)
+
+        carried = tuple(
+            (*pair, zero, zero) for pair in self._with_swapped(d_last_ref, channels)
+        )
+        carried = jax.lax.fori_loop(
+            0, self.block.num_chunks, step, carried, unroll=self._unroll
+        )
+        if d_state_ref is not None:
+            for c, (z, *_) in zip(channels, carried):
+                d_state_ref[c] = z
+        return [
+            tuple(jnp.sum(part, axis=0, keepdims=True) for part in sums)
+            for _, _, *sums in carried
+        ]
+
+    def _with_swapped(self, ref, channels):
+        if ref is None:
+            zero = jnp.zeros((self.block.batch, LANES), jnp.float32)
+            return tuple((zero, zero) for _ in channels)
+        return tuple((ref[c], swap(ref[c])) for c in channels)
+
+    @property
+    def _unroll(self) -> int:
+        """Steps a loop body takes; a divisor, since the compiler knows no remainder."""
+        num_chunks = self.block.num_chunks
+        return max(n for n in range(1, MAX_UNROLL + 1) if num_chunks % n == 0)
+
+    def _decay(self, c):
+        shape = (self.block.batch, LANES)
+        row = num_levels(self.block.chunk_size) - 1
+        parts = (self.level_ref[c, part, row : row + 1] for part in range(2))
+        return tuple(jnp.broadcast_to(part, shape) for part in parts)
+
+    def _chunk(self, k):
+        return pl.ds(pl.multiple_of(k * self.block.batch, SUBLANES), self.block.batch)
+
+    def _of_step(self, ref, c, k):
+        """What step k reads of an array in the order of the chunks."""
+        ahead, behind = self._chunk(k), self._chunk(self.block.num_chunks - 1 - k)
+        if len(set(self.block.reverse)) == 1:
+            return ref[c, behind if self.block.reverse[0] else ahead]
+        return jnp.where(
+            self.block.backward_lanes((self.block.batch, LANES)),
+            ref[c, behind],
+            ref[c, ahead],
+        )

@@ -1,0 +1,210 @@
+"""The tables that multiply a chunk, formed inside a kernel from exp(p 2^i), and what their gradients sum to."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+
+from diffussm_jax.ops.pallas_tpu.block import (
+    HALF,
+    LANES,
+    SUBLANES,
+    Block,
+    conjugate,
+    expand,
+    lane,
+    num_levels,
+    swap,
+)
+
+# Entries of the scratch of fine powers; the first two are followed by their half-swapped copies.
+FALLING, READING, RISING, NUM_FINE = 0, 2, 4, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """powers_ref `[c k lanes]`: exp(p 2^i), then 2 g. The others are scratch.
+
+    level_ref `[c 2 k lanes]`: the powers expanded to [re | re] and [-im | im];
+    coarse_ref `[c 2 t/8 lanes]`: every eighth power, expanded;
+    fine_ref `[c 5 8 lanes]`: the first eight of each table.
+    """
+
+    block: Block
+    powers_ref: jax.Ref
+    level_ref: jax.Ref
+    coarse_ref: jax.Ref
+    fine_ref: jax.Ref
+
+    def form_powers(self):
+        """Fill the scratch of the powers.
+
+        One operation goes over all channels before the next begins: rolls take a hundred cycles to come
+        back, and only independent work fills them.
+        """
+        levels = range(num_levels(self.block.chunk_size) - 1)
+        powers = [self.powers_ref[c] for c in self.block.channels]
+        for c, swapped in enumerate([swap(x) for x in powers]):
+            self.level_ref[c, 0], self.level_ref[c, 1] = expand(powers[c], swapped)
+        rising = self._products(levels[:3], SUBLANES, mirrored=False)
+        falling = self._products(levels[:3], SUBLANES, mirrored=True)
+        coarse = self._products(levels[3:], self.block.num_coarse, mirrored=False)
+        for c in self.block.channels:
+            self.fine_ref[c, RISING] = rising[c][0]
+            self.fine_ref[c, FALLING], self.fine_ref[c, FALLING + 1] = falling[c]
+            reading = self._times(c, 0, self._times(c, len(levels) + 1, rising[c]))
+            z, swapped = (conjugate(part) for part in reading)
+            self.fine_ref[c, READING], self.fine_ref[c, READING + 1] = z, swapped
+            self.coarse_ref[c, 0], self.coarse_ref[c, 1] = expand(*coarse[c])
+
+    def _products(self, levels: range, num_rows: int, *, mirrored: bool):
+        """For each channel the powers whose bits are the row's number, counted from the end where a lane runs backward.
+
+        Each comes with its half-swapped copy, which spares a complex product its roll.
+        """
+        shape = (num_rows, LANES)
+        row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+        row = jnp.where(
+            self.block.backward_lanes(shape) != mirrored, num_rows - 1 - row, row
+        )
+        low = lane(shape) < HALF
+        one = jnp.where(low, 1.0, 0.0), jnp.where(low, 0.0, 1.0)
+        products = [one for _ in self.block.channels]
+        for bit, level in enumerate(levels):
+            taken = (row & (1 << bit)) != 0
+            times = [self._times(c, level, products[c]) for c in self.block.channels]
+            products = [
+                (jnp.where(taken, new[0], old[0]), jnp.where(taken, new[1], old[1]))
+                for new, old in zip(times, products)
+            ]
+        return products
+
+    def _times(self, c, row: int, z):
+        """z, with its half-swapped copy, times a row of the powers."""
+        re, im = (self.level_ref[c, part, row : row + 1] for part in range(2))
+        return re * z[0] + im * z[1], re * z[1] - im * z[0]
+
+    def _table(self, c, fine: int, *, descending: bool):
+        z, swapped = self.fine_ref[c, fine], self.fine_ref[c, fine + 1]
+        re, im = self.coarse_ref.at[c, 0], self.coarse_ref.at[c, 1]
+        rows = range(self.block.num_coarse)[:: -1 if descending else 1]
+        blocks = [re[i : i + 1] * z + im[i : i + 1] * swapped for i in rows]
+        return jnp.concatenate(blocks, axis=0)
+
+    def falling(self, c):
+        """[t, lanes]: what token t adds to the state that leaves its chunk."""
+        return self._table(c, FALLING, descending=True).astype(self.block.dtype)
+
+    def reading(self, c):
+        """[t, lanes]: 2 g exp(p) rising, conjugate, so that a real product with the state is its real part."""
+        return self._table(c, READING, descending=False)
+
+    def only(self, table, r: int):
+        """The table with the lanes of the other directions zero, as an operand."""
+        if len(self.block.reverse) > 1:
+            table = jnp.where(self.block.of_direction(table.shape, r), table, 0.0)
+        return table.astype(self.block.dtype)
+
+    def each_its_own(self, parts: list):
+        """From parts[r] the lanes of direction r."""
+        whole = parts[0]
+        for r, part in enumerate(parts[1:], start=1):
+            whole = jnp.where(self.block.of_direction(part.shape, r), part, whole)
+        return whole
+
+    def toeplitz(self, row, *, backward: bool):
+        """[s, t] with K[t - s] on and above the diagonal, or K[s - t] on and below it for a backward pass.
+
+        Each row is the one above rolled by one. Without a strided roll eight of them come first and the
+        others by whole registers.
+        """
+        t = self.block.chunk_size
+        if self.block.strided_roll:
+            rows = jnp.broadcast_to(row, (t, t))
+            rows = pltpu.roll(rows, 0, 1, stride=1, stride_axis=0)
+        else:
+            (eight,) = self._skew([jnp.broadcast_to(row, (SUBLANES, t))], 1)
+            shifts = range(SUBLANES, t, SUBLANES)
+            rolled = [pltpu.roll(eight, shift, 1) for shift in shifts]
+            rows = jnp.concatenate([eight, *rolled], axis=0)
+        keep = self._in_triangle((t, t), 0, backward=backward)
+        return jnp.where(keep, rows, 0.0).astype(self.block.dtype)
+
+    def sum_diagonals(self, d_within_ref, d_kernel_ref):
+        """The transpose of `toeplitz`."""
+        totals = []
+        for c in self.block.channels:
+            for r, backward in enumerate(self.block.reverse):
+                total = jnp.zeros((SUBLANES, self.block.chunk_size), jnp.float32)
+                for shift in range(0, self.block.chunk_size, SUBLANES):
+                    keep = self._in_triangle(total.shape, shift, backward=backward)
+                    block = d_within_ref[c, r, shift : shift + SUBLANES]
+                    block = jnp.where(keep, block, 0.0)
+                    if shift:
+                        block = pltpu.roll(block, self.block.chunk_size - shift, 1)
+                    total += block
+                totals.append(total)
+        for i, rows in enumerate(self._skew(totals, -1)):
+            c, r = divmod(i, len(self.block.reverse))
+            d_kernel_ref[c, r : r + 1] = jnp.sum(rows, axis=0, keepdims=True)
+
+    def _skew(self, arrays: list, step: int) -> list:
+        """Row q of each rolled by q steps, one bit of q after the other."""
+        row = jax.lax.broadcasted_iota(jnp.int32, arrays[0].shape, 0)
+        for bit in (1, 2, 4):
+            shift = step * bit % self.block.chunk_size
+            rolled = [pltpu.roll(x, shift, 1) for x in arrays]
+            taken = (row & bit) != 0
+            arrays = [jnp.where(taken, new, old) for new, old in zip(rolled, arrays)]
+        return arrays
+
+    def _in_triangle(self, shape, first_row: int, *, backward: bool):
+        lag = lane(shape) - jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+        return lag <= first_row if backward else lag >= first_row
+
+    def sum_moments(self, d_tables_ref, sums_ref):
+        """sum V P and sum t V P over the rows t of the gradients V of the two tables.
+
+        Both in two levels: with the coarse powers over blocks of eight rows, then with the fine ones. P is conj(falling)
+        for `falling`; for `reading`, which holds conjugates, it is rising.
+        """
+        for table, fine, sign in ((0, FALLING, 1), (1, RISING, -1)):
+            coarse = [
+                self._coarse_moments(c, d_tables_ref.at[c, table], sign)
+                for c in self.block.channels
+            ]
+            # re V + i im V, or its conjugate: V times the coarse powers
+            crossed = [[swap(im) for im in im_parts] for _, im_parts in coarse]
+            z = [
+                [re + sign * im for re, im in zip(re_parts, im_parts)]
+                for (re_parts, _), im_parts in zip(coarse, crossed)
+            ]
+            j = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
+            z = [(z0, z1 + j.astype(jnp.float32) * z0) for z0, z1 in z]
+            fines = [self.fine_ref[c, fine] for c in self.block.channels]
+            if sign > 0:
+                fines = [conjugate(x) for x in fines]
+            fines = [expand(x, swap(x)) for x in fines]
+            swapped = [[swap(part) for part in parts] for parts in z]
+            for c, (re, im) in enumerate(fines):
+                for i in range(2):
+                    moment = re * z[c][i] + im * swapped[c][i]
+                    moment = jnp.sum(moment, axis=0, keepdims=True)
+                    sums_ref[c, 2 * table + i : 2 * table + i + 1] = moment
+
+    def _coarse_moments(self, c, table_ref, sign: int):
+        """sum_i a_i V_i and sum_i 8 i a_i V_i over blocks i of eight rows, for a the two parts of the coarse powers.
+
+        The second adds up the first's partial sums: sum_i i x_i = sum_k sum_{i>=k} x_i.
+        """
+        zero = jnp.zeros((SUBLANES, LANES), jnp.float32)
+        re, im, re_1, im_1 = zero, zero, zero, zero
+        for i in range(self.block.num_coarse)[::-1]:
+            row = self.block.num_coarse - 1 - i if sign > 0 else i
+            v = table_ref[i * SUBLANES : (i + 1) * SUBLANES]
+            re += v * self.coarse_ref[c, 0, row : row + 1]
+            im += v * self.coarse_ref[c, 1, row : row + 1]
+            if i:
+                re_1, im_1 = re_1 + re, im_1 + im
+        return (re, SUBLANES * re_1), (im, SUBLANES * im_1)

@@ -1,0 +1,65 @@
+"""Sizes of a kernel call, chosen for the chip and the shape."""
+
+import dataclasses
+from typing import Any
+
+from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES
+
+MAX_CHANNELS = 16  # a grid step's; more make the program longer and no faster
+SPILLED = 100 * 1024  # floats that the compiler puts aside for a channel's tables
+MIN_ROWS = 32  # of states that go through a recurrence side by side
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """How a kernel call is cut; `tiling_for` has the measured choices.
+
+    chunk_size: tokens T of a chunk, a multiple of 128.
+    channels: of a grid step; 0 takes as many as fit, up to 16.
+    interleave: channels whose recurrences run side by side; 0 takes enough to fill the pipeline.
+    strided_roll: the chip can roll each row of a register by one more (v5e and later).
+    vmem_bytes: what a kernel may use of the chip's VMEM.
+    interpret: run as plain JAX operations, anywhere; `pltpu.InterpretParams` looks for races too.
+    """
+
+    chunk_size: int = 128
+    channels: int = 0
+    interleave: int = 0
+    strided_roll: bool = True
+    vmem_bytes: int = 100 * 2**20
+    interpret: Any = False
+
+
+# By `jax.Device.device_kind`. Cores of v4 have 16 MiB of VMEM, of v5p 64 MiB, of v5e and v6e 128 MiB.
+TILINGS = {
+    "TPU v4": Tiling(strided_roll=False, vmem_bytes=15 * 2**20),
+    "TPU v5 lite": Tiling(),
+    "TPU v5": Tiling(vmem_bytes=50 * 2**20),
+    "TPU v6 lite": Tiling(),
+}
+
+
+def tiling_for(device_kind: str) -> Tiling:
+    """The measured choice for a chip; for one that was never seen, what runs on the smallest."""
+    return TILINGS.get(device_kind, TILINGS["TPU v4"])
+
+
+def fit(tiling: Tiling, u, poles) -> Tiling:
+    """The tiling with what it leaves open filled in for these shapes."""
+    r, t, b = poles.shape[0], tiling.chunk_size, u.shape[0] + -u.shape[0] % SUBLANES
+    rows = b * -(-u.shape[1] // t)
+    # Of the backward kernel: u, du and dy twice, since a block is read while another is used, and scratch.
+    blocks = 2 * (2 + r) * rows * t * u.dtype.itemsize
+    floats = 3 * rows * LANES + r * t * t + 2 * t * LANES
+    floats += 256 * LANES + 8 * b * LANES  # powers, small outputs, states
+    floats += SPILLED
+    fitting = int(tiling.vmem_bytes / (1.1 * (blocks + 4 * floats)))
+    if not tiling.channels and not fitting:
+        raise ValueError(
+            f"u {u.shape} is too long for pallas_tpu: one channel of it needs {blocks + 4 * floats} bytes "
+            f"of VMEM, {tiling.vmem_bytes} are there; take implementation 'chunked' or a smaller batch"
+        )
+    wanted = min(MAX_CHANNELS, u.shape[2])
+    channels = tiling.channels or 1 << (min(fitting, wanted).bit_length() - 1)
+    interleave = tiling.interleave or min(channels, max(1, MIN_ROWS // b))
+    return dataclasses.replace(tiling, channels=channels, interleave=interleave)

@@ -1,0 +1,87 @@
+"""Inputs for the operator, and its definition and gradient in float64, which every implementation must equal."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffussm_jax.ops.s4d import discretize
+from diffussm_jax.ops.s4d import s4d as eager_s4d
+
+
+def make_parameters(r, d, n, seed=0):
+    """S4D-Lin parameters with random C, as a model starts with them."""
+    rng = np.random.default_rng(seed)
+    log_dt = rng.uniform(np.log(1e-3), np.log(1e-1), (r, d))
+    frequencies = np.broadcast_to(np.pi * np.arange(n), (r, d, n))
+    c = rng.normal(size=(r, d, n, 2)) / np.sqrt(2)
+    raw = (log_dt, np.full((r, d, n), np.log(0.5)), frequencies, c)
+    poles, gains = discretize(*(jnp.asarray(x, jnp.float32) for x in raw))
+    return poles, gains, jnp.asarray(rng.normal(size=(r, d)), jnp.float32)
+
+
+def make_input(b, l, d, dtype=jnp.float32, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(b, l, d)), dtype)
+
+
+def recurrence(u, poles, gains, skip, reverse, state=None):
+    """The definition, token by token in float64; returns y and the last state."""
+    u, poles, gains, skip = (np.asarray(x, np.float64) for x in (u, poles, gains, skip))
+    p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
+    outputs, states = [], []
+    for r, backward in enumerate(reverse):
+        x = np.zeros((u.shape[0], *p.shape[1:]), complex) if state is None else state[r]
+        y = np.zeros_like(u)
+        for i in range(u.shape[1])[:: -1 if backward else 1]:
+            x = np.exp(p[r]) * x + u[:, i, :, None]
+            y[:, i] = 2 * (g[r] * x).sum(-1).real + skip[r] * u[:, i]
+        outputs.append(y)
+        states.append(x)
+    return np.concatenate(outputs, -1), np.stack(states)
+
+
+def recurrence_vjp(u, poles, gains, skip, reverse, dy):
+    """Gradients of <y, dy> by the adjoint recurrence in float64, derived by hand from the definition."""
+    u, poles, gains, skip, dy = (
+        np.asarray(x, np.float64) for x in (u, poles, gains, skip, dy)
+    )
+    p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
+    d = u.shape[2]
+    du = np.zeros_like(u)
+    d_poles, d_gains, d_skip = np.zeros_like(p), np.zeros_like(g), np.zeros_like(skip)
+    for r, backward in enumerate(reverse):
+        decay, out = np.exp(p[r]), dy[..., r * d : (r + 1) * d]
+        order = list(range(u.shape[1]))[:: -1 if backward else 1]
+        x, before = np.zeros((u.shape[0], *p.shape[1:]), complex), {}
+        for i in order:
+            before[i] = x
+            x = decay * x + u[:, i, :, None]
+            d_gains[r] += 2 * (out[:, i, :, None] * x.conj()).sum(0)
+        adjoint = np.zeros_like(
+            x
+        )  # d<y, dy> / dx, real and imaginary parts as one number
+        for i in order[::-1]:
+            adjoint = decay.conj() * adjoint + 2 * out[:, i, :, None] * g[r].conj()
+            du[:, i] += adjoint.sum(-1).real + skip[r] * out[:, i]
+            d_poles[r] += (adjoint * (decay * before[i]).conj()).sum(0)
+        d_skip[r] = (out * u).sum((0, 1))
+    pack = functools.partial(np.stack, axis=-1)
+    return (
+        du,
+        pack([d_poles.real, d_poles.imag]),
+        pack([d_gains.real, d_gains.imag]),
+        d_skip,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_and_vjp(implementation, u, parameters, dy):
+    run = functools.partial(eager_s4d, implementation=implementation)
+    y, vjp = jax.vjp(run, u, *parameters)
+    return y, vjp(dy)
+
+
+def error(actual, expected):
+    actual = np.asarray(actual, np.float64)
+    return np.linalg.norm(actual - expected) / np.linalg.norm(expected)

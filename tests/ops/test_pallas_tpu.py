@@ -1,0 +1,71 @@
+"""The TPU kernels in interpret mode, beyond what the suite of all implementations asks (test_s4d.py)."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+
+from diffussm_jax.ops.pallas_tpu import Tiling, tiling_for
+from diffussm_jax.ops.pallas_tpu.tiling import fit
+from diffussm_jax.ops.s4d import Choice, choose, s4d
+from tests.ops.s4d_reference import error, make_input, make_parameters, value_and_vjp
+
+BASE = Tiling(channels=1, interpret=True)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    u, parameters = make_input(2, 512, 3), make_parameters(2, 3, 4)
+    dy = make_input(2, 512, 6, seed=2)
+    return u, parameters, dy, value_and_vjp("chunked", u, parameters, dy)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk_size": 256},
+        {"strided_roll": False},
+        {"channels": 2, "interleave": 2},
+        {"interpret": pltpu.InterpretParams(detect_races=True)},
+    ],
+    ids=str,
+)
+def test_tilings_change_nothing(expected, options, capfd):
+    """And no two grid steps race."""
+    u, parameters, dy, wanted = expected
+    tiling = dataclasses.replace(BASE, **options)
+    found = value_and_vjp(Choice("pallas_tpu", tiling=tiling), u, parameters, dy)
+    for actual, value in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+        assert error(actual, np.asarray(value)) < 2e-6
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+def test_default_tiling_fits_every_chip():
+    poles = jax.ShapeDtypeStruct((2, 1152, 32, 2), jnp.float32)
+    u = jax.ShapeDtypeStruct((32, 1024, 1152), jnp.bfloat16)
+    channels = {
+        kind: fit(tiling_for(kind), u, poles).channels
+        for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU v99")
+    }
+    assert channels["TPU v5 lite"] == channels["TPU v6 lite"] == 16
+    assert 1 < channels["TPU v4"] == channels["TPU v99"] < channels["TPU v5"]
+
+
+def test_a_sequence_that_does_not_fit_is_named():
+    u = jax.ShapeDtypeStruct((256, 65536, 4), jnp.float32)
+    parameters = jax.eval_shape(functools.partial(make_parameters, 2, 4, 8))
+    choice = Choice("pallas_tpu", tiling=Tiling())
+    with pytest.raises(ValueError, match="too long for pallas_tpu"):
+        jax.eval_shape(
+            functools.partial(s4d.__wrapped__, implementation=choice), u, *parameters
+        )
+
+
+def test_choice_by_backend_and_shape():
+    assert choose("cpu", length=1024) == choose("gpu", length=1024) == Choice("chunked")
+    assert choose("tpu", length=1024) == Choice("pallas_tpu")
+    assert choose("tpu", length=64) == Choice("chunked")
