@@ -115,8 +115,9 @@ class TrainedModel:
 
     def __init__(self, config: Config, params: dict, step: int):
         self.config, self.params, self.step = config, params, step
-        graphdef, _ = abstract_model(config)
-        self._generator = Generator(config, graphdef, make_mesh())
+        mesh = make_mesh()
+        graphdef, _ = abstract_model(config, mesh)
+        self._generator = Generator(config, graphdef, mesh)
 
     def draw(self, options: SampleConfig) -> tuple[ImageArray, LabelArray | None]:
         """The images that a sample section asks for, and their labels (None without classes)."""

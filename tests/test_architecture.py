@@ -13,7 +13,7 @@ ALLOWED = {
     "models": {"ops", "shapes", "config"},
     "diffusion": {"shapes", "config"},
     "data": {"config", "errors"},
-    "parallel": {"errors"},
+    "parallel": {"errors", "ops", "shapes"},
     "training": {
         "config",
         "data",

@@ -46,7 +46,7 @@ def train(config: Config, workdir: Path) -> None:
     check_batch_size(config.training.batch_size, mesh)
     workdir_lib.begin(workdir, config)
     source = open_source(config, config.data.split)
-    graphdef, params = abstract_model(config)
+    graphdef, params = abstract_model(config, mesh)
     optimizer = make_optimizer(config.optimizer)
     train_step, evaluate = _compile_steps(config, graphdef, optimizer, mesh)
     generator = Generator(config, graphdef, mesh)

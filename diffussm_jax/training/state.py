@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
 from diffussm_jax.models import create_model
+from diffussm_jax.parallel.s4d import shard_s4d
 
 
 @jax.tree_util.register_dataclass
@@ -23,9 +25,19 @@ class TrainState:
     optimizer: optax.OptState
 
 
-def abstract_model(config: Config) -> tuple[nnx.GraphDef, dict]:
-    """The model's structure and the shapes of its parameters, without allocating them."""
-    model = jax.eval_shape(lambda: create_model(config, rngs=nnx.Rngs(0)))
+def abstract_model(
+    config: Config, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef, dict]:
+    """The model's structure and the shapes of its parameters, without allocating them.
+
+    With a mesh its SSM layers run on each device's part of the batch.
+    """
+    apply_s4d = None
+    if mesh is not None and mesh.size > 1:
+        apply_s4d = shard_s4d(mesh, implementation=config.model.ssm_implementation)
+    model = jax.eval_shape(
+        lambda: create_model(config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d)
+    )
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
 

@@ -1,0 +1,134 @@
+"""The TPU compiler on any Linux machine: compile for chips that are not there, and read its own estimates.
+
+`libtpu` from the package index is the compiler. Its estimates are deterministic, so they compare two programs;
+nothing here is timed on a chip, and no waiting for memory is in them: bound them by bytes / bandwidth.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from diffussm_jax.errors import UserError
+
+# libtpu asks the cloud's metadata server what machine this is, unless told; several processes may compile.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%(?P<name>\S+) \(.*\{$")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL = re.compile(
+    r'%(?P<name>\w+?)(?:\.\d+)? = (?P<results>.*) custom-call\(.*custom_call_target="tpu_custom_call", '
+    r"operand_layout_constraints=\{(?P<operands>.*?)\}, (?:frontend_attributes|metadata|output)"
+)
+_ARRAY = re.compile(r"\b(?P<type>bf16|f32|s32)\[(?P<shape>[\d,]*)\]")
+_WHILE = re.compile(
+    r" while\(.*condition=%(?P<condition>[^,\s]+), body=%(?P<body>[^,\s]+)"
+)
+_CALL = re.compile(
+    r" (?:call|conditional)\(.*(?:to_apply|computations)=\{?(?P<names>[^}\s]+)"
+)
+_BOUND = re.compile(r" constant\((\d+)\)")
+
+
+@functools.cache
+def devices(topology: str) -> tuple[jax.Device, ...]:
+    """The chips of a topology such as "v5e:2x2" or "v5p:2x2x1".
+
+    Raises:
+        UserError: libtpu is not installed, or knows no such topology.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"no TPU topology {topology!r} ({reason}); one is v5e:2x2, and `pip install libtpu` has the compiler"
+        ) from error
+    return tuple(found.devices)
+
+
+def compile_for(device: jax.Device, function: Callable, *arguments: Any) -> Any:
+    """`function` compiled for one chip, from arguments that have shapes and dtypes."""
+    place = SingleDeviceSharding(device)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
+    )
+    return jax.jit(function).lower(*abstract).compile()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cycles:
+    """Of a whole program: XLA's own operations, and for each Pallas kernel how often it runs and its traffic."""
+
+    xla: int
+    kernels: collections.Counter[str]
+    kernel_bytes: int  # that all runs of all kernels read and write, each array once
+
+
+def cycles(text: str) -> Cycles:
+    """The estimates in `compiled.as_text()`, loops multiplied by their number of rounds."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = computations.setdefault(match["name"], [])
+            entry = match["name"] if line.startswith("ENTRY") else entry
+        else:
+            lines.append(line)
+
+    @functools.cache
+    def count(name: str) -> Cycles:
+        xla, kernel_bytes, kernels = 0, 0, collections.Counter[str]()
+        for line in computations[name]:
+            if match := _CYCLES.search(line):
+                xla += int(match[1])
+            if match := _KERNEL.search(line):
+                kernels[match["name"]] += 1
+                kernel_bytes += _bytes(match["results"]) + _bytes(match["operands"])
+            for inner, rounds in _inner(line, computations):
+                found = count(inner)
+                xla += rounds * found.xla
+                kernel_bytes += rounds * found.kernel_bytes
+                for kernel, times in found.kernels.items():
+                    kernels[kernel] += rounds * times
+        return Cycles(xla, kernels, kernel_bytes)
+
+    return count(entry)
+
+
+def _inner(line: str, computations: dict[str, list[str]]) -> list[tuple[str, int]]:
+    """The computations that a line runs, and how often; of a condition's branches, all."""
+    if match := _WHILE.search(line):
+        bounds = [
+            int(bound)
+            for text in computations[match["condition"]]
+            for bound in _BOUND.findall(text)
+        ]
+        if len(bounds) != 1:
+            raise ValueError(f"the number of rounds is not in the loop: {line.strip()}")
+        return [(match["body"], bounds[0])]
+    if match := _CALL.search(line):
+        return [(name.strip(" %"), 1) for name in match["names"].split(",")]
+    return []
+
+
+def _bytes(arrays: str) -> int:
+    return sum(
+        math.prod(int(x) for x in match["shape"].split(",") if x)
+        * (2 if match["type"] == "bf16" else 4)
+        for match in _ARRAY.finditer(arrays)
+    )
