@@ -1,74 +1,134 @@
-"""How fast is each implementation of s4d on this backend? python -m benchmarks.ssm
+"""Time, memory and error of the operator on this backend."""
 
-Prints a Markdown table of median milliseconds, forward and forward + backward.
-"""
-
-import argparse
+import dataclasses
 import functools
+import os
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.ssm import arguments
 from diffussm_jax.ops.s4d import discretize, s4d
 
+# The paper's algorithm, ours, and the recurrences, which take minutes where b l d is large.
 IMPLEMENTATIONS = ("chunked", "fft", "associative_scan", "scan")
-SHAPES = ((128, 64, 64), (8, 256, 384), (8, 1024, 384), (2, 4096, 384))  # b l d
-SLOW = {"associative_scan", "scan"}  # only where b * l * d stays small
+SLOW = {"associative_scan", "scan"}
 SLOW_LIMIT = 1_000_000
-NUM_PAIRS = 32
+ERROR_SHAPE = (1, 8)  # b d; channels are independent
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=10)
-    repeats = parser.parse_args().repeats
-    print("| b, l, d | " + " | ".join(IMPLEMENTATIONS) + " |")
-    print("|---" * (len(IMPLEMENTATIONS) + 1) + "|")
-    for shape in SHAPES:
-        cells = [measure(name, shape, repeats) for name in IMPLEMENTATIONS]
-        print(f"| {shape} | " + " | ".join(cells) + " |", flush=True)
+@dataclasses.dataclass
+class Row:
+    """One implementation at one shape; None where it was not run or is not known."""
+
+    implementation: str
+    b: int
+    l: int
+    d: int
+    forward_ms: float | None = None
+    both_ms: float | None = None  # forward and backward
+    compile_s: float | None = None  # of forward and backward
+    memory: float | None = (
+        None  # of both besides u, y and gradients, in sizes of u and y
+    )
+    error: float | None = None  # relative L2 of y to float64
 
 
-def measure(implementation: str, shape: tuple[int, int, int], repeats: int) -> str:
-    """Two medians as a cell of the table."""
+def measure(
+    implementation: str, shape: tuple[int, int, int], repeats: int, budget_s: float
+) -> Row:
+    """Medians of up to `repeats` calls, fewer (at least three) once `budget_s` is over."""
+    raw = [jnp.asarray(x) for x in arguments.make(*shape)]
+    run = jax.jit(functools.partial(apply, implementation=implementation))
+    dy = jax.eval_shape(run, *raw)
+
+    @jax.jit
+    def both(dy, *raw):
+        y, vjp = jax.vjp(run, *raw)
+        return y, vjp(dy)
+
+    row = Row(implementation, *shape)
+    start = time.perf_counter()
+    compiled = both.lower(dy, *raw).compile()
+    row.compile_s = time.perf_counter() - start
+    used = compiled.memory_analysis().temp_size_in_bytes
+    row.memory = used / (raw[0].nbytes + dy.size * dy.dtype.itemsize)
     if implementation in SLOW and np.prod(shape) > SLOW_LIMIT:
-        return "-"
-    run = functools.partial(s4d, implementation=implementation)
-
-    def loss(*arguments):
-        return jnp.sum(jnp.square(run(*arguments)))
-
-    arguments = make_arguments(*shape)
-    forward = median_ms(jax.jit(run), arguments, repeats)
-    both = median_ms(jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3))), arguments, repeats)
-    return f"{forward:.1f} / {both:.1f}"
+        return row
+    row.forward_ms = median_ms(lambda: run(*raw), repeats, budget_s)
+    ones = jnp.ones(dy.shape, dy.dtype)
+    row.both_ms = median_ms(lambda: compiled(ones, *raw), repeats, budget_s)
+    row.error = error(implementation, shape[1])
+    return row
 
 
-def make_arguments(b: int, l: int, d: int) -> tuple[jax.Array, ...]:
-    """Random input and S4D-Lin parameters of both directions."""
-    rng = np.random.default_rng(0)
-    log_dt = rng.uniform(np.log(1e-3), np.log(1e-1), (2, d))
-    log_re = np.full((2, d, NUM_PAIRS), np.log(0.5))
-    a_im = np.broadcast_to(np.pi * np.arange(NUM_PAIRS), (2, d, NUM_PAIRS))
-    c = rng.normal(size=(2, d, NUM_PAIRS, 2)) / np.sqrt(2)
-    raw = (jnp.asarray(x, jnp.float32) for x in (log_dt, log_re, a_im, c))
-    u = jnp.asarray(rng.normal(size=(b, l, d)), jnp.float32)
-    return u, *discretize(*raw), jnp.asarray(rng.normal(size=(2, d)), jnp.float32)
+def measure_torch(shape: tuple[int, int, int], repeats: int, budget_s: float) -> Row:
+    """The official formula in PyTorch, on as many threads as XLA takes."""
+    import torch
+
+    from benchmarks.ssm import torch_s4d
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    tensors = torch_s4d.tensors(arguments.make(*shape))
+
+    def both():
+        y = torch_s4d.s4d(*tensors)
+        return torch.autograd.grad(y, tensors, torch.ones_like(y))
+
+    def forward():
+        with torch.no_grad():
+            return torch_s4d.s4d(*tensors)
+
+    row = Row("torch", *shape)
+    row.forward_ms = median_ms(forward, repeats, budget_s)
+    row.both_ms = median_ms(both, repeats, budget_s)
+    return row
 
 
-def median_ms(function, arguments, repeats: int) -> float:
-    """Median wall time after one call that compiles."""
-    jax.block_until_ready(function(*arguments))
-    times = []
-    for _ in range(repeats):
+def apply(u, log_dt, log_neg_a_re, a_im, c, skip, *, implementation: str | None):
+    """From what a model learns to y, as the PyTorch formula does."""
+    poles, gains = discretize(log_dt, log_neg_a_re, a_im, c)
+    return s4d(u, poles, gains, skip, implementation=implementation)  # type: ignore[arg-type]
+
+
+def error(implementation: str, length: int) -> float:
+    """Against a convolution in float64 with the same float32 poles and gains."""
+    b, d = ERROR_SHAPE
+    u, *raw, skip = (jnp.asarray(x) for x in arguments.make(b, length, d))
+    poles, gains = discretize(*raw)
+    y = jax.jit(functools.partial(s4d, implementation=implementation))(
+        u, poles, gains, skip
+    )
+    expected = convolution(
+        *(np.asarray(x, np.float64) for x in (u, poles, gains, skip))
+    )
+    return float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
+
+
+def convolution(u, poles, gains, skip):
+    """y of both directions from the whole kernel, in float64."""
+    length = u.shape[1]
+    p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
+    kernels = 2 * (g[..., None] * np.exp(p[..., None] * np.arange(length))).sum(2).real
+    outputs = []
+    for r, order in enumerate((slice(None), slice(None, None, -1))):
+        spectrum = np.fft.rfft(u[:, order], 2 * length, axis=1)
+        spectrum *= np.fft.rfft(kernels[r], 2 * length).T
+        y = np.fft.irfft(spectrum, axis=1)[:, :length]
+        outputs.append(y[:, order] + skip[r] * u)
+    return np.concatenate(outputs, axis=-1)
+
+
+def median_ms(call: Callable, repeats: int, budget_s: float) -> float:
+    """Median wall time after a call to warm up."""
+    jax.block_until_ready(call())
+    times: list[float] = []
+    while len(times) < 3 or (len(times) < repeats and sum(times) < budget_s):
         start = time.perf_counter()
-        jax.block_until_ready(function(*arguments))
+        jax.block_until_ready(call())
         times.append(time.perf_counter() - start)
     return 1e3 * statistics.median(times)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,29 @@
+"""Parameters as a model starts with them, and inputs, for the benchmarks of the operator."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+NUM_PAIRS = 32  # of poles: N = 64
+
+
+class Raw(NamedTuple):
+    """What a model learns for both directions (models/s4d.py), and its input."""
+
+    u: np.ndarray  # b l d
+    log_dt: np.ndarray  # 2 d
+    log_neg_a_re: np.ndarray  # 2 d n
+    a_im: np.ndarray  # 2 d n
+    c: np.ndarray  # 2 d n 2
+    skip: np.ndarray  # 2 d
+
+
+def make(b: int, l: int, d: int) -> Raw:
+    """S4D-Lin: Re A = -1/2, Im A = pi n, dt log-uniform in [1e-3, 1e-1]; float32."""
+    rng = np.random.default_rng(0)
+    log_dt = rng.uniform(np.log(1e-3), np.log(1e-1), (2, d))
+    a_im = np.tile(np.pi * np.arange(NUM_PAIRS), (2, d, 1))
+    c = rng.normal(size=(2, d, NUM_PAIRS, 2)) / np.sqrt(2)
+    u, skip = rng.normal(size=(b, l, d)), rng.normal(size=(2, d))
+    raw = Raw(u, log_dt, np.full_like(a_im, np.log(0.5)), a_im, c, skip)
+    return Raw(*(x.astype(np.float32) for x in raw))

@@ -1,0 +1,34 @@
+"""S4D's reference formula in PyTorch (Gu et al. 2022, listing 1, and its FFT convolution), both directions."""
+
+import torch
+
+from benchmarks.ssm.arguments import Raw
+
+
+def s4d(u, log_dt, log_neg_a_re, a_im, c, skip):
+    """[b l d] -> [b l 2d], forward outputs first; all in u's precision."""
+    length = u.shape[1]
+    dt_a, gains = discretize(log_dt, log_neg_a_re, a_im, c)
+    powers = torch.exp(dt_a[..., None] * torch.arange(length, dtype=u.dtype))
+    kernels = 2 * torch.einsum("rhn,rhnl->rhl", gains, powers).real
+    x = u.transpose(1, 2)
+    outputs = []
+    for kernel, direct, backward in zip(kernels, skip, (False, True)):
+        source = x.flip(-1) if backward else x
+        spectrum = torch.fft.rfft(source, n=2 * length)
+        y = torch.fft.irfft(spectrum * torch.fft.rfft(kernel, n=2 * length))
+        y = y[..., :length]
+        outputs.append((y.flip(-1) if backward else y) + x * direct[:, None])
+    return torch.cat(outputs, dim=1).transpose(1, 2)
+
+
+def discretize(log_dt, log_neg_a_re, a_im, c):
+    """dt A, and C (exp(dt A) - 1) / A."""
+    a = torch.complex(-torch.exp(log_neg_a_re), a_im)
+    dt_a = a * torch.exp(log_dt)[..., None]
+    return dt_a, torch.view_as_complex(c) * (torch.exp(dt_a) - 1) / a
+
+
+def tensors(raw: Raw, dtype=torch.float32) -> list[torch.Tensor]:
+    """Leaves that take gradients."""
+    return [torch.tensor(x, dtype=dtype, requires_grad=True) for x in raw]

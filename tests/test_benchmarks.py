@@ -1,0 +1,28 @@
+"""The benchmark of the operator measures what it says."""
+
+import json
+import sys
+
+import numpy as np
+
+from benchmarks.ssm import __main__ as ssm
+from benchmarks.ssm import host
+from tests.ops.s4d_reference import error, make_input, make_parameters, recurrence
+
+
+def test_the_float64_reference_is_the_recurrence():
+    parameters, u = make_parameters(2, 3, 4), make_input(2, 50, 3)
+    expected = recurrence(u, *parameters, (False, True))[0]
+    found = host.convolution(*(np.asarray(x, np.float64) for x in (u, *parameters)))
+    assert error(found, expected) < 1e-12
+
+
+def test_a_table_a_file_and_a_plot(tmp_path, monkeypatch, capsys):
+    options = ["--lengths", "8", "16", "--width=4", "--batch=1", f"--out={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["ssm", *options, "--repeats=3"])
+    ssm.main()
+    rows = json.loads((tmp_path / "ssm.json").read_text())["rows"]
+    assert [row["implementation"] for row in rows] == 2 * list(host.IMPLEMENTATIONS)
+    assert all(row["error"] < 2e-5 and row["both_ms"] > 0 for row in rows)
+    assert (tmp_path / "ssm.png").stat().st_size > 1000
+    assert "fft / chunked" in capsys.readouterr().out
