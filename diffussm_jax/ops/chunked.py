@@ -20,7 +20,8 @@ from diffussm_jax.ops import pairs
 from diffussm_jax.ops.channel_blocks import by_channel_blocks
 from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
 
-DEFAULT_CHUNK_SIZE = 64
+# Forming the tables of a chunk costs as much as many tokens; few tokens want small tables.
+CHUNK_SIZE, SMALL_CHUNK_SIZE, FEW_TOKENS = 64, 32, 8192
 # Up to this length one chunk beats several: the states cost more products than the larger triangle saves.
 LONGEST_SINGLE_CHUNK = 128
 
@@ -75,8 +76,8 @@ def _default_num_blocks(shape: tuple[int, ...]) -> int:
 
 def _run(u, poles, gains, skip, state, *, reverse, return_state, chunk_size):
     """A block of channels; y comes as [b l r d]."""
-    length = u.shape[1]
-    size = min(length, chunk_size or _default_chunk_size(length))
+    b, length, _ = u.shape
+    size = min(length, chunk_size or _default_chunk_size(b, length))
     poles_by_step = pairs.each(lambda part: part[..., None], pairs.unpack(poles))
     powers = pairs.power(poles_by_step, np.arange(size + 1))  # r d n t
     parts = [u[:, : length - length % size], u[:, length - length % size :]]
@@ -102,8 +103,10 @@ def _run(u, poles, gains, skip, state, *, reverse, return_state, chunk_size):
     return y, state if return_state else None
 
 
-def _default_chunk_size(length: int) -> int:
-    return length if length <= LONGEST_SINGLE_CHUNK else DEFAULT_CHUNK_SIZE
+def _default_chunk_size(b: int, length: int) -> int:
+    if length <= LONGEST_SINGLE_CHUNK:
+        return length
+    return SMALL_CHUNK_SIZE if b * length <= FEW_TOKENS else CHUNK_SIZE
 
 
 def _split(u: Tokens, size: int) -> Float[Array, "d b g t"]:

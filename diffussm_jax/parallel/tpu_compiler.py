@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import functools
 import math
-import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -19,13 +18,6 @@ from jax.sharding import SingleDeviceSharding
 
 from diffussm_jax.errors import UserError
 
-# libtpu asks the cloud's metadata server what machine this is, unless told; several processes may compile.
-ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%(?P<name>\S+) \(.*\{$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _KERNEL = re.compile(
@@ -49,8 +41,6 @@ def devices(topology: str) -> tuple[jax.Device, ...]:
     Raises:
         UserError: libtpu is not installed, or knows no such topology.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except Exception as error:
