@@ -112,7 +112,7 @@ def plot(rows: list[host.Row], path: Path) -> None:
             if points:
                 axis.plot(*zip(*points), marker="o", label=name)
         axis.set(xscale="log", yscale="log", xlabel="tokens", title=title)
-        axis.legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
