@@ -101,7 +101,7 @@ def plot(rows: list[host.Row], path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for axis, field, title in (
         (axes[0], "both_ms", "forward + backward, ms"),
-        (axes[1], "memory", "memory besides u and y, in sizes of u and y"),
+        (axes[1], "memory", "memory, in sizes of u and y"),
     ):
         for name in dict.fromkeys(row.implementation for row in rows):
             points = [
