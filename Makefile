@@ -32,7 +32,7 @@ test-all: install  ## all tests, the demo's figures among them
 	$(PYTEST) -m 'not parity'
 
 parity: install  ## against other people's implementations, in PyTorch
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1
 	$(BIN)/python -m pytest -m parity
 
 lint: install  ## what CI checks besides the tests

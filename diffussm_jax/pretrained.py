@@ -1,0 +1,121 @@
+"""Published autoencoder weights: a folder or a hub id in the layout of `diffusers`, `config.json` beside safetensors."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import nnx
+from huggingface_hub import snapshot_download
+
+from diffussm_jax.errors import UserError
+from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
+# Attention as weights older than diffusers 0.17 name it.
+OLD_NAMES = {
+    "query": "to_q",
+    "key": "to_k",
+    "value": "to_v",
+    "proj_attn": "to_out.0",
+}
+# What a published config may say of the architecture; other values need code that is not here.
+SUPPORTED: dict[str, set] = {
+    "act_fn": {"silu"},
+    "down_block_types": {"DownEncoderBlock2D"},
+    "up_block_types": {"UpDecoderBlock2D"},
+    "shift_factor": {None},
+    "latents_mean": {None},
+    "use_quant_conv": {True},
+    "use_post_quant_conv": {True},
+    "mid_block_add_attention": {True},
+}
+
+
+def load_autoencoder(name: str, *, dtype: str = "float32") -> AutoencoderKL:
+    """The autoencoder of a folder, or of a hub id such as `stabilityai/sd-vae-ft-ema`.
+
+    Raises:
+        UserError: files are missing or of another architecture.
+    """
+    folder = _folder(name)
+    config = _read_config(folder / CONFIG_FILE)
+    model = jax.eval_shape(lambda: AutoencoderKL(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model, nnx.Param)
+    weights = _read_weights(folder / WEIGHTS_FILE)
+    filled = jax.tree_util.tree_map_with_path(
+        lambda path, x: _parameter(weights, path, x, folder), nnx.to_pure_dict(params)
+    )
+    if weights:
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} has weights of another model, {min(weights)} among them"
+        )
+    nnx.replace_by_pure_dict(params, filled)
+    return nnx.merge(graphdef, params)
+
+
+def _folder(name: str) -> Path:
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
+    except Exception as error:
+        raise UserError(
+            f"config.autoencoder.name: {name!r} is no folder and could not be fetched from the hub "
+            f"({type(error).__name__}): put its {CONFIG_FILE} and {WEIGHTS_FILE} in a folder and name that"
+        ) from error
+
+
+def _read_config(path: Path) -> AutoencoderKLConfig:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    for field, supported in SUPPORTED.items():
+        values = found.get(field)
+        for value in values if isinstance(values, list) else [values]:
+            if field in found and value not in supported:
+                raise UserError(f"{path}: {field} = {value!r} is not supported")
+    known = {field.name for field in dataclasses.fields(AutoencoderKLConfig)}
+    values = {name: value for name, value in found.items() if name in known}
+    if not isinstance(values.get("block_out_channels"), list):
+        raise UserError(f"{path}: block_out_channels must be a list of widths")
+    values["block_out_channels"] = tuple(values["block_out_channels"])
+    return AutoencoderKLConfig(**values)
+
+
+def _read_weights(path: Path) -> dict[str, np.ndarray]:
+    try:
+        weights = safetensors.numpy.load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    return {_new_name(name): value for name, value in weights.items()}
+
+
+def _new_name(name: str) -> str:
+    *path, layer, kind = name.split(".")
+    if "attentions" in path:
+        layer = OLD_NAMES.get(layer, layer)
+    return ".".join([*path, layer, kind])
+
+
+def _parameter(weights: dict, path: tuple, wanted: Any, folder: Path) -> np.ndarray:
+    """The weight of a parameter's path, taken out of `weights`, in the layout of Flax."""
+    *names, kind = (str(key.key) for key in path)
+    name = ".".join([*names, {"bias": "bias"}.get(kind, "weight")])
+    if name not in weights:
+        raise UserError(f"{folder / WEIGHTS_FILE} has no {name}")
+    value = weights.pop(name).astype(np.float32)
+    if kind == "kernel" and len(wanted.shape) == 2:
+        value = value.reshape(value.shape[:2]).T  # old attention has 1x1 convolutions
+    elif kind == "kernel":
+        value = np.transpose(value, (2, 3, 1, 0))
+    if value.shape != wanted.shape:
+        raise UserError(
+            f"{folder / WEIGHTS_FILE}: {name} has shape {value.shape}, wanted {wanted.shape}"
+        )
+    return value
