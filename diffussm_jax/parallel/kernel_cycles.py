@@ -51,7 +51,7 @@ def _bundles(folder: Path, kernel: str) -> int:
 
 
 def main() -> None:
-    """Compile both kernels and print the steps of their grid."""
+    """Compile both kernels and write the steps of their grid to stdout."""
     import jax
     import jax.numpy as jnp
 
@@ -78,7 +78,7 @@ def main() -> None:
         return y, vjp(y)
 
     tpu_compiler.compile_for(device, both, u, poles, poles, skip)
-    print(-(-args.d // tiling.channels))
+    sys.stdout.write(f"{-(-args.d // tiling.channels)}\n")
 
 
 if __name__ == "__main__":

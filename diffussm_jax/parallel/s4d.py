@@ -28,10 +28,11 @@ def shard_s4d(
     Values and gradients are those of the whole. The axes must divide the batch and the sequence
     (ValueError from `jax.shard_map` otherwise).
     """
-    split, of_state = (
-        PartitionSpec(batch_axis, sequence_axis),
-        PartitionSpec(None, batch_axis),
-    )
+    split = PartitionSpec(batch_axis, sequence_axis)
+    of_state = PartitionSpec(None, batch_axis)
+    run: Operator = s4d
+    if sequence_axis is not None:
+        run = functools.partial(_part_of_a_sequence, axis=sequence_axis)
 
     def apply(
         u: Tokens,
@@ -44,9 +45,6 @@ def shard_s4d(
         return_state: bool = False,
     ):
         def part(u, poles, gains, skip, initial_state):
-            run: Operator = s4d
-            if sequence_axis is not None:
-                run = functools.partial(_part_of_a_sequence, axis=sequence_axis)
             return run(
                 u,
                 poles,
