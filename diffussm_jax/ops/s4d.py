@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Float32
 from diffussm_jax.ops import pairs
 from diffussm_jax.ops.chunked import chunked
 from diffussm_jax.ops.fft import fft
-from diffussm_jax.ops.pallas_tpu import Tiling, pallas_tpu, tiling_for
+from diffussm_jax.ops.pallas_tpu import Tiling, pallas_tpu, refusal, tiling_for
 from diffussm_jax.ops.recurrence import associative_scan, scan
 from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
 
@@ -76,7 +76,7 @@ def s4d(
     _validate(u, poles, gains, skip, direction, initial_state, implementation)
     reverse = DIRECTIONS[direction]
     if implementation is None:
-        choice = choose(jax.default_backend(), length=u.shape[1])
+        choice = choose(jax.default_backend(), u, poles)
     elif isinstance(implementation, Choice):
         choice = implementation
     else:
@@ -102,13 +102,16 @@ def s4d(
     return (y, state) if return_state else y  # type: ignore[return-value]  # state is there if asked for
 
 
-def choose(backend: str, *, length: int) -> Choice:
-    """The fastest implementation by measurement (docs/benchmarks.md).
+def choose(backend: str, u, poles) -> Choice:
+    """The fastest implementation that runs these shapes, by measurement (docs/benchmarks.md).
 
+    `u` and `poles` may be anything that has the shapes and dtypes of `s4d`'s.
     A sequence shorter than a chunk of the TPU kernel would be padded to one; "chunked" needs no padding.
     """
-    if backend == "tpu" and length >= Tiling().chunk_size:
-        return Choice("pallas_tpu")
+    if backend == "tpu" and u.shape[1] >= Tiling().chunk_size:
+        tiling = tiling_for(jax.devices()[0].device_kind)
+        if refusal(tiling, u, poles) is None:
+            return Choice("pallas_tpu", tiling=tiling)
     return Choice("chunked")
 
 

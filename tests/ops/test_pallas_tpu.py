@@ -55,17 +55,29 @@ def test_default_tiling_fits_every_chip():
     assert 1 < channels["TPU v4"] == channels["TPU v99"] < channels["TPU v5"]
 
 
-def test_a_sequence_that_does_not_fit_is_named():
-    u = jax.ShapeDtypeStruct((256, 65536, 4), jnp.float32)
-    parameters = jax.eval_shape(functools.partial(make_parameters, 2, 4, 8))
-    choice = Choice("pallas_tpu", tiling=Tiling())
-    with pytest.raises(ValueError, match="too long for pallas_tpu"):
-        jax.eval_shape(
-            functools.partial(s4d.__wrapped__, implementation=choice), u, *parameters
-        )
+def shapes(b, length, d, num_pairs, dtype=jnp.float32):
+    u = jax.ShapeDtypeStruct((b, length, d), dtype)
+    return u, *jax.eval_shape(functools.partial(make_parameters, 2, d, num_pairs))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (shapes(256, 65536, 4, 8), "too long for pallas_tpu"),
+        (shapes(1, 256, 4, 33), "more than the 32 pairs that pallas_tpu takes"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_never_chosen(arguments, message):
+    run = functools.partial(
+        s4d.__wrapped__, implementation=Choice("pallas_tpu", tiling=Tiling())
+    )
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(run, *arguments)
+    assert choose("tpu", *arguments[:2]) == Choice("chunked")
 
 
 def test_choice_by_backend_and_shape():
-    assert choose("cpu", length=1024) == choose("gpu", length=1024) == Choice("chunked")
-    assert choose("tpu", length=1024) == Choice("pallas_tpu")
-    assert choose("tpu", length=64) == Choice("chunked")
+    long, short = shapes(8, 1024, 4, 32)[:2], shapes(8, 64, 4, 32)[:2]
+    assert choose("cpu", *long) == choose("gpu", *long) == Choice("chunked")
+    assert choose("tpu", *long).implementation == "pallas_tpu"
+    assert choose("tpu", *short) == Choice("chunked")

@@ -5,6 +5,6 @@ and gains, `kernels` the two kernels, which are made of `tables` and `states`.
 """
 
 from diffussm_jax.ops.pallas_tpu.operator import pallas_tpu
-from diffussm_jax.ops.pallas_tpu.tiling import Tiling, tiling_for
+from diffussm_jax.ops.pallas_tpu.tiling import Tiling, refusal, tiling_for
 
-__all__ = ["Tiling", "pallas_tpu", "tiling_for"]
+__all__ = ["Tiling", "pallas_tpu", "refusal", "tiling_for"]

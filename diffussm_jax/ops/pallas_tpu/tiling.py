@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES
+from diffussm_jax.ops.pallas_tpu.block import HALF, LANES, SUBLANES
 
 MAX_CHANNELS = 16  # a grid step's; more make the program longer and no faster
 SPILLED = 100 * 1024  # floats that the compiler puts aside for a channel's tables
@@ -44,22 +44,48 @@ def tiling_for(device_kind: str) -> Tiling:
     return TILINGS.get(device_kind, TILINGS["TPU v4"])
 
 
+def refusal(tiling: Tiling, u, poles) -> str | None:
+    """Why the kernels cannot run these shapes, if they cannot."""
+    r, _, n, _ = poles.shape
+    if n > HALF // r:
+        return f"poles {poles.shape} have more than the {HALF // r} pairs that pallas_tpu takes; take 'chunked'"
+    needed = _channel_bytes(tiling, u, r)
+    if not tiling.channels and needed > tiling.vmem_bytes:
+        return (
+            f"u {u.shape} is too long for pallas_tpu: one channel of it needs {needed} bytes of VMEM, "
+            f"{tiling.vmem_bytes} are there; take implementation 'chunked' or a smaller batch"
+        )
+    return None
+
+
 def fit(tiling: Tiling, u, poles) -> Tiling:
-    """The tiling with what it leaves open filled in for these shapes."""
-    r, t, b = poles.shape[0], tiling.chunk_size, u.shape[0] + -u.shape[0] % SUBLANES
+    """The tiling with what it leaves open filled in for these shapes.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    if reason := refusal(tiling, u, poles):
+        raise ValueError(reason)
+    fitting = int(tiling.vmem_bytes / _channel_bytes(tiling, u, poles.shape[0]))
+    wanted = min(MAX_CHANNELS, u.shape[2])
+    channels = tiling.channels or 1 << (min(fitting, wanted).bit_length() - 1)
+    b = _whole(u.shape[0])
+    interleave = tiling.interleave or min(channels, max(1, MIN_ROWS // b))
+    return dataclasses.replace(tiling, channels=channels, interleave=interleave)
+
+
+def _channel_bytes(tiling: Tiling, u, r: int) -> float:
+    """VMEM of one channel in the backward kernel, with a tenth to spare."""
+    t, b = tiling.chunk_size, _whole(u.shape[0])
     rows = b * -(-u.shape[1] // t)
-    # Of the backward kernel: u, du and dy twice, since a block is read while another is used, and scratch.
+    # u, du and dy twice, since a block is read while another is used, and scratch.
     blocks = 2 * (2 + r) * rows * t * u.dtype.itemsize
     floats = 3 * rows * LANES + r * t * t + 2 * t * LANES
     floats += 256 * LANES + 8 * b * LANES  # powers, small outputs, states
     floats += SPILLED
-    fitting = int(tiling.vmem_bytes / (1.1 * (blocks + 4 * floats)))
-    if not tiling.channels and not fitting:
-        raise ValueError(
-            f"u {u.shape} is too long for pallas_tpu: one channel of it needs {blocks + 4 * floats} bytes "
-            f"of VMEM, {tiling.vmem_bytes} are there; take implementation 'chunked' or a smaller batch"
-        )
-    wanted = min(MAX_CHANNELS, u.shape[2])
-    channels = tiling.channels or 1 << (min(fitting, wanted).bit_length() - 1)
-    interleave = tiling.interleave or min(channels, max(1, MIN_ROWS // b))
-    return dataclasses.replace(tiling, channels=channels, interleave=interleave)
+    return 1.1 * (blocks + 4 * floats)
+
+
+def _whole(b: int) -> int:
+    """A batch in whole tiles."""
+    return b + -b % SUBLANES
