@@ -15,7 +15,7 @@ def get_config(category="church"):
             f"configs/lsun256.py takes church or bedroom, got {category!r}"
         )
     config = common.get_config()
-    config.data.name = f"lsun/{category}"
+    config.data.name = "lsun/church_outdoor" if category == "church" else "lsun/bedroom"
     config.data.space = "latents"
     config.data.image_size = 256
     config.data.channels = 3

@@ -56,25 +56,32 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    name: str = "digits"  # a TFDS data set
+    # A TFDS data set, `lsun/<category>`, or `folder:<path>`, whose sub-folders are the classes.
+    name: str = "digits"
     space: Literal["pixels", "latents"] = "pixels"
-    image_size: int = 8
+    image_size: int = 8  # side of the centre crop
     channels: int = 1  # of the image; latents take theirs from the autoencoder
     num_classes: int = 10  # 0 trains without labels
-    split: str = "train"
+    split: str = "train"  # or a slice, as train[1%:]
     eval_split: str | None = "test"  # held out for the evaluation loss
-    data_dir: str | None = (
-        None  # where TFDS keeps prepared data; None is TFDS's own default
-    )
+    data_dir: str | None = None  # of prepared data sets; None is TFDS's own default
+    latents_dir: str | None = None  # of cached latents; None is `latents` in data_dir
+    shard_size: int = 1000  # images per file of cached latents
     flip: bool = True  # random horizontal flips
-    num_threads: int = 4  # readers of records
+    on_error: Literal["fail", "skip"] = "fail"  # skip allows 1 % of bad records
+    workers: int = 4  # threads that read and decode
+    in_memory: bool = False  # keep all records in memory, on every host
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
+    # A folder with config.json and safetensors in the layout of diffusers, or a hub id.
     name: str = "stabilityai/sd-vae-ft-ema"
     factor: int = 8  # pixels per latent position and side
     channels: int = 4
+    scale: float = 0.18215  # multiplies latents, to unit variance
+    dtype: Literal["bfloat16", "float32"] = "float32"  # of its activations
+    batch_size: int = 16  # images per call and device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +105,7 @@ class TrainingConfig:
     log_every: int = 100
     eval_every: int = 5_000  # steps between losses on the held-out split
     eval_batches: int = 8
-    sample_every: int = 10_000  # steps between sample grids
+    sample_every: int | None = 10_000  # steps between sample grids; None draws none
     on_nonfinite: Literal["stop", "skip"] = "stop"  # skip drops the update of that step
 
 
@@ -175,6 +182,10 @@ def _validate(config: Config) -> None:
         raise ConfigError(
             f"config.model.patch_size must divide the grid's side {height}, got {model.patch_size}"
         )
+    if data.space == "pixels" and data.channels not in (1, 3):
+        raise ConfigError(
+            f"config.data.channels must be 1 (grey) or 3 (RGB), got {data.channels}"
+        )
     num_tokens = height * width // model.patch_size**2
     if num_tokens % model.m or 2 * model.width % model.m:
         raise ConfigError(
@@ -213,7 +224,7 @@ def _validate(config: Config) -> None:
 _MAY_BE_ZERO = {
     "seed",
     "data.num_classes",
-    "data.num_threads",
+    "data.workers",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
     "optimizer.ssm_lr_multiplier",

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.autoencoding import Autoencoder
 from diffussm_jax.config import Config, SampleConfig, from_dict, grid_shape
 from diffussm_jax.data.transforms import to_uint8
 from diffussm_jax.diffusion.gaussian import make_diffusion
@@ -31,8 +32,27 @@ logger = logging.getLogger(__name__)
 
 _GAP_COLOUR = 128  # neither the paper nor the ink of a digit
 
+Decoder = Callable[[jax.Array], jax.Array]
 ImageArray = UInt8[np.ndarray, "b h w c"]
 LabelArray = Int[np.ndarray, "b"]
+
+
+def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
+    """The function from what the model denoises to images: the autoencoder's, or none for pixels.
+
+    Raises:
+        UserError: the autoencoder is missing, or not the one of the run's latents.
+    """
+    if config.data.space == "pixels":
+        return lambda pixels: pixels
+    autoencoder = Autoencoder(config, mesh)
+    encoded_by = workdir_lib.read_data_facts(workdir).get("autoencoder.sha256")
+    if encoded_by not in (None, autoencoder.sha256):
+        raise UserError(
+            f"config.autoencoder.name: the weights of {config.autoencoder.name!r} are not those that the latents "
+            f"of {workdir} were encoded with (sha256 {encoded_by[:12]}, now {autoencoder.sha256[:12]})"
+        )
+    return autoencoder.decode
 
 
 class Generator:
@@ -42,8 +62,15 @@ class Generator:
     the devices.
     """
 
-    def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: Mesh):
+    def __init__(
+        self,
+        config: Config,
+        graphdef: nnx.GraphDef,
+        mesh: Mesh,
+        decode: Decoder,
+    ):
         self._config, self._graphdef, self._mesh = config, graphdef, mesh
+        self._decode = decode
 
     def draw(
         self, params: dict, options: SampleConfig
@@ -63,9 +90,8 @@ class Generator:
             # A last batch that is not full is drawn in full, so that it needs no second compilation.
             indices = np.arange(start, start + batch_size, dtype=np.int32)
             asked = None if labels is None else labels[indices % options.num]
-            images.append(
-                to_uint8(np.asarray(run(params, options.seed, indices, asked)))
-            )
+            x_0 = run(params, options.seed, indices, asked)
+            images.append(to_uint8(np.asarray(self._decode(x_0))))
         return np.concatenate(images)[: options.num], labels
 
     def _labels(self, options: SampleConfig) -> LabelArray | None:
@@ -113,11 +139,12 @@ class TrainedModel:
         step: of its checkpoint.
     """
 
-    def __init__(self, config: Config, params: dict, step: int):
+    def __init__(self, config: Config, params: dict, step: int, workdir: Path):
         self.config, self.params, self.step = config, params, step
         mesh = make_mesh()
         graphdef, _ = abstract_model(config, mesh)
-        self._generator = Generator(config, graphdef, mesh)
+        decode = make_decoder(config, workdir, mesh)
+        self._generator = Generator(config, graphdef, mesh, decode)
 
     def draw(self, options: SampleConfig) -> tuple[ImageArray, LabelArray | None]:
         """The images that a sample section asks for, and their labels (None without classes)."""
@@ -157,7 +184,8 @@ def load(
         raise UserError(
             f"{workdir} has no checkpoint yet: train first, or lower checkpoint.every"
         )
-    return TrainedModel(config, state.ema if ema else state.params, int(state.step))
+    params = state.ema if ema else state.params
+    return TrainedModel(config, params, int(state.step), workdir)
 
 
 def sample(config: Config, workdir: Path) -> None:

@@ -15,13 +15,13 @@ from diffussm_jax.config import Config, from_dict
 from diffussm_jax.config_parsing import check_field
 from diffussm_jax.errors import UserError
 
-MODES = ("train", "sample")
+MODES = ("train", "sample", "encode")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, as configs/digits.py."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: checkpoints, metrics, samples."
+    "workdir", None, "Folder of the run (not for encode): checkpoints, samples."
 )
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 
@@ -30,15 +30,27 @@ def main(argv: list[str]) -> None:
     _start_logging()
     try:
         config, workdir = _read_run(argv)
-        if _MODE.value == "train":
-            from diffussm_jax.training.loop import train as run
-        else:
-            from diffussm_jax.generate import sample as run
-        run(config, workdir)
+        _run(config, workdir)
     except UserError as error:
         _exit(2, error)
     except FloatingPointError as error:
         _exit(1, error)
+
+
+def _run(config: Config, workdir: Path) -> None:
+    """The mode's module is imported alone: none needs another's libraries."""
+    if _MODE.value == "train":
+        from diffussm_jax.training.loop import train
+
+        train(config, workdir)
+    elif _MODE.value == "sample":
+        from diffussm_jax.generate import sample
+
+        sample(config, workdir)
+    else:
+        from diffussm_jax.encode import encode
+
+        encode(config)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -64,7 +76,7 @@ def _read_run(argv: list[str]) -> tuple[Config, Path]:
         raise UserError(
             "--config is missing: give a file, as --config=configs/digits.py"
         )
-    if not _WORKDIR.value:
+    if not _WORKDIR.value and _MODE.value != "encode":
         raise UserError(
             "--workdir is missing: give the folder of the run, as --workdir=runs/digits"
         )
@@ -72,7 +84,7 @@ def _read_run(argv: list[str]) -> tuple[Config, Path]:
         values = _CONFIG.value.to_dict()
     except OSError as error:  # a config file that cannot be read speaks up only here
         raise UserError(f"--config: {_one_line(error)}") from error
-    return from_dict(values), Path(_WORKDIR.value).expanduser()
+    return from_dict(values), Path(_WORKDIR.value or "").expanduser()
 
 
 def _one_line(error: Exception) -> str:
@@ -84,6 +96,7 @@ def _one_line(error: Exception) -> str:
 def _start_logging() -> None:
     """Show the package's own log on stderr; libraries speak up from warnings on unless --verbosity says more."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # on, it announces itself
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("diffussm_jax")

@@ -1,6 +1,7 @@
 """Published autoencoder weights: a folder or a hub id in the layout of `diffusers`, `config.json` beside safetensors."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -36,13 +37,13 @@ SUPPORTED: dict[str, set] = {
 }
 
 
-def load_autoencoder(name: str, *, dtype: str = "float32") -> AutoencoderKL:
-    """The autoencoder of a folder, or of a hub id such as `stabilityai/sd-vae-ft-ema`.
+def load_autoencoder(folder: str | Path, *, dtype: str = "float32") -> AutoencoderKL:
+    """The autoencoder in a folder, as `find_autoencoder` gives it.
 
     Raises:
         UserError: files are missing or of another architecture.
     """
-    folder = _folder(name)
+    folder = Path(folder)
     config = _read_config(folder / CONFIG_FILE)
     model = jax.eval_shape(lambda: AutoencoderKL(config, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
@@ -58,7 +59,39 @@ def load_autoencoder(name: str, *, dtype: str = "float32") -> AutoencoderKL:
     return nnx.merge(graphdef, params)
 
 
-def _folder(name: str) -> Path:
+def save_autoencoder(model: AutoencoderKL, folder: str | Path) -> None:
+    """Write an autoencoder in the layout that `load_autoencoder` reads."""
+    weights = {}
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        *names, kind = (str(key.key) for key in path)
+        array = np.asarray(value)
+        if array.ndim > 1:
+            array = np.moveaxis(array, (-1, -2), (0, 1))  # out, in, then the window
+        name = ".".join([*names, "bias" if kind == "bias" else "weight"])
+        weights[name] = np.ascontiguousarray(array)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dataclasses.asdict(model.config) | {"act_fn": "silu"}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    safetensors.numpy.save_file(weights, folder / WEIGHTS_FILE)
+
+
+def weights_sha256(folder: Path) -> str:
+    """What tells one set of weights from another."""
+    try:
+        with (folder / WEIGHTS_FILE).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
+
+
+def find_autoencoder(name: str) -> Path:
+    """The folder of an autoencoder: itself, or a download of a hub id such as `stabilityai/sd-vae-ft-ema`.
+
+    Raises:
+        UserError: it is neither.
+    """
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     try:

@@ -1,6 +1,7 @@
 """A work directory: everything about one run.
 
 config.json             the resolved config, written before the first step
+data.json               the names of the classes, and what the data was made of
 checkpoints/<step>/     Orbax
 metrics.jsonl           one line per log event; TensorBoard events beside it
 samples/                grids of the training run and what --mode=sample draws
@@ -11,12 +12,14 @@ import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from diffussm_jax import config as config_lib
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
+DATA_FILE = "data.json"
 
 
 def begin(workdir: Path, config: Config) -> None:
@@ -54,6 +57,29 @@ def read_config(workdir: Path) -> Config:
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, UserError) as error:
         raise UserError(f"{path} is damaged or of another version: {error}") from error
+
+
+def write_data_facts(workdir: Path, facts: dict[str, Any]) -> None:
+    """Keep what a source says of itself beside the run that learns from it."""
+    write_atomically(workdir / DATA_FILE, json.dumps(facts, indent=1) + "\n")
+
+
+def read_data_facts(workdir: Path) -> dict[str, Any]:
+    """What `write_data_facts` kept; nothing where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = workdir / DATA_FILE
+    try:
+        facts = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}; remove it") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} is damaged: it holds {facts!r}; remove it")
+    return facts
 
 
 def require_same_model(workdir: Path, config: Config) -> None:

@@ -21,11 +21,11 @@ TINY_MODEL = {"depth": 2, "width": 16, "state_size": 8, "dtype": "float32"}
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> str:
     """A TFDS folder with the digits prepared, shared by all workers."""
-    from diffussm_jax.data.sources import open_source
+    from diffussm_jax.data.sources import open_images
 
     folder = tmp_path_factory.getbasetemp().parent / "tfds"
     with FileLock(f"{folder}.lock"):
-        open_source(from_dict({"data": {"data_dir": str(folder)}}), "train")
+        open_images(from_dict({"data": {"data_dir": str(folder)}}), "train")
     return str(folder)
 
 

@@ -1,18 +1,23 @@
 """Reading published autoencoders: what is right loads, what is wrong is named. Values: tests/parity."""
 
-import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 from flax import nnx
 
 from diffussm_jax.errors import UserError
 from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from diffussm_jax.pretrained import CONFIG_FILE, WEIGHTS_FILE, load_autoencoder
+from diffussm_jax.pretrained import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    find_autoencoder,
+    load_autoencoder,
+    save_autoencoder,
+)
+from examples.photos import random_autoencoder
 
 CONFIG = AutoencoderKLConfig(
     block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
@@ -21,33 +26,18 @@ CONFIG = AutoencoderKLConfig(
 
 @pytest.fixture(scope="module")
 def model():
-    return AutoencoderKL(CONFIG, rngs=nnx.Rngs(0))
+    return random_autoencoder(CONFIG)
 
 
 @pytest.fixture
 def folder(model, tmp_path):
-    """The model in the published layout."""
-    weights = {}
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    for path, value in jax.tree_util.tree_leaves_with_path(params):
-        *names, kind = (str(key.key) for key in path)
-        value = np.asarray(value)
-        if value.ndim > 1:
-            value = np.moveaxis(value, (-1, -2), (0, 1))  # out, in, then the window
-        kind = "bias" if kind == "bias" else "weight"
-        weights[".".join([*names, kind])] = np.ascontiguousarray(value)
-    write(tmp_path, weights)
+    save_autoencoder(model, tmp_path)
     return tmp_path
 
 
-def write(folder, weights, **changes):
-    config = dataclasses.asdict(CONFIG) | {"act_fn": "silu"} | changes
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
-    safetensors.numpy.save_file(weights, folder / WEIGHTS_FILE)
-
-
 def test_what_is_written_is_read(model, folder):
-    loaded = load_autoencoder(str(folder))
+    assert find_autoencoder(str(folder)) == folder
+    loaded = load_autoencoder(folder)
     assert loaded.config == CONFIG
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -124,4 +114,4 @@ def test_without_a_network_the_files_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(UserError, match=f"put its {CONFIG_FILE} and {WEIGHTS_FILE}"):
-        load_autoencoder("no/such-autoencoder")
+        find_autoencoder("no/such-autoencoder")

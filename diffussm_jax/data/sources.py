@@ -1,77 +1,191 @@
-"""Data sets as random-access sources of records, through TFDS."""
+"""Data sets as random-access sources of examples: images through TFDS, or cached latents."""
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import tensorflow_datasets as tfds
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, DataConfig
+from diffussm_jax.data import transforms
 from diffussm_jax.data.datasets.digits import digits_dataset_builder
+from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
+from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
+from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.errors import UserError
 
-Source = Sequence[dict]
+Example = dict[str, np.ndarray]
 
 logger = logging.getLogger(__name__)
 
-# Builders inside the package, prepared on first use: they download nothing.
-PACKAGED = {"digits": digits_dataset_builder.Builder}
+FOLDER = "folder:"
+ARRAY_RECORD = "array_record"
 
 
-def open_source(config: Config, split: str) -> Source:
-    """A source of `{"image": uint8 [h, w, c], "label": int}` records; reading needs no TensorFlow.
+@runtime_checkable
+class Source(Protocol):
+    """Random access to examples.
+
+    Attributes:
+        facts: what the work directory keeps of it: `class_names`, None without labels, and its origin.
+    """
+
+    facts: dict[str, Any]
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, *, mirrored: bool) -> Example:
+        """The arrays of one example, by name.
+
+        Raises:
+            BadRecordError: it cannot be used.
+        """
+        ...
+
+
+class ImageSource:
+    """Images of a prepared TFDS data set, cropped to a square.
+
+    Examples have `image`, uint8 [h, w, c], and `label`, int32: the class, 0 where the model has none.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict],
+        config: DataConfig,
+        *,
+        facts: dict[str, Any],
+    ):
+        self.facts = facts
+        self._records, self._config = records, config
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def example(self, index: int, *, mirrored: bool = False) -> Example:
+        record: dict = {}
+        try:
+            record = self._records[index]
+            image = transforms.decode_image(
+                record["image"], channels=self._config.channels
+            )
+            pixels = transforms.centre_crop(image, self._config.image_size)
+        # Pillow's decoders and the record reader raise anything at all for damaged bytes.
+        except Exception as error:
+            raise BadRecordError(f"{self._name(index, record)}: {error}") from error
+        label = int(record["label"]) if self._config.num_classes else 0
+        if self._config.num_classes and not 0 <= label < self._config.num_classes:
+            raise BadRecordError(
+                f"{self._name(index, record)}: label {label} is not below data.num_classes = "
+                f"{self._config.num_classes}"
+            )
+        return {
+            "image": pixels[:, ::-1] if mirrored else pixels,
+            "label": np.asarray(label, np.int32),
+        }
+
+    def _name(self, index: int, record: dict) -> str:
+        file = record.get("file_name", b"")
+        where = f"record {index} of {self._config.name}"
+        return f"{where} ({file.decode()})" if file else where
+
+
+def open_images(config: Config, split: str) -> ImageSource:
+    """The images of a data set's split, whatever the space that the model trains in; reading needs no TensorFlow.
 
     Raises:
         UserError: the data set or split does not exist, is not prepared, or does not fit the config.
     """
-    if config.data.space == "latents":
-        raise UserError(_missing_latents(config))
-    builder = _builder(config)
-    if split not in builder.info.splits:
+    builder = _builder(config.data)
+    try:
+        num_images = builder.info.splits[split].num_examples
+    except (KeyError, ValueError) as error:
         known = ", ".join(builder.info.splits)
         raise UserError(
-            f"data set {config.data.name!r} has no split {split!r}; it has {known}"
+            f"data set {config.data.name!r} has no split {split!r}; it has {known} and their slices, as "
+            "train[:99%]"
+        ) from error
+    if not num_images:
+        raise UserError(
+            f"split {split!r} of data set {config.data.name!r} has no images"
         )
-    _check_image_shape(config, builder)
-    return builder.as_data_source(split=split)
+    records = builder.as_data_source(
+        split=split, decoders={"image": tfds.decode.SkipDecoding()}
+    )
+    if config.data.in_memory and config.data.space == "pixels":
+        logger.info("reading %d records of %s into memory", num_images, builder.name)
+        records = list(records)
+    facts = {
+        "source": f"{builder.info.full_name}, {num_images} images",
+        "class_names": _class_names(config.data, builder),
+    }
+    return ImageSource(records, config.data, facts=facts)
 
 
-def _builder(config: Config) -> tfds.core.DatasetBuilder:
-    name, data_dir = config.data.name, config.data.data_dir
-    if name in PACKAGED:
-        builder = PACKAGED[name](data_dir=data_dir, file_format="array_record")
-        if not builder.is_prepared():
-            logger.info("preparing data set %s in %s (once)", name, builder.data_dir)
-            tfds.disable_progress_bar()
-            builder.download_and_prepare()
-        return builder
+def _builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    """A builder whose data is prepared. What the project packages is prepared on first use: it downloads nothing."""
+    name, _, category = config.name.partition("/")
+    options = {"data_dir": config.data_dir, "file_format": ARRAY_RECORD}
+    if config.name.startswith(FOLDER):
+        folder = Path(config.name.removeprefix(FOLDER)).expanduser()
+        builder = image_folder_dataset_builder.Builder(
+            folder, allow_empty_classes=config.on_error == "skip", **options
+        )
+    elif name == "lsun":
+        builder = lsun_dataset_builder.open_builder(category, **options)
+    elif name == "digits":
+        builder = digits_dataset_builder.Builder(**options)
+    else:
+        return _tfds_builder(config)
+    if not builder.is_prepared():
+        logger.info("preparing %s in %s (once)", config.name, builder.data_dir)
+        tfds.disable_progress_bar()
+        builder.download_and_prepare()
+    return builder
+
+
+def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    name, data_dir = config.name, config.data_dir
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
         raise UserError(f"config.data.name: TFDS has no data set {name!r}") from error
-    is_array_record = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
-    if not builder.is_prepared() or not is_array_record:
+    where = f", data_dir={data_dir!r}" if data_dir else ""
+    if not builder.is_prepared():
         raise UserError(
-            f"data set {name!r} is not prepared as array_record under {builder.data_dir}: run "
-            f"`tfds build {name} --file_format=array_record"
-            + (f" --data_dir={data_dir}`" if data_dir else "`")
+            f'data set {name!r} is not prepared under {builder.data_dir}: run python -c "import '
+            f"tensorflow_datasets as tfds; tfds.builder({name!r}, file_format='{ARRAY_RECORD}'{where})"
+            '.download_and_prepare()"'
+        )
+    formats = builder.info.available_file_formats()
+    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
+        found = ", ".join(sorted(f.value for f in formats))
+        folder = Path(builder.data_dir).parents[len(name.split("/")) - 1]
+        raise UserError(
+            f"data set {name!r} is prepared as {found}, which has no random access: pip install apache-beam "
+            f"mlcroissant && tfds convert_format --dataset_dir={folder} --out_file_format={ARRAY_RECORD} "
+            f"--out_dir=NEW/{folder.name}, then --config.data.data_dir=NEW"
         )
     return builder
 
 
-def _check_image_shape(config: Config, builder: tfds.core.DatasetBuilder) -> None:
-    side, channels = config.data.image_size, config.data.channels
-    shape = builder.info.features["image"].shape
-    if shape != (side, side, channels):
+def _class_names(
+    config: DataConfig, builder: tfds.core.DatasetBuilder
+) -> list[str] | None:
+    features = builder.info.features
+    names = list(features["label"].names) if "label" in features else None
+    check_num_classes(config, names)
+    return names
+
+
+def check_num_classes(config: DataConfig, class_names: Sequence[str] | None) -> None:
+    """Raise UserError unless the config has as many classes as the data set, or none."""
+    num_classes = len(class_names or ())
+    if config.num_classes not in (0, num_classes):
         raise UserError(
-            f"data set {config.data.name!r} holds images of shape {shape}, but config.data.image_size "
-            f"and config.data.channels say {(side, side, channels)}"
+            f"data set {config.name!r} has {num_classes} classes, but config.data.num_classes = "
+            f"{config.num_classes}: set --config.data.num_classes={num_classes}"
+            + (", or 0 to train without labels" if num_classes else "")
         )
-
-
-def _missing_latents(config: Config) -> str:
-    side = config.data.image_size
-    return (
-        f"{config.data.name!r} at {side} x {side} trains on cached latents of {config.autoencoder.name}, "
-        "which this version cannot make yet (--mode=encode is planned); "
-        "run configs/digits.py, or configs/cifar10.py after `tfds build cifar10 --file_format=array_record`"
-    )

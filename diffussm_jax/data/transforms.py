@@ -1,21 +1,73 @@
-"""What happens to one record between storage and the batch."""
+"""What happens to one image between storage and the batch: decode, crop as ADM does, mirror."""
+
+import io
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image, ImageOps
+
+PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
+MAX_ASPECT = 16  # of a picture that is resized whole
 
 
-def to_model_range(image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "h w c"]:
-    """0 .. 255 to [-1, 1]."""
-    return image.astype(np.float32) / 127.5 - 1
+def decode_image(data: bytes, *, channels: int) -> Image.Image:
+    """An encoded image of any mode as 8-bit grey (1 channel) or RGB (3).
+
+    It is turned upright as its EXIF tag says, transparent parts become white, and 16 bits become 8 by
+    scaling (Pillow alone would clip them).
+
+    Raises:
+        ValueError, OSError and what else Pillow raises: `data` is empty, truncated or no image.
+    """
+    if not data:
+        raise ValueError("the file is empty")
+    image: Image.Image = Image.open(io.BytesIO(data))
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        values = np.clip(np.asarray(image) / 257, 0, 255)
+        image = Image.fromarray(np.round(values).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floats, whose range nobody knows")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert(PILLOW_MODES[channels])
+
+
+def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "h w c"]:
+    """ADM's crop (`center_crop_arr`): halve with a box filter while twice too large, then bicubic, then the centre."""
+    image = _cut_strip(image)
+    while min(image.size) >= 2 * size:
+        half = image.width // 2, image.height // 2
+        image = image.resize(half, Image.Resampling.BOX)
+    scale = size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    cropped = image.crop((left, top, left + size, top + size))
+    return np.asarray(cropped).reshape(size, size, -1)
+
+
+def _cut_strip(image: Image.Image) -> Image.Image:
+    """Without its far ends, if it is very long: at full length 1 x 30,000 pixels would grow to gigabytes."""
+    short = min(image.size)
+    excess = [max(0, side - MAX_ASPECT * short) // 2 for side in image.size]
+    if not any(excess):
+        return image
+    left, top = excess
+    return image.crop((left, top, image.width - left, image.height - top))
+
+
+def mirrored(seed: int, *, start: int, num: int) -> Bool[np.ndarray, " b"]:
+    """Which examples `start` .. `start + num` of the stream are mirrored: a function of (seed, position) alone."""
+    words_per_position = 4  # Philox counts in blocks of four words
+    bits = np.random.Philox(key=seed)
+    bits.advance(start)
+    words = bits.random_raw(words_per_position * num)
+    return words[::words_per_position] % 2 == 1
 
 
 def to_uint8(images: Float32[np.ndarray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c"]:
-    """[-1, 1] to 0 .. 255, rounded to the nearest and clipped: the inverse of `to_model_range`."""
+    """[-1, 1] to 0 .. 255, rounded to the nearest and clipped: the inverse of what the train step does."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
-
-
-def random_flip(
-    image: Float32[np.ndarray, "h w c"], rng: np.random.Generator
-) -> Float32[np.ndarray, "h w c"]:
-    """Mirror left and right with probability 1/2."""
-    return image[:, ::-1] if rng.random() < 0.5 else image

@@ -1,6 +1,7 @@
 """The device mesh and where arrays live on it: data parallel, parameters replicated."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -32,6 +33,18 @@ def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array
         name: jax.make_array_from_process_local_data(sharding, part)
         for name, part in batch.items()
     }
+
+
+def prefetch(
+    mesh: Mesh, batches: Iterable[dict[str, np.ndarray]], *, size: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the devices, `size` of them at a time, so that the next one arrives while a step runs."""
+    ready: deque[dict[str, jax.Array]] = deque()
+    for batch in batches:
+        ready.append(shard_batch(mesh, batch))
+        if len(ready) == size:
+            yield ready.popleft()
+    yield from ready
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -10,13 +10,13 @@ from clu.parameter_overview import get_parameter_overview
 
 from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import Config
-from diffussm_jax.data.pipeline import eval_batches, train_batches
-from diffussm_jax.data.sources import open_source
+from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
 from diffussm_jax.diffusion.gaussian import make_diffusion
-from diffussm_jax.generate import Generator, save_grid
+from diffussm_jax.generate import Generator, make_decoder, save_grid
 from diffussm_jax.parallel.mesh import (
     check_batch_size,
     make_mesh,
+    prefetch,
     replicated,
     shard_batch,
     split_over_batch,
@@ -49,7 +49,8 @@ def train(config: Config, workdir: Path) -> None:
     graphdef, params = abstract_model(config, mesh)
     optimizer = make_optimizer(config.optimizer)
     train_step, evaluate = _compile_steps(config, graphdef, optimizer, mesh)
-    generator = Generator(config, graphdef, mesh)
+    workdir_lib.write_data_facts(workdir, source.facts)
+    generator = _generator(config, workdir, graphdef, mesh)
 
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
         state, step = _first_state(config, checkpoints, optimizer, mesh)
@@ -57,16 +58,20 @@ def train(config: Config, workdir: Path) -> None:
             logger.info("%s is done: step %d of %d", workdir, step, num_steps)
             return
         logger.info("\n%s", get_parameter_overview(params, include_stats=False))
-        batches = train_batches(config, source, start_step=step, **_process())
+        batches = prefetch(
+            mesh, train_batches(config, source, start_step=step, **_process())
+        )
         with TrainingLog(config, workdir, start_step=step) as log:
             while step < num_steps:
-                state, metrics = train_step(state, shard_batch(mesh, next(batches)))
+                with log.waiting():
+                    batch = next(batches)
+                state, metrics = train_step(state, batch)
                 step += 1
                 log.record(metrics)
                 if _is_due(step, config.training.eval_every, num_steps):
                     with log.pause():
                         log.write(evaluate(state))
-                if _is_due(step, config.training.sample_every, num_steps):
+                if generator and _is_due(step, config.training.sample_every, num_steps):
                     with log.pause():
                         images, labels = generator.draw(state.ema, config.sample)
                         path = workdir / "samples" / f"step_{step:07d}.png"
@@ -130,9 +135,16 @@ def _eval_batches(config: Config) -> Sequence[dict[str, np.ndarray]]:
     return eval_batches(config, source, **_process())
 
 
-def _is_due(step: int, every: int, num_steps: int) -> bool:
+def _generator(config: Config, workdir: Path, graphdef, mesh) -> Generator | None:
+    """What draws the sample grids, with the autoencoder where it takes one; None where no grids are asked for."""
+    if config.training.sample_every is None:
+        return None
+    return Generator(config, graphdef, mesh, make_decoder(config, workdir, mesh))
+
+
+def _is_due(step: int, every: int | None, num_steps: int) -> bool:
     """Every `every` steps, and after the last one."""
-    return step % every == 0 or step == num_steps
+    return every is not None and (step % every == 0 or step == num_steps)
 
 
 def _process() -> dict[str, int]:

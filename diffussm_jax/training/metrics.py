@@ -57,7 +57,8 @@ class TrainingLog:
     def __init__(self, config: Config, workdir: Path, *, start_step: int):
         self._config, self._step = config, start_step
         self._pending: list[dict[str, jax.Array]] = []
-        self._paused, self._since, self._num_timed = 0.0, 0.0, 0
+        self._paused, self._waited = _Stopwatch(), _Stopwatch()
+        self._since, self._num_timed = 0.0, 0
         num_steps = config.training.num_steps
         self._bar = tqdm(
             total=num_steps, initial=start_step, disable=not sys.stderr.isatty()
@@ -83,7 +84,7 @@ class TrainingLog:
             self._num_timed += 1
         else:  # the first step of a process is its compilation
             jax.block_until_ready(metrics)
-            self._since = time.perf_counter()
+            self._restart()
         self._step += 1
         self._pending.append(metrics)
         self._bar.update()
@@ -110,24 +111,34 @@ class TrainingLog:
             for name in steps[0]
             if finite
         }
-        now = time.perf_counter()
-        elapsed = now - self._since - self._paused
+        elapsed = time.perf_counter() - self._since - self._paused.seconds
         if self._num_timed:
+            means["input_wait"] = self._waited.seconds / elapsed
             rate = self._num_timed / elapsed
             means["images_per_second"] = rate * self._config.training.batch_size
             self._say(means, (self._config.training.num_steps - self._step) / rate)
         self._writer.write_scalars(self._step, means)
         self._pending = []
-        self._paused, self._since, self._num_timed = 0.0, now, 0
+        self._restart()
 
     def write(self, scalars: dict[str, float]) -> None:
-        """Write scalars of another kind at the step in hand."""
+        """Write scalars of another kind, if any, at the step in hand."""
+        if not scalars:
+            return
         self._writer.write_scalars(self._step, scalars)
         self._note(", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
-    def pause(self) -> "_Pause":
+    def pause(self) -> "_Stopwatch":
         """A context whose time does not count towards images per second."""
-        return _Pause(self)
+        return self._paused
+
+    def waiting(self) -> "_Stopwatch":
+        """A context whose time is reported as `input_wait`, the share of a step."""
+        return self._waited
+
+    def _restart(self) -> None:
+        self._paused.seconds = self._waited.seconds = 0.0
+        self._since, self._num_timed = time.perf_counter(), 0
 
     def _handle_nonfinite(self, steps: list[dict[str, np.ndarray]]) -> None:
         """Name each step and batch whose loss or gradient is not finite; raise unless they are skipped."""
@@ -154,6 +165,7 @@ class TrainingLog:
         eta = datetime.timedelta(seconds=round(seconds_left))
         loss = means.get("loss", float("nan"))  # every step of the report was skipped
         text = f"loss {loss:.4f}, {means['images_per_second']:.0f} images/s, {eta} left"
+        text += f", {means['input_wait']:.1%} of the time waiting for input"
         if self._bar.disable:
             self._note(text)
         else:
@@ -165,15 +177,17 @@ class TrainingLog:
         )
 
 
-class _Pause:
-    def __init__(self, log: TrainingLog):
-        self._log = log
+class _Stopwatch:
+    """Adds up the seconds spent inside it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
     def __enter__(self):
         self._began = time.perf_counter()
 
     def __exit__(self, *exception):
-        self._log._paused += time.perf_counter() - self._began
+        self.seconds += time.perf_counter() - self._began
 
 
 def _step_of(line: str) -> int | float:

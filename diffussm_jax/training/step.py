@@ -28,13 +28,11 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        t, eps, labels = _draw(
-            config, key, batch["label"], config.training.label_dropout
-        )
+        x_0, t, eps, labels = _draw(config, key, batch, config.training.label_dropout)
 
         def mean_losses(params: dict) -> tuple[Array, Metrics]:
             model = nnx.merge(graphdef, params)
-            losses = training_loss(diffusion, model, batch["image"], t, eps, labels)
+            losses = training_loss(diffusion, model, x_0, t, eps, labels)
             means = jax.tree.map(jnp.mean, losses)
             return means["loss"], means
 
@@ -64,27 +62,36 @@ def make_eval_step(
 
     def eval_step(params: dict, batch: Batch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        t, eps, labels = _draw(config, key, batch["label"], 0.0)
-        losses = training_loss(
-            diffusion, nnx.merge(graphdef, params), batch["image"], t, eps, labels
-        )
+        x_0, t, eps, labels = _draw(config, key, batch, 0.0)
+        model = nnx.merge(graphdef, params)
+        losses = training_loss(diffusion, model, x_0, t, eps, labels)
         return jax.tree.map(jnp.mean, losses)
 
     return eval_step
 
 
-def _draw(config: Config, key: Array, labels: Array, label_dropout: float):
-    """Steps, noise and labels of a batch, from a key for each example."""
+def _draw(config: Config, key: Array, batch: Batch, label_dropout: float):
+    """Clean images, steps, noise and labels of a batch, from a key for each example."""
     num_classes = config.data.num_classes
 
-    def draw_one(index, label):
-        t_key, eps_key, dropout_key = jax.random.split(
-            jax.random.fold_in(key, index), 3
-        )
-        t = jax.random.randint(t_key, (), 0, config.diffusion.num_steps)
-        eps = jax.random.normal(eps_key, grid_shape(config))
-        dropped = jax.random.bernoulli(dropout_key, label_dropout)
-        return t, eps, jnp.where(dropped, num_classes, label)
+    def draw_one(index, example):
+        keys = jax.random.split(jax.random.fold_in(key, index), 4)
+        t = jax.random.randint(keys[0], (), 0, config.diffusion.num_steps)
+        eps = jax.random.normal(keys[1], grid_shape(config))
+        dropped = jax.random.bernoulli(keys[2], label_dropout)
+        label = jnp.where(dropped, num_classes, example["label"])
+        return clean_example(config, keys[3], example), t, eps, label
 
-    t, eps, labels = jax.vmap(draw_one)(jnp.arange(len(labels)), labels)
-    return t, eps, labels if num_classes else None
+    indices = jnp.arange(len(batch["label"]))
+    x_0, t, eps, labels = jax.vmap(draw_one)(indices, batch)
+    return x_0, t, eps, labels if num_classes else None
+
+
+def clean_example(config: Config, key: Array, example: Batch) -> Array:
+    """x_0 of one example, float32: pixels in [-1, 1], or latents drawn from their moments and scaled."""
+    if config.data.space == "pixels":
+        return example["image"].astype(jnp.float32) / 127.5 - 1
+    mean, std = (example[name].astype(jnp.float32) for name in ("mean", "std"))
+    return config.autoencoder.scale * (
+        mean + std * jax.random.normal(key, grid_shape(config))
+    )

@@ -17,7 +17,7 @@ from diffussm_jax.training import checkpoint, loop
 from diffussm_jax.training.metrics import JsonlWriter, NonFiniteError
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state, init_state
-from diffussm_jax.training.step import make_train_step
+from diffussm_jax.training.step import clean_example, make_train_step
 from tests.conftest import merge
 
 
@@ -97,7 +97,10 @@ def test_the_state_has_one_type_from_the_first_step_on(tiny_config):
         config, graphdef, make_diffusion(config.diffusion), optimizer
     )
     before = jax.eval_shape(lambda: init_state(config, optimizer))
-    batch = {"image": jnp.zeros((16, 8, 8, 1)), "label": jnp.zeros(16, jnp.int32)}
+    batch = {
+        "image": jnp.zeros((16, 8, 8, 1), jnp.uint8),
+        "label": jnp.zeros(16, jnp.int32),
+    }
     after, _ = jax.eval_shape(step, before, batch)
     jax.tree.map(
         lambda a, b: (
@@ -119,7 +122,7 @@ def test_one_step_is_adam_on_the_gradient_and_ema_follows(tiny_config):
     state = jax.jit(lambda: init_state(config, optimizer))()
     rng = np.random.default_rng(0)
     batch = {
-        "image": jnp.asarray(rng.uniform(-1, 1, (16, 8, 8, 1)), jnp.float32),
+        "image": jnp.asarray(rng.integers(0, 256, (16, 8, 8, 1)), jnp.uint8),
         "label": jnp.asarray(rng.integers(0, 10, 16), jnp.int32),
     }
     first, metrics = step(state, batch)
@@ -159,24 +162,54 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
     assert f"examples {(bad_step - 1) * 16} .. {bad_step * 16 - 1}" in str(error.value)
 
 
-def test_an_update_that_is_not_finite_can_be_skipped(tiny_config):
-    config = merge(tiny_config, {"training": {"on_nonfinite": "skip"}})
+def latent_step(tiny_config, **training):
+    """A train step on 8 x 8 x 4 latents, and the state before it."""
+    data = {"space": "latents", "image_size": 64, "channels": 3}
+    config = merge(tiny_config, {"data": data, "training": training})
     optimizer = make_optimizer(config.optimizer)
     graphdef, _ = abstract_model(config)
     diffusion = make_diffusion(config.diffusion)
     step = jax.jit(make_train_step(config, graphdef, diffusion, optimizer))
-    state = jax.jit(lambda: init_state(config, optimizer))()
-    batch = {
-        "image": jnp.full((16, 8, 8, 1), jnp.nan),
+    return step, jax.jit(lambda: init_state(config, optimizer))()
+
+
+def latent_batch(mean, std):
+    shape = (16, 8, 8, 4)
+    return {
+        "mean": jnp.full(shape, mean, jnp.float16),
+        "std": jnp.full(shape, std, jnp.float16),
         "label": jnp.zeros(16, jnp.int32),
     }
-    after, metrics = step(state, batch)
+
+
+def test_an_update_that_is_not_finite_can_be_skipped(tiny_config):
+    step, state = latent_step(tiny_config, on_nonfinite="skip")
+    after, metrics = step(state, latent_batch(jnp.nan, 1))
     assert not np.isfinite(metrics["loss"])
     assert int(after.step) == 1
     assert_equal(
         (after.params, after.ema, after.optimizer),
         (state.params, state.ema, state.optimizer),
     )
+
+
+def test_latents_are_drawn_from_their_moments_and_scaled(tiny_config):
+    config = merge(
+        tiny_config,
+        {"data": {"space": "latents", "image_size": 512, "channels": 3}},
+    )
+    shape = (64, 64, 4)
+    example = {
+        "mean": jnp.full(shape, 3, jnp.float16),
+        "std": jnp.full(shape, 0.5, jnp.float16),
+    }
+    x_0 = clean_example(config, jax.random.key(0), example) / config.autoencoder.scale
+    error = 0.5 / np.sqrt(x_0.size)
+    assert abs(x_0.mean() - 3) < 4 * error
+    assert abs(x_0.std() - 0.5) < 4 * error
+    pixels = {"image": jnp.array([[[0], [255]]], jnp.uint8)}
+    x_0 = clean_example(merge(tiny_config, {}), jax.random.key(0), pixels)
+    np.testing.assert_array_equal(x_0, [[[-1], [1]]])
 
 
 @pytest.mark.parametrize(

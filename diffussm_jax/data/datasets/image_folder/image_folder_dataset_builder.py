@@ -1,0 +1,111 @@
+"""Any folder of images as a TFDS data set: its sub-folders are the classes, its files become records."""
+
+import hashlib
+import logging
+import re
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from diffussm_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = frozenset(
+    (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Files go into the records as they are and are decoded when read. A changed folder is another data set.
+
+    Raises:
+        UserError: the folder has no images, a class has none, or images lie beside the classes.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, folder: Path, *, allow_empty_classes: bool = False, **options):
+        self._folder = folder
+        self._files, self._classes = _list_images(folder, allow_empty_classes)
+        # Files and folders of the prepared data set begin with the name.
+        label = re.sub(r"\W+", "_", folder.resolve().name)
+        self.name = f"folder_{label}_{_fingerprint(folder, self._files)}"
+        super().__init__(**options)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features: dict = {
+            "image": tfds.features.Image(),
+            "file_name": tfds.features.Text(),
+        }
+        if self._classes:
+            features["label"] = tfds.features.ClassLabel(names=self._classes)
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="A folder of images.",
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # training shuffles
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index, file in enumerate(self._files):
+            path = file.relative_to(self._folder)
+            example = {"image": file.read_bytes(), "file_name": str(path)}
+            if self._classes:
+                example["label"] = path.parts[0]
+            yield index, example
+
+
+def _list_images(
+    folder: Path, allow_empty_classes: bool
+) -> tuple[list[Path], list[str]]:
+    """The images in the order of their names, and the classes; no classes where there are no sub-folders."""
+    if not folder.is_dir():
+        raise UserError(f"config.data.name: there is no folder {folder}")
+    beside = [file for file in folder.iterdir() if _is_image(file)]
+    classes = sorted(
+        child
+        for child in folder.iterdir()
+        if child.is_dir() and not child.name.startswith((".", "_"))
+    )
+    if beside and classes:
+        raise UserError(
+            f"config.data.name: {folder} has images ({min(beside).name}) beside sub-folders ({classes[0].name}): "
+            "put every image into a sub-folder, one for each class, or none"
+        )
+    inside = {child: sorted(filter(_is_image, child.rglob("*"))) for child in classes}
+    for child, images in inside.items():
+        if not images and not allow_empty_classes:
+            raise UserError(
+                f"config.data.name: class {child.name!r} of {folder} has no images: add some, remove the "
+                "sub-folder, or keep the class without examples with --config.data.on_error=skip"
+            )
+        if not images:
+            logger.warning("class %r of %s has no images", child.name, folder)
+    files = sorted(beside) + [image for images in inside.values() for image in images]
+    if not files:
+        raise UserError(
+            f"config.data.name: {folder} has no images ({', '.join(sorted(EXTENSIONS))})"
+        )
+    return files, [child.name for child in classes]
+
+
+def _is_image(path: Path) -> bool:
+    return (
+        path.suffix.lower() in EXTENSIONS
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
+def _fingerprint(folder: Path, files: list[Path]) -> str:
+    """A hash of the names, sizes and times of all files."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        line = f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()[:12]

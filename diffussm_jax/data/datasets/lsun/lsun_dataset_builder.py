@@ -1,0 +1,93 @@
+"""LSUN scenes from the official LMDB files. (TFDS's own builder needs tensorflow-io, which recent TensorFlow lacks.)"""
+
+from pathlib import Path
+from typing import ClassVar
+
+import lmdb
+import tensorflow_datasets as tfds
+
+from diffussm_jax.errors import UserError
+
+_DESCRIPTION = """
+Large-scale photographs of ten scene categories, in the official splits, as the WebP files of the official LMDB.
+"""
+
+_CITATION = """
+@article{yu2015lsun,
+  title={LSUN: Construction of a Large-scale Image Dataset using Deep Learning with Humans in the Loop},
+  author={Yu, Fisher and Seff, Ari and Zhang, Yinda and Song, Shuran and Funkhouser, Thomas and Xiao, Jianxiong},
+  journal={arXiv:1506.03365},
+  year={2015}
+}
+"""
+
+CATEGORIES = (
+    "bedroom",
+    "bridge",
+    "church_outdoor",
+    "classroom",
+    "conference_room",
+    "dining_room",
+    "kitchen",
+    "living_room",
+    "restaurant",
+    "tower",
+)
+OFFICIAL_SPLITS = {"train": "train", "validation": "val"}
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Builder of `lsun/<category>`; TFDS has another one of this name, so it is not registered."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS: ClassVar = [
+        tfds.core.BuilderConfig(name=name) for name in CATEGORIES
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            features=tfds.features.FeaturesDict(
+                {"image": tfds.features.Image(), "file_name": tfds.features.Text()}
+            ),
+            disable_shuffling=True,  # training shuffles; shuffling here would copy every file twice
+        )
+
+    def lmdb_folder(self, split: str) -> Path:
+        """Where the unzipped official files of a split are expected."""
+        manual = Path(self.data_dir).parents[2] / "downloads" / "manual"
+        return manual / f"{self.builder_config.name}_{OFFICIAL_SPLITS[split]}_lmdb"
+
+    def _split_generators(self, dl_manager):
+        for split in OFFICIAL_SPLITS:
+            if not (self.lmdb_folder(split) / "data.mdb").is_file():
+                name = self.lmdb_folder(split).name
+                raise UserError(
+                    f"data set lsun/{self.builder_config.name}: {self.lmdb_folder(split)}/data.mdb is missing: "
+                    f"download http://dl.yf.io/lsun/scenes/{name}.zip and unzip it there"
+                )
+        return {split: self._generate_examples(split) for split in OFFICIAL_SPLITS}
+
+    def _generate_examples(self, split: str):
+        folder = str(self.lmdb_folder(split))
+        with (
+            lmdb.open(folder, readonly=True, lock=False, readahead=False) as database,
+            database.begin() as transaction,
+        ):
+            for index, (key, value) in enumerate(transaction.cursor()):
+                yield index, {"image": bytes(value), "file_name": key}
+
+
+def open_builder(category: str, **options) -> Builder:
+    """The builder of one category; `options` as TFDS's builders take them.
+
+    Raises:
+        UserError: LSUN has no such category.
+    """
+    if category not in CATEGORIES:
+        raise UserError(
+            f"config.data.name: LSUN has no category {category!r}; it has {', '.join(CATEGORIES)}"
+        )
+    return Builder(config=category, **options)

@@ -1,0 +1,224 @@
+"""`--mode=encode`: images to cached latents, once, in shards that survive a kill."""
+
+import hashlib
+import itertools
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from diffussm_jax.autoencoding import Autoencoder
+from diffussm_jax.config import Config
+from diffussm_jax.data.faults import BadRecordError, Faults
+from diffussm_jax.data.latents import (
+    MANIFEST_FILE,
+    cache_folder,
+    read_manifest,
+    record_dtype,
+    require_same,
+    shared_fields,
+)
+from diffussm_jax.data.sources import ImageSource, open_images
+from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.workdir import write_atomically
+
+logger = logging.getLogger(__name__)
+
+# One record a chunk, so that reading one decompresses nothing else; moments do not compress.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+def encode(config: Config) -> None:
+    """Write the moments of the training split and of the held-out one.
+
+    What finished shards hold is kept: after a kill the same command goes on, and on a finished cache it
+    checks every checksum. Processes take shards in turn and must share the folder.
+
+    Raises:
+        UserError: the data, the autoencoder or an earlier cache does not fit the config.
+    """
+    if config.data.space != "latents":
+        raise UserError(
+            "config.data.space must be 'latents' for --mode=encode, got 'pixels'"
+        )
+    autoencoder = Autoencoder(config, make_mesh(jax.local_devices()))
+    for split in (config.data.split, config.data.eval_split):
+        if split is not None:
+            _encode_split(config, split, autoencoder)
+
+
+def _encode_split(config: Config, split: str, autoencoder: Autoencoder) -> None:
+    source, folder = open_images(config, split), cache_folder(config, split)
+    manifest = _manifest(config, split, source, autoencoder)
+    _begin(folder, manifest)
+    size = config.data.shard_size
+    num_shards = -(-len(source) // size)
+    faults = Faults(config.data.on_error, num_records=len(source))
+    mine = range(jax.process_index(), num_shards, jax.process_count())
+    for number in tqdm(mine, desc=f"encoding {split}", disable=not sys.stderr.isatty()):
+        path = folder / f"moments-{number:05d}-of-{num_shards:05d}.array_record"
+        if _is_finished(path):
+            continue
+        logger.info("encoding shard %d of %d of %s", number + 1, num_shards, split)
+        indices = range(number * size, min((number + 1) * size, len(source)))
+        _write_shard(path, _records(config, source, indices, autoencoder, faults))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"encoded {split}")
+    if jax.process_index() == 0:
+        _finish(folder, manifest, len(source))
+
+
+def _manifest(
+    config: Config, split: str, source: ImageSource, autoencoder: Autoencoder
+) -> dict[str, Any]:
+    """What every shard depends on."""
+    dtype = record_dtype(config)
+    return shared_fields(config, split) | source.facts | {
+        "crop": "ADM: box halving, bicubic, centre",
+        "autoencoder.sha256": autoencoder.sha256,
+        "autoencoder.dtype": config.autoencoder.dtype,
+        "data.shard_size": config.data.shard_size,
+        "record": [[name, dtype[name].base.str, dtype[name].shape] for name in dtype.names or ()],
+    }  # fmt: skip
+
+
+def _begin(folder: Path, manifest: dict[str, Any]) -> None:
+    """Create the cache or accept the one that is there; its shards are listed when all are written."""
+    manifest.update(json.loads(json.dumps(manifest)))  # as it will be read: lists
+    found = read_manifest(folder)
+    if found is not None:
+        require_same(found, manifest, folder)
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / MANIFEST_FILE, manifest | {"shards": []})
+    except OSError as error:
+        raise UserError(
+            f"config.data.latents_dir: {folder} cannot be written: {error.strerror}"
+        ) from error
+
+
+def _records(
+    config: Config,
+    source: ImageSource,
+    indices: range,
+    autoencoder: Autoencoder,
+    faults: Faults,
+) -> Iterator[tuple[bytes, bytes]]:
+    """The records of each good image and its mirror.
+
+    Batches begin at the shard's first image and have one size, so that a shard's bytes do not depend on
+    what was encoded before it.
+    """
+
+    def read(index: int) -> dict:
+        try:
+            return {"index": int(index), **source.example(int(index))}
+        except BadRecordError as error:
+            faults.note(int(index), error)
+            return {}
+
+    workers = config.data.workers
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
+    dataset = grain.MapDataset.range(indices.start, indices.stop).map(read)
+    good = filter(None, dataset.to_iter_dataset(options))
+    size = config.autoencoder.batch_size * jax.local_device_count()
+    before: tuple[list, Any] = ([], [])
+    while examples := list(itertools.islice(good, size)):
+        images = np.zeros((size, *examples[0]["image"].shape), np.uint8)
+        images[: len(examples)] = [example["image"] for example in examples]
+        moments = autoencoder.encode(images)  # runs while the batch before is written
+        yield from _pack(config, *before, faults)
+        before = examples, moments
+    yield from _pack(config, *before, faults)
+
+
+def _pack(
+    config: Config, examples: list[dict], moments: Any, faults: Faults
+) -> Iterator[tuple[bytes, bytes]]:
+    """Records of a batch, once the devices have it; moments beyond float16 make an image a bad one."""
+    dtype = record_dtype(config)
+    for example, sides in zip(examples, np.asarray(moments)):
+        if np.isfinite(sides).all():
+            label = example["label"]
+            image, mirror = (
+                np.array((label, mean, std), dtype).tobytes() for mean, std in sides
+            )
+            yield image, mirror
+        else:
+            index = example["index"]
+            text = f"record {index} of {config.data.name}: its moments are not finite as float16"
+            faults.note(index, BadRecordError(text))
+
+
+def _write_shard(path: Path, records: Iterator[tuple[bytes, bytes]]) -> None:
+    """Write a shard and what is known of it; its name appears when both are whole."""
+    temporary = path.with_name(f".{path.name}")
+    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+    num_images = 0
+    for sides in records:
+        for record in sides:
+            writer.write(record)
+        num_images += 1
+    writer.close()
+    _write_json(
+        _summary(path),
+        {
+            "file": path.name,
+            "num_images": num_images,
+            "num_bytes": temporary.stat().st_size,
+            "sha256": _sha256(temporary),
+        },
+    )
+    temporary.replace(path)
+
+
+def _is_finished(path: Path) -> bool:
+    """Whether a shard is there with the checksum that was noted when it was written."""
+    if not path.exists():
+        return False
+    try:
+        noted = json.loads(_summary(path).read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        noted = None
+    if noted != _sha256(path):
+        logger.warning("%s is damaged and is encoded again", path)
+        return False
+    return True
+
+
+def _finish(folder: Path, manifest: dict[str, Any], num_source: int) -> None:
+    """List the shards in the manifest, with which training takes the cache for a whole one."""
+    summaries = sorted(folder.glob("moments-*.json"))
+    shards = [json.loads(path.read_text()) for path in summaries]
+    shards = [shard for shard in shards if shard["num_images"]]
+    num_images = sum(shard["num_images"] for shard in shards)
+    num_skipped = num_source - num_images
+    counts = {"num_images": num_images, "num_skipped": num_skipped, "shards": shards}
+    _write_json(folder / MANIFEST_FILE, manifest | counts)
+    logger.info("latents of %d images are in %s", num_images, folder)
+    if num_skipped:
+        logger.warning("%d images were skipped", num_skipped)
+
+
+def _summary(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(values, indent=1) + "\n")

@@ -1,0 +1,93 @@
+"""A folder of real photographs of mixed sizes and modes, and an autoencoder with random weights: all downloads replaced.
+
+python -m examples.photos runs/photos
+
+writes runs/photos/images/<class>/ from the pictures that scikit-image and scikit-learn ship, and
+runs/photos/autoencoder/. Its weights are random, so what it decodes is noise; put real ones in
+their place, or name a hub id, for pictures.
+"""
+
+import logging
+import shutil
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import skimage.data
+import sklearn.datasets
+from flax import nnx
+from PIL import Image
+
+from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from diffussm_jax.pretrained import save_autoencoder
+
+CLASSES = {
+    "scenes": (
+        "china.jpg",
+        "flower.jpg",
+        "hubble_deep_field.jpg",
+        "moon.png",
+        "rocket.jpg",
+    ),
+    "subjects": ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "horse.png"),
+    "textures": ("brick.png", "grass.png", "gravel.png", "ihc.png", "microaneurysms.png", "retina.jpg"),
+}  # fmt: skip
+AUTOENCODER = AutoencoderKLConfig(
+    block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+def main(folder: Path) -> None:
+    shipped = [
+        Path(module.__file__).parent for module in (skimage.data, sklearn.datasets)
+    ]
+    for label, names in CLASSES.items():
+        target = folder / "images" / label
+        target.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (source,) = (path for root in shipped for path in root.rglob(name))
+            shutil.copy(source, target)
+    _add_modes(folder / "images" / "subjects")
+    save_autoencoder(random_autoencoder(AUTOENCODER), folder / "autoencoder")
+    num_images = len(list((folder / "images").rglob("*.*")))
+    logger.info("%d images in %d classes are in %s", num_images, len(CLASSES), folder)
+
+
+def random_autoencoder(config: AutoencoderKLConfig, *, seed: int = 0) -> AutoencoderKL:
+    """An autoencoder whose weights are noise that keeps the scale of what passes through."""
+    rng = np.random.default_rng(seed)
+    model = jax.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model, nnx.Param)
+
+    def draw(path, parameter) -> np.ndarray:
+        kind = path[-1].key
+        if kind != "kernel":
+            return np.full(parameter.shape, kind == "scale", np.float32)
+        fan_in = np.prod(parameter.shape[:-1])
+        return rng.normal(0, fan_in**-0.5, parameter.shape).astype(np.float32)
+
+    drawn = jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(params))
+    nnx.replace_by_pure_dict(params, drawn)
+    return nnx.merge(graphdef, params)
+
+
+def _add_modes(folder: Path) -> None:
+    """Some of the pictures again in the modes that nobody expects: CMYK, a palette, 16 bits."""
+    with Image.open(folder / "coffee.png") as image:
+        image.convert("CMYK").save(folder / "coffee_cmyk.jpg")
+        image.convert("P").save(folder / "coffee_palette.png")
+    with Image.open(folder / "coins.png") as image:
+        deep = np.asarray(image).astype(np.uint16) * 257
+        Image.fromarray(deep).save(folder / "coins_16_bits.png")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(message)s")
+    logger.setLevel(logging.INFO)
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m examples.photos FOLDER")
+    main(Path(sys.argv[1]))

@@ -1,0 +1,275 @@
+"""Folders, LSUN's LMDB and TFDS data sets as sources; what is wrong with them is named."""
+
+import io
+import json
+import re
+import shutil
+
+import lmdb
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from diffussm_jax.config import from_dict
+from diffussm_jax.data.datasets.digits import digits_dataset_builder
+from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
+from diffussm_jax.data.pipeline import open_source, train_batches
+from diffussm_jax.data.sources import open_images
+from diffussm_jax.data.transforms import centre_crop
+from diffussm_jax.errors import UserError
+from tests.conftest import merge
+
+SIZE = 16
+
+
+def config_of(name, tmp_path, **data):
+    values = {
+        "name": name,
+        "data_dir": str(tmp_path / "tfds"),
+        "image_size": SIZE,
+        "channels": 3,
+        "num_classes": 0,
+        "eval_split": None,
+    }
+    return from_dict({"data": values | data, "training": {"batch_size": 2}})
+
+
+def write_image(path, seed=0, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 30, 3), np.uint8)
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, the second with a sub-folder of its own, and files that are no images."""
+    root = tmp_path / "images"
+    for index, name in enumerate(("b/2.png", "a/1.jpg", "a/0.png", "b/more/3.webp")):
+        write_image(root / name, index)
+    (root / "a" / "notes.txt").write_text("no image")
+    (root / ".cache").mkdir()
+    return root
+
+
+def test_a_folder_has_its_sub_folders_as_classes(folder, tmp_path):
+    source = open_images(config_of(f"folder:{folder}", tmp_path, num_classes=2), "train")  # fmt: skip
+    assert source.facts["class_names"] == ["a", "b"]
+    assert [int(source.example(i)["label"]) for i in range(len(source))] == [0, 0, 1, 1]
+    expected = Image.fromarray(write_image(tmp_path / "again.png", 2)).resize(
+        (SIZE, SIZE), Image.BICUBIC, box=(5, 0, 25, 20)
+    )
+    image = source.example(0)["image"]
+    np.testing.assert_array_equal(image, np.asarray(expected))
+    np.testing.assert_array_equal(
+        source.example(0, mirrored=True)["image"], image[:, ::-1]
+    )
+
+
+def test_a_folder_without_sub_folders_has_no_classes(folder, tmp_path):
+    source = open_images(config_of(f"folder:{folder / 'a'}", tmp_path), "train")
+    assert (len(source), source.facts["class_names"]) == (2, None)
+    in_memory = config_of(f"folder:{folder / 'a'}", tmp_path, in_memory=True)
+    np.testing.assert_array_equal(
+        open_images(in_memory, "train").example(1)["image"], source.example(1)["image"]
+    )
+
+
+def test_a_changed_folder_is_prepared_again(folder, tmp_path):
+    config = config_of(f"folder:{folder}", tmp_path)
+    assert len(open_images(config, "train")) == 4
+    write_image(folder / "a" / "new.png", 9)
+    assert len(open_images(config, "train")) == 5
+    assert len(open_images(config, "train[:40%]")) == 2
+
+
+@pytest.mark.parametrize(
+    ("break_it", "options", "message"),
+    [
+        (shutil.rmtree, {}, "there is no folder"),
+        (lambda f: write_image(f / "x.png"), {}, r"x.png\) beside sub-folders \(a\)"),
+        (lambda f: (f / "c").mkdir(), {}, "class 'c' of .* has no images"),
+        (lambda f: f, {"num_classes": 3}, "set --config.data.num_classes=2, or 0"),
+        (
+            lambda f: [shutil.rmtree(f / x) for x in "ab"],
+            {},
+            r"has no images \(.bmp",
+        ),
+    ],
+)
+def test_folders_that_do_not_fit(folder, tmp_path, break_it, options, message):
+    break_it(folder)
+    with pytest.raises(UserError, match=message) as error:
+        open_images(config_of(f"folder:{folder}", tmp_path, **options), "train")
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_class_may_be_kept(folder, tmp_path):
+    (folder / "aa").mkdir()
+    config = config_of(f"folder:{folder}", tmp_path, on_error="skip", num_classes=3)
+    source = open_images(config, "train")
+    assert source.facts["class_names"] == ["a", "aa", "b"]
+    assert int(source.example(3)["label"]) == 2
+
+
+BAD = {
+    "zero bytes": lambda path: path.write_bytes(b""),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:400]),
+    "no image": lambda path: path.write_text("hello"),
+}
+
+
+@pytest.mark.parametrize("damage", BAD)
+def test_a_bad_file_is_named(folder, tmp_path, damage):
+    BAD[damage](folder / "a" / "1.jpg")
+    config = config_of(f"folder:{folder}", tmp_path)
+    with pytest.raises(UserError, match=r"record 1 of folder:.* \(a/1.jpg\): .*"):
+        for _, batch in zip(range(3), train_batches(config, open_source(config, "train"))):  # fmt: skip
+            assert batch
+    skipping = config_of(f"folder:{folder}", tmp_path, on_error="skip")
+    with pytest.raises(UserError, match="1 of 4 records are bad, more than 1%"):
+        for _, batch in zip(range(3), train_batches(skipping, open_source(skipping, "train"))):  # fmt: skip
+            assert batch
+
+
+def test_one_bad_file_in_a_hundred_is_skipped_the_same_way_each_time(tmp_path, caplog):
+    root = tmp_path / "images"
+    for index in range(120):
+        write_image(root / f"{index:03d}.png", index)
+    (root / "050.png").write_bytes(b"")
+    config = config_of(f"folder:{root}", tmp_path, on_error="skip", flip=False)
+    source = open_source(config, "train")
+    with caplog.at_level("WARNING", "diffussm_jax"):
+        epoch = [b for _, b in zip(range(60), train_batches(config, source))]
+        again = [b for _, b in zip(range(60), train_batches(config, source))]
+    assert caplog.text.count("skipped, the 1. of 120") == 2  # once a pass
+    assert "(050.png): the file is empty" in caplog.text
+    images = np.concatenate([batch["image"] for batch in epoch])
+    np.testing.assert_array_equal(
+        images, np.concatenate([batch["image"] for batch in again])
+    )
+    next_one = source.example(51)["image"]
+    assert sum(np.array_equal(image, next_one) for image in images) == 2
+
+
+def test_labels_must_be_below_the_number_of_classes(tiny_config):
+    config = merge(tiny_config, {})
+    source = open_images(config, "train")
+    source._records = [{"image": b"", "label": 10} | source._records[0] | {"label": 10}]
+    with pytest.raises(UserError, match=r"label 10 is not below data.num_classes = 10"):
+        source.example(0)
+
+
+def test_a_corrupt_record_is_named(tmp_path, data_dir):
+    """One bit of the data set's file."""
+    shutil.copytree(data_dir, tmp_path / "tfds")
+    (file,) = (tmp_path / "tfds").rglob("digits-train.array_record*")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    config = config_of("digits", tmp_path, channels=1)
+    source = open_images(config, "train")
+    with pytest.raises(UserError, match=r"record \d+ of digits.*: .*"):
+        for index in range(len(source)):
+            source.example(index)
+
+
+@pytest.fixture
+def lsun(tmp_path, monkeypatch):
+    """The official layout, small: WebP files under hashed keys."""
+    photos = [skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()]
+    manual = tmp_path / "tfds" / "downloads" / "manual"
+    for part, images in (("train", photos), ("val", photos[:1])):
+        path = manual / f"church_outdoor_{part}_lmdb"
+        path.mkdir(parents=True)
+        with lmdb.open(str(path), map_size=2**22) as database, database.begin(write=True) as t:  # fmt: skip
+            for index, image in enumerate(images):
+                file = io.BytesIO()
+                Image.fromarray(image).save(file, format="WEBP", lossless=True)
+                t.put(f"{index:040x}".encode(), file.getvalue())
+    return photos
+
+
+def test_lsun_is_read_from_the_official_lmdb(lsun, tmp_path):
+    config = config_of("lsun/church_outdoor", tmp_path)
+    source = open_images(config, "train")
+    assert len(source) == 3
+    assert len(open_images(config, "validation")) == 1
+    for index, photo in enumerate(lsun):
+        expected = centre_crop(Image.fromarray(photo), SIZE)
+        np.testing.assert_array_equal(source.example(index)["image"], expected)
+
+
+def test_lsun_that_is_not_there_says_where_to_get_it(tmp_path):
+    with pytest.raises(
+        UserError,
+        match=r"bedroom_train_lmdb/data.mdb is missing: download http\S+bedroom_train_lmdb.zip and unzip it there",
+    ):
+        open_images(config_of("lsun/bedroom", tmp_path), "train")
+    with pytest.raises(UserError, match="no category 'church'; it has bedroom, "):
+        lsun_dataset_builder.open_builder("church")
+
+
+def test_digits_are_scikit_learns(tiny_config):
+    config = merge(tiny_config, {})
+    digits = load_digits()
+    for split, held_out in (("train", False), ("test", True)):
+        chosen = (np.arange(len(digits.images)) % 6 == 5) == held_out
+        source = open_images(config, split)
+        records = [source.example(index) for index in range(len(source))]
+        actual = np.stack([record["image"] for record in records])
+        expected = np.round(digits.images[chosen] * 255 / 16)[..., None]
+        order = np.lexsort(actual.reshape(len(actual), -1).T)
+        expected_order = np.lexsort(expected.reshape(len(expected), -1).T)
+        np.testing.assert_array_equal(actual[order], expected[expected_order])
+        labels = np.array([record["label"] for record in records])
+        np.testing.assert_array_equal(
+            labels[order], digits.target[chosen][expected_order]
+        )
+
+
+@pytest.mark.parametrize(
+    ("data", "split", "message"),
+    [
+        (
+            {},
+            "validation",
+            "has no split 'validation'; it has (train, test|test, train)",
+        ),
+        ({}, "train[:0%]", "has no images"),
+        ({"name": "no_such_set"}, "train", "TFDS has no data set 'no_such_set'"),
+        (
+            {"name": "cifar10"},
+            "train",
+            r"'cifar10', file_format='array_record', data_dir='.*'\).download_and_prep",
+        ),
+        ({"num_classes": 9}, "train", "set --config.data.num_classes=10, or 0"),
+        ({"space": "latents", "image_size": 256}, "train", "with --mode=encode first"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(tiny_config, data, split, message):
+    with pytest.raises(UserError, match=message) as error:
+        open_source(merge(tiny_config, {"data": data}), split)
+    assert "\n" not in str(error.value)
+
+
+def test_data_without_random_access_names_the_conversion(tiny_config, tmp_path, monkeypatch):  # fmt: skip
+    """A prepared data set whose files are tfrecord."""
+    builder = digits_dataset_builder.Builder(data_dir=str(tmp_path), file_format="array_record")  # fmt: skip
+    builder.download_and_prepare()
+    info = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
+    values = json.loads(info.read_text())
+    assert values["fileFormat"] == "array_record"
+    info.write_text(json.dumps(values | {"fileFormat": "tfrecord"}))
+    for file in info.parent.glob("*.array_record*"):
+        file.rename(str(file).replace("array_record", "tfrecord"))
+    renamed = builder.__class__(data_dir=str(tmp_path))
+    monkeypatch.setattr(
+        "diffussm_jax.data.sources.tfds.builder", lambda *_, **__: renamed
+    )
+    config = merge(tiny_config, {"data": {"name": "foreign"}})
+    command = f"tfds convert_format --dataset_dir={tmp_path / 'digits'} "
+    with pytest.raises(UserError, match=re.escape(command)):
+        open_images(config, "train")

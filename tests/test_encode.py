@@ -1,0 +1,237 @@
+"""`--mode=encode`: moments of every image and its mirror; kills, damage and other settings."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffussm_jax import encode as encode_lib
+from diffussm_jax import generate
+from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.data.latents import LatentSource, cache_folder
+from diffussm_jax.data.sources import open_images
+from diffussm_jax.encode import encode
+from diffussm_jax.errors import UserError
+from diffussm_jax.models.autoencoder_kl import AutoencoderKLConfig
+from diffussm_jax.pretrained import load_autoencoder, save_autoencoder
+from examples.photos import random_autoencoder
+from tests.conftest import merge
+
+ROOT = Path(__file__).parents[1]
+AUTOENCODER = AutoencoderKLConfig(
+    block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")
+    save_autoencoder(random_autoencoder(AUTOENCODER), folder)
+    return folder
+
+
+@pytest.fixture
+def config(tiny_config, weights, tmp_path):
+    """50 digits as RGB pictures, in shards of 16 on the eight devices."""
+    return with_data(tiny_config, weights, tmp_path)
+
+
+def with_data(tiny_config, weights, tmp_path, *, autoencoder=None, **data):
+    values = {
+        "space": "latents",
+        "channels": 3,
+        "split": "train[:50]",
+        "eval_split": None,
+        "shard_size": 16,
+        "latents_dir": str(tmp_path / "latents"),
+    }
+    vae = {"name": str(weights), "factor": 2, "batch_size": 1} | (autoencoder or {})
+    return merge(tiny_config, {"data": values | data, "autoencoder": vae})
+
+
+def files(config):
+    folder = cache_folder(config, config.data.split)
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+def test_moments_are_the_autoencoders(config, weights):
+    encode(config)
+    images, latents = open_images(config, "train[:50]"), LatentSource(config, "train[:50]")  # fmt: skip
+    assert len(latents) == len(images) == 50
+    assert [s["num_images"] for s in json.loads(files(config)["manifest.json"])["shards"]] == [16, 16, 16, 2]  # fmt: skip
+    model = load_autoencoder(weights)
+    apply = jax.jit(lambda x: model.encode(x))
+    for mirrored in (False, True):
+        examples = [latents.example(i, mirrored=mirrored) for i in range(50)]
+        sides = [images.example(i, mirrored=mirrored) for i in range(50)]
+        pixels = np.stack([x["image"] for x in sides]) / np.float32(127.5) - 1
+        mean, std = apply(jnp.asarray(pixels))
+        for name, wanted in (("mean", mean), ("std", std)):
+            found = np.stack([e[name] for e in examples])
+            np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+        assert [e["label"] for e in examples] == [x["label"] for x in sides]
+
+
+def test_a_kill_between_shards_repeats_nothing_that_is_finished(config, monkeypatch):
+    encode(config)
+    undisturbed = files(config)
+    folder = cache_folder(config, config.data.split)
+    shards = sorted(folder.glob("*.array_record"))
+    shards[1].unlink()  # killed before it was renamed
+    (folder / f".{shards[1].name}").write_bytes(b"torn")
+    damaged = bytearray(shards[2].read_bytes())
+    damaged[3000] ^= 1
+    shards[2].write_bytes(damaged)
+    written = []
+    write = encode_lib._write_shard
+    monkeypatch.setattr(
+        encode_lib,
+        "_write_shard",
+        lambda path, *a: (written.append(path), write(path, *a)),
+    )
+    encode(config)
+    assert written == shards[1:3]
+    assert files(config) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"autoencoder": {"dtype": "bfloat16"}}, "autoencoder.dtype = 'float32'"),
+        ({"shard_size": 8}, "data.shard_size = 16, but now it is 8"),
+        ({"name": "digits"}, "source = "),
+    ],
+)
+def test_other_settings_do_not_mix_into_a_cache(
+    tiny_config, weights, config, tmp_path, changes, field
+):
+    encode(config)
+    folder = cache_folder(config, config.data.split)
+    before = files(config)
+    if field == "source = ":
+        manifest = json.loads(before["manifest.json"]) | {"source": "other digits"}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"holds latents of {field}"):
+        encode(with_data(tiny_config, weights, tmp_path, **changes))
+
+
+def test_other_weights_are_another_autoencoder(tiny_config, config, tmp_path):
+    encode(config)
+    other = tmp_path / "other" / Path(config.autoencoder.name).name
+    save_autoencoder(random_autoencoder(AUTOENCODER, seed=1), other)
+    with pytest.raises(UserError, match="holds latents of autoencoder.sha256"):
+        encode(with_data(tiny_config, other, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"autoencoder": {"factor": 4}}, "config.autoencoder.factor = 4, but .* has 2"),
+        ({"autoencoder": {"scale": 1.0}}, "config.autoencoder.scale = 1.0, but .* has"),
+        ({"channels": 1}, "config.data.channels = 1, but .* has 3"),
+        ({"space": "pixels"}, "config.data.space must be 'latents'"),
+        ({"latents_dir": "/dev/null/x"}, "config.data.latents_dir: .* cannot be wri"),
+    ],
+)
+def test_what_does_not_fit_is_named(tiny_config, weights, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        encode(with_data(tiny_config, weights, tmp_path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch):
+    config = with_data(
+        tiny_config, weights, tmp_path, split="train[:130]", on_error="skip"
+    )
+    source = open_images(config, config.data.split)
+    source._records = [dict(source._records[index]) for index in range(len(source))]
+    source._records[20]["image"] = b""
+    monkeypatch.setattr(encode_lib, "open_images", lambda *_: source)
+    encode(config)
+    manifest = json.loads(files(config)["manifest.json"])
+    assert (manifest["num_images"], manifest["num_skipped"]) == (129, 1)
+    assert [s["num_images"] for s in manifest["shards"]] == [16, 15, *[16] * 6, 2]
+    assert len(LatentSource(config, config.data.split)) == 129
+
+
+def test_two_processes_write_what_one_writes(tiny_config, weights, tmp_path, monkeypatch):  # fmt: skip
+    """Each in turn, as if it were the other's peer; the barrier is the order of the calls."""
+    alone = with_data(tiny_config, weights, tmp_path / "alone")
+    encode(alone)
+    shared = with_data(tiny_config, weights, tmp_path / "shared")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(
+        encode_lib.multihost_utils, "sync_global_devices", lambda name: None
+    )
+    for index in (1, 0):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        encode(shared)
+    assert files(shared) == files(alone)
+
+
+def test_training_and_sampling_from_latents(tiny_config, config, tmp_path):
+    from diffussm_jax.training.loop import train
+
+    encode(config)
+    train(config, tmp_path / "run")
+    facts = workdir_lib.read_data_facts(tmp_path / "run")
+    assert facts["class_names"] == [str(digit) for digit in range(10)]
+    model = generate.load(tmp_path / "run")
+    images = model.sample(num=3)
+    assert (images.shape, images.dtype) == ((3, 8, 8, 3), np.uint8)
+    shutil.rmtree(config.data.latents_dir)
+    assert np.array_equal(model.sample(num=3), images)  # the cache is for training
+    other = facts | {"autoencoder.sha256": "0" * 64}
+    workdir_lib.write_data_facts(tmp_path / "run", other)
+    with pytest.raises(UserError, match="not those that the latents .* encoded with"):
+        generate.load(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(weights, tmp_path, data_dir):
+    """SIGKILL at random moments, from start-up on, and once more undisturbed."""
+    command = [
+        sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py", "--mode=encode",
+        "--config.data.space=latents", "--config.data.channels=3", f"--config.data.data_dir={data_dir}",
+        "--config.data.shard_size=10", f"--config.autoencoder.name={weights}",
+        "--config.autoencoder.factor=2", "--config.autoencoder.batch_size=1",
+    ]  # fmt: skip
+
+    def start(folder):
+        flag = f"--config.data.latents_dir={folder}"
+        return subprocess.Popen([*command, flag], cwd=ROOT, stderr=subprocess.DEVNULL)
+
+    def shards():
+        return len(list((tmp_path / "killed").rglob("moments-*.array_record")))
+
+    assert start(tmp_path / "undisturbed").wait() == 0
+    rng, counts = random.Random(0), []
+    for _ in range(10):
+        target, process = shards() + rng.randint(0, 20), start(tmp_path / "killed")
+        while process.poll() is None and shards() < target:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        counts.append(shards())
+    assert start(tmp_path / "killed").wait() == 0
+    wanted, actual = (
+        {
+            path.relative_to(root): path.read_bytes()
+            for path in root.rglob("*.*")
+            if path.is_file() and not path.name.startswith(".")
+        }
+        for root in (tmp_path / "undisturbed", tmp_path / "killed")
+    )
+    assert wanted == actual
+    assert len(set(counts)) > 5, counts
+    assert max(counts) < 180, "a run was not killed before its end"
