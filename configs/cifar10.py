@@ -1,7 +1,7 @@
 """CIFAR-10 at 32 x 32, class-conditional DiffuSSM-S in pixel space, with the paper's recipe.
 
 Reproduces:     nothing; the paper has no CIFAR-10. 1,024 tokens an image, as many as ImageNet 256.
-Command:        tfds build cifar10 --file_format=array_record
+Command:        python -c "import tensorflow_datasets as tfds; tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
                 python -m diffussm_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
 Expected time:  not yet measured.  Score: not yet measured.
 """

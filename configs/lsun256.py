@@ -1,6 +1,7 @@
 """LSUN church or bedroom at 256 x 256, unconditional DiffuSSM-XL on VAE latents.
 
 Reproduces:     FID 3.94 (church), 3.02 (bedroom), derived from the paper's gaps to LDM, to be verified.
+Latents first:  the same command with --mode=encode instead of --workdir, once
 Command:        python -m diffussm_jax.main --config=configs/lsun256.py --workdir=runs/church
                 python -m diffussm_jax.main --config=configs/lsun256.py:bedroom --workdir=runs/bedroom
 Expected time:  not yet measured.  Score: not yet measured.

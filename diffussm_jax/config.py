@@ -69,7 +69,9 @@ class DataConfig:
     shard_size: int = 1000  # images per file of cached latents
     flip: bool = True  # random horizontal flips
     on_error: Literal["fail", "skip"] = "fail"  # skip allows 1 % of bad records
-    workers: int = 4  # threads that read and decode
+    workers: int | None = (
+        None  # threads that read and decode; None: one a core, up to 16
+    )
     in_memory: bool = False  # keep all records in memory, on every host
 
 

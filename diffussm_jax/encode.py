@@ -27,6 +27,7 @@ from diffussm_jax.data.latents import (
     require_same,
     shared_fields,
 )
+from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
@@ -71,7 +72,7 @@ def _encode_split(config: Config, split: str, autoencoder: Autoencoder) -> None:
             continue
         logger.info("encoding shard %d of %d of %s", number + 1, num_shards, split)
         indices = range(number * size, min((number + 1) * size, len(source)))
-        _write_shard(path, _records(config, source, indices, autoencoder, faults))
+        write_shard(path, _records(config, source, indices, autoencoder, faults))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"encoded {split}")
     if jax.process_index() == 0:
@@ -128,11 +129,10 @@ def _records(
             faults.note(int(index), error)
             return {}
 
-    workers = config.data.workers
-    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=4 * workers)
-    dataset = grain.MapDataset.range(indices.start, indices.stop).map(read)
-    good = filter(None, dataset.to_iter_dataset(options))
     size = config.autoencoder.batch_size * jax.local_device_count()
+    dataset = grain.MapDataset.range(indices.start, indices.stop).map(read)
+    options = read_options(config, ahead=size)
+    good = filter(None, dataset.to_iter_dataset(options))
     before: tuple[list, Any] = ([], [])
     while examples := list(itertools.islice(good, size)):
         images = np.zeros((size, *examples[0]["image"].shape), np.uint8)
@@ -161,7 +161,7 @@ def _pack(
             faults.note(index, BadRecordError(text))
 
 
-def _write_shard(path: Path, records: Iterator[tuple[bytes, bytes]]) -> None:
+def write_shard(path: Path, records: Iterator[tuple[bytes, bytes]]) -> None:
     """Write a shard and what is known of it; its name appears when both are whole."""
     temporary = path.with_name(f".{path.name}")
     writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)

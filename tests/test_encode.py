@@ -92,10 +92,10 @@ def test_a_kill_between_shards_repeats_nothing_that_is_finished(config, monkeypa
     damaged[3000] ^= 1
     shards[2].write_bytes(damaged)
     written = []
-    write = encode_lib._write_shard
+    write = encode_lib.write_shard
     monkeypatch.setattr(
         encode_lib,
-        "_write_shard",
+        "write_shard",
         lambda path, *a: (written.append(path), write(path, *a)),
     )
     encode(config)

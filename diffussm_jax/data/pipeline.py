@@ -4,6 +4,7 @@ The stream is shuffled as a whole, repeated, cut into batches and only then deal
 examples of a step are the same whatever the number of processes, and the state of the input is the step.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 
 import grain
@@ -16,6 +17,8 @@ from diffussm_jax.data.sources import Example, Source, open_images
 from diffussm_jax.data.transforms import mirrored
 
 Batch = dict[str, np.ndarray]
+
+MAX_WORKERS = 16  # by default: more threads wait for Python's lock
 
 
 def open_source(config: Config, split: str) -> Source:
@@ -59,11 +62,16 @@ def train_batches(
     batches = order.batch(size).map_with_index(read)
     batches = batches[start_step * process_count + process_index :: process_count]
     # Each thread prepares a batch, so there are as many in memory, and one more that waits.
+    return iter(batches.to_iter_dataset(read_options(config, ahead=1)))
+
+
+def read_options(config: Config, *, ahead: int) -> grain.ReadOptions:
+    """`data.workers` threads, and `ahead` elements ready besides those that they work on; no threads where it is 0."""
     workers = config.data.workers
-    options = grain.ReadOptions(
-        num_threads=workers, prefetch_buffer_size=workers and workers + 1
-    )
-    return iter(batches.to_iter_dataset(options))
+    if workers is None:
+        workers = min(MAX_WORKERS, os.cpu_count() or 1)
+    buffer = workers + ahead if workers else 0
+    return grain.ReadOptions(num_threads=workers, prefetch_buffer_size=buffer)
 
 
 def eval_batches(

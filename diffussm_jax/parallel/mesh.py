@@ -1,7 +1,8 @@
 """The device mesh and where arrays live on it: data parallel, parameters replicated."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -36,15 +37,19 @@ def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array
 
 
 def prefetch(
-    mesh: Mesh, batches: Iterable[dict[str, np.ndarray]], *, size: int = 2
+    mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], *, size: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-    """Batches on the devices, `size` of them at a time, so that the next one arrives while a step runs."""
-    ready: deque[dict[str, jax.Array]] = deque()
-    for batch in batches:
-        ready.append(shard_batch(mesh, batch))
-        if len(ready) == size:
-            yield ready.popleft()
-    yield from ready
+    """Batches on the devices, `size` of them ahead: a thread puts them there while a step runs."""
+
+    def load() -> dict[str, jax.Array] | None:
+        batch = next(batches, None)
+        return None if batch is None else shard_batch(mesh, batch)
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
+        ready = deque(pool.submit(load) for _ in range(size))
+        while (batch := ready.popleft().result()) is not None:
+            ready.append(pool.submit(load))
+            yield batch
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from diffussm_jax.data import latents, pipeline
 from diffussm_jax.data.latents import LatentSource, cache_folder, record_dtype
-from diffussm_jax.encode import _write_shard
+from diffussm_jax.encode import write_shard
 from diffussm_jax.errors import UserError
 from tests.conftest import merge
 
@@ -40,7 +40,7 @@ def config(tiny_config, tmp_path, moments):
             tuple(np.array((index % 3, *side), dtype).tobytes() for side in sides)
             for index, sides in enumerate(part)
         ]
-        _write_shard(path, iter(records))
+        write_shard(path, iter(records))
         shards.append(json.loads(path.with_suffix(".json").read_text()))
     manifest = latents.shared_fields(config, "train") | {
         "class_names": ["a", "b", "c"],
