@@ -66,7 +66,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
                 name = self.lmdb_folder(split).name
                 raise UserError(
                     f"data set lsun/{self.builder_config.name}: {self.lmdb_folder(split)}/data.mdb is missing: "
-                    f"download http://dl.yf.io/lsun/scenes/{name}.zip and unzip it there"
+                    f"download http://dl.yf.io/lsun/scenes/{name}.zip and unzip it in {self.lmdb_folder(split).parent}"
                 )
         return {split: self._generate_examples(split) for split in OFFICIAL_SPLITS}
 
