@@ -22,7 +22,8 @@ from diffussm_jax.config import Config, from_dict
 from diffussm_jax.data import latents, transforms
 from diffussm_jax.data.pipeline import open_source, train_batches
 from diffussm_jax.encode import write_shard
-from diffussm_jax.parallel.mesh import make_mesh, prefetch, shard_batch
+from diffussm_jax.parallel.feed import prefetch, shard_batch
+from diffussm_jax.parallel.mesh import make_mesh
 
 BATCH_SIZE = 256
 NUM_IMAGES, NUM_LATENTS = 512, 8000
@@ -99,7 +100,9 @@ def _print_image_stages(config: Config) -> None:
             "decode": lambda: [transforms.decode_image(x, channels=3) for x in data],
             "crop": lambda: [transforms.centre_crop(x, 256) for x in decoded],
             "batch": lambda: np.stack(cropped),
-            "to device": lambda: jax.block_until_ready(shard_batch(mesh, batch)),
+            "to device": lambda: jax.block_until_ready(
+                shard_batch(mesh, batch, batch_size=len(next(iter(batch.values()))))
+            ),
         },
         num=64,
     )
@@ -122,7 +125,7 @@ def _print_latent_stages(config: Config) -> None:
             "read": lambda: [records[2 * index] for index in order],
             "read, check, view": lambda: [source.example(i, mirrored=True) for i in order],
             "batch": stack,
-            "to device": lambda: jax.block_until_ready(shard_batch(mesh, batch)),
+            "to device": lambda: jax.block_until_ready(shard_batch(mesh, batch, batch_size=len(next(iter(batch.values()))))),
         },
         num=BATCH_SIZE,
     )  # fmt: skip
@@ -164,7 +167,8 @@ def _print_whole(images: Config, moments: Config, workers: list[int]) -> None:
 def _device_batches(config: Config, *, workers: int | None) -> Iterator[dict]:
     values = {"data": {**vars(config.data), "workers": workers}}
     config = from_dict(values | {"training": {"batch_size": BATCH_SIZE}})
-    return prefetch(make_mesh(), train_batches(config, open_source(config, "train")))
+    batches = train_batches(config, open_source(config, "train"))
+    return prefetch(make_mesh(), batches, batch_size=BATCH_SIZE)
 
 
 def _tf_batches(config: Config) -> Iterator[dict]:
@@ -184,7 +188,8 @@ def _tf_batches(config: Config) -> Iterator[dict]:
     files = tf.data.Dataset.list_files(pattern, shuffle=True).repeat()
     dataset = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH_SIZE)
     batches = dataset.prefetch(2).as_numpy_iterator()
-    return prefetch(make_mesh(), ({"image": batch} for batch in batches))
+    named = ({"image": batch} for batch in batches)
+    return prefetch(make_mesh(), named, batch_size=BATCH_SIZE)
 
 
 def _rate(batches: Iterator[dict], *, num_batches: int) -> float:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Float16, UInt8
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
 from diffussm_jax.models.autoencoder_kl import AutoencoderKLConfig
-from diffussm_jax.parallel.mesh import replicated, split_over_batch
+from diffussm_jax.parallel.mesh import BATCH_AXES, replicated, split_over_batch
 from diffussm_jax.pretrained import find_autoencoder, load_autoencoder, weights_sha256
 
 
@@ -64,7 +64,7 @@ class Autoencoder:
             return model.decode(latents / self._config.scale, slice_size=size)
 
         # A slice is of one device's images; of the whole batch it would gather them all.
-        split = PartitionSpec("data")
+        split = PartitionSpec(BATCH_AXES)
         return jax.jit(
             jax.shard_map(
                 decode,

@@ -102,6 +102,7 @@ class OptimizerConfig:
 class TrainingConfig:
     num_steps: int = 400_000
     batch_size: int = 256  # over all devices
+    num_microbatches: int = 1  # parts of a batch whose gradients are added up
     ema_decay: float = 0.9999
     label_dropout: float = 0.1  # share of examples trained without their label
     log_every: int = 100
@@ -115,6 +116,15 @@ class TrainingConfig:
 class CheckpointConfig:
     every: int = 5_000
     keep: int = 3  # newest checkpoints that are kept
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; -1 in one of them takes what the others leave."""
+
+    data: int = -1  # the batch is split over it
+    fsdp: int = 1  # so are the batch, parameters, EMA and optimizer state
+    sequence: int = 1  # and the tokens of each example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +153,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
     sample: SampleConfig = SampleConfig()
 
 
@@ -246,6 +257,8 @@ def _require_positive(config: Config) -> None:
         for name in path.split("."):
             value = getattr(value, name)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if path.startswith("mesh.") and value == -1:
             continue
         if not (value > 0 or (value == 0 and path in _MAY_BE_ZERO)) or value == float(
             "inf"

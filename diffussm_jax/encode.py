@@ -52,7 +52,7 @@ def encode(config: Config) -> None:
         raise UserError(
             "config.data.space must be 'latents' for --mode=encode, got 'pixels'"
         )
-    autoencoder = Autoencoder(config, make_mesh(jax.local_devices()))
+    autoencoder = Autoencoder(config, make_mesh(devices=jax.local_devices()))
     for split in (config.data.split, config.data.eval_split):
         if split is not None:
             _encode_split(config, split, autoencoder)

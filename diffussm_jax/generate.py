@@ -23,7 +23,7 @@ from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.diffusion.guidance import classifier_free
 from diffussm_jax.diffusion.samplers import ddim, ddpm
 from diffussm_jax.errors import UserError
-from diffussm_jax.parallel.mesh import make_mesh, replicated, split_over_batch
+from diffussm_jax.parallel.mesh import make_mesh, split_over_batch
 from diffussm_jax.training import checkpoint
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state
@@ -77,7 +77,7 @@ class Generator:
     ) -> tuple[ImageArray, LabelArray | None]:
         """The images that a sample section asks for, and their labels (None without classes)."""
         labels = self._labels(options)
-        num_devices = self._mesh.size
+        num_devices = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
         batch_size = (
             -(-min(options.batch_size, options.num) // num_devices) * num_devices
         )
@@ -124,9 +124,9 @@ class Generator:
             )
             return sampler(diffusion, model, keys, labels, shape=shape)
 
-        whole, split = replicated(self._mesh), split_over_batch(self._mesh)
+        split = split_over_batch(self._mesh)
         return jax.jit(
-            run, in_shardings=(whole, None, split, split), out_shardings=split
+            run, in_shardings=(None, None, split, split), out_shardings=split
         )
 
 
@@ -141,7 +141,7 @@ class TrainedModel:
 
     def __init__(self, config: Config, params: dict, step: int, workdir: Path):
         self.config, self.params, self.step = config, params, step
-        mesh = make_mesh()
+        mesh = make_mesh(config.mesh)
         graphdef, _ = abstract_model(config, mesh)
         decode = make_decoder(config, workdir, mesh)
         self._generator = Generator(config, graphdef, mesh, decode)
@@ -176,7 +176,7 @@ def load(
     workdir = Path(workdir)
     config = workdir_lib.read_config(workdir)
     abstract = abstract_state(
-        config, make_optimizer(config.optimizer), replicated(make_mesh())
+        config, make_optimizer(config.optimizer), make_mesh(config.mesh)
     )
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
         state = checkpoint.restore(checkpoints, abstract, step=step)

@@ -13,7 +13,7 @@ ALLOWED = {
     "models": {"ops", "shapes", "config"},
     "diffusion": {"shapes", "config"},
     "data": {"config", "errors"},
-    "parallel": {"errors", "ops", "shapes"},
+    "parallel": {"config", "errors", "ops", "shapes"},
     "training": {
         "config",
         "data",
@@ -21,6 +21,7 @@ ALLOWED = {
         "errors",
         "generate",
         "models",
+        "ops",
         "parallel",
         "shapes",
         "workdir",

@@ -1,7 +1,8 @@
 """Examples to batches, in an order that is a pure function of (seed, epoch, index).
 
-The stream is shuffled as a whole, repeated, cut into batches and only then dealt to the processes, so the
-examples of a step are the same whatever the number of processes, and the state of the input is the step.
+The stream is shuffled as a whole, repeated and cut into batches, of which a process reads the rows that its
+devices hold. So the examples of a step are the same whatever the number of processes, and the state of the
+input is the step.
 """
 
 import os
@@ -37,30 +38,28 @@ def train_batches(
     source: Source,
     *,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """Endless batches of a source from `start_step` on.
+    """Endless batches of a source from `start_step` on: of each its `rows`, by default all.
 
     Yields:
-        the source's examples, stacked: [batch_size / process_count, ...].
+        the source's examples, stacked: [len(rows), ...].
 
     Raises:
         UserError: a record is bad, or too many are (`data.on_error`).
     """
-    size = config.training.batch_size // process_count
+    size = config.training.batch_size
+    rows = np.arange(size) if rows is None else rows
     faults = Faults(config.data.on_error, num_records=len(source))
 
-    def read(batch_index: int, indices: np.ndarray) -> Batch:
-        flips = mirrored(config.seed, start=batch_index * size, num=size)
-        if not config.data.flip:
-            flips = np.zeros_like(flips)
-        return _stack(source, indices, flips, faults)
+    def read(step: int, indices: np.ndarray) -> Batch:
+        flips = np.zeros(size, bool)
+        if config.data.flip:
+            flips = mirrored(config.seed, start=step * size, num=size)
+        return _stack(source, indices[rows], flips[rows], faults)
 
     order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
-    # Batches of one process's size: those of a step follow each other, and process p takes the p-th.
-    batches = order.batch(size).map_with_index(read)
-    batches = batches[start_step * process_count + process_index :: process_count]
+    batches = order.batch(size).map_with_index(read)[start_step:]
     # Each thread prepares a batch, so there are as many in memory, and one more that waits.
     return iter(batches.to_iter_dataset(read_options(config, ahead=1)))
 
@@ -75,22 +74,22 @@ def read_options(config: Config, *, ahead: int) -> grain.ReadOptions:
 
 
 def eval_batches(
-    config: Config,
-    source: Source,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+    config: Config, source: Source, *, rows: np.ndarray | None = None
 ) -> Sequence[Batch]:
     """The first `training.eval_batches` batches of a held-out source, unmirrored, the same at each evaluation.
 
     A source with fewer images gives fewer batches, and one of less than a batch is repeated to fill it.
     """
     size = config.training.batch_size
+    rows = np.arange(size) if rows is None else rows
     num_batches = max(1, min(config.training.eval_batches, len(source) // size))
     faults = Faults(config.data.on_error, num_records=len(source))
-    indices = np.arange(num_batches * size) % len(source)
-    mine = np.split(indices, num_batches * process_count)[process_index::process_count]
-    return [_stack(source, part, np.zeros(len(part), bool), faults) for part in mine]
+    starts = size * np.arange(num_batches)[:, None]
+    flips = np.zeros(len(rows), bool)
+    return [
+        _stack(source, indices, flips, faults)
+        for indices in (starts + rows) % len(source)
+    ]
 
 
 def _stack(

@@ -1,18 +1,24 @@
 """Backbones. `create_model` is the one place that turns a config into a module."""
 
 import functools
+from collections.abc import Callable
 
 from flax import nnx
 
 from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.models.block import Block
 from diffussm_jax.models.diffussm import DiffuSSM
 from diffussm_jax.ops.s4d import Operator, s4d
 
 
 def create_model(
-    config: Config, *, rngs: nnx.Rngs, apply_s4d: Operator | None = None
+    config: Config,
+    *,
+    rngs: nnx.Rngs,
+    apply_s4d: Operator | None = None,
+    gather: Callable[[Block], Block] | None = None,
 ) -> DiffuSSM:
-    """The denoiser of a config; `apply_s4d` replaces the operator, for a sharded sequence say."""
+    """The denoiser of a config; on a mesh `apply_s4d` and `gather` are those of `parallel/`."""
     channels = grid_shape(config)[2]
     learned = config.diffusion.variance == "learned_range"
     return DiffuSSM(
@@ -22,5 +28,6 @@ def create_model(
         num_classes=config.data.num_classes,
         apply_s4d=apply_s4d
         or functools.partial(s4d, implementation=config.model.ssm_implementation),
+        gather=gather,
         rngs=rngs,
     )

@@ -1,5 +1,7 @@
 """DiffuSSM: a stack of gated SSM blocks over raster-ordered latents, without attention (the paper, figure 2)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -33,6 +35,7 @@ class DiffuSSM(nnx.Module):
         out_channels: channels of the output; twice `in_channels` where the variance is learned.
         num_classes: 0 for an unconditional model, which is called with y = None.
         apply_s4d: evaluates the SSM layers, with the signature of `ops.s4d.s4d`.
+        gather: applied to each block before it is used; from a device's part of it, the whole.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class DiffuSSM(nnx.Module):
         out_channels: int,
         num_classes: int,
         apply_s4d: Operator = s4d,
+        gather: Callable[[Block], Block] | None = None,
         rngs: nnx.Rngs,
     ):
         d, dtype = config.width, jnp.dtype(config.dtype)
@@ -59,7 +63,7 @@ class DiffuSSM(nnx.Module):
         self.head = linear(
             d, features * out_channels, dtype=dtype, rngs=rngs, zero=True
         )
-        self.config, self.num_classes = config, num_classes
+        self.config, self.num_classes, self.gather = config, num_classes, gather
 
     def __call__(
         self, x_t: Images, t: Timesteps, y: Labels | None = None
@@ -85,6 +89,8 @@ class DiffuSSM(nnx.Module):
 
     def _run_blocks(self, x: Groups, c: Condition) -> Groups:
         def layer(x, block):
+            if self.gather is not None:
+                block = self.gather(block)
             return block(x, c), None
 
         if self.config.remat != "none":

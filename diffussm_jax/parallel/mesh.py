@@ -1,22 +1,70 @@
-"""The device mesh and where arrays live on it: data parallel, parameters replicated."""
+"""The device mesh, and the one rule of where arrays live on it.
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+| axis | splits |
+|---|---|
+| data | the batch |
+| fsdp | the batch, and parameters, EMA and optimizer state (each device gathers a layer when it needs it) |
+| sequence | the tokens of each example: rows of the image or latent |
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from diffussm_jax.config import MeshConfig
 from diffussm_jax.errors import UserError
 
+AXES = ("data", "fsdp", "sequence")
+BATCH_AXES = ("data", "fsdp")
+# Splitting less than this saves no memory worth a collective.
+MIN_SPLIT_ELEMENTS = 2**14
+LAYERS = "blocks"  # what stands under this name has a leading axis of layers
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """One axis, `data`, over the given devices: by default all of all processes."""
+
+def make_mesh(
+    config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """The mesh of a config (by default all along `data`) over the given devices (by default all of all processes).
+
+    Of several slices, the data axis goes from slice to slice: its traffic is the least.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh(
-        (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-    )
+    shape = _shape(config or MeshConfig(), len(devices))
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    types = (AxisType.Auto,) * len(AXES)
+    if num_slices == 1:
+        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+    if shape[0] % num_slices:
+        raise UserError(
+            f"config.mesh.data must be a multiple of the {num_slices} slices, got {shape[0]}"
+        )
+    within, between = (shape[0] // num_slices, *shape[1:]), (num_slices, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+    return Mesh(grid, AXES, axis_types=types)
+
+
+def _shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
+    sizes = [getattr(config, axis) for axis in AXES]
+    if sizes.count(-1) > 1:
+        raise UserError(
+            f"config.mesh: one axis at most may be -1, got {dict(zip(AXES, sizes))}"
+        )
+    known = math.prod(size for size in sizes if size != -1)
+    filled = [num_devices // known if size == -1 else size for size in sizes]
+    if math.prod(filled) != num_devices:
+        raise UserError(
+            f"config.mesh: {dict(zip(AXES, sizes))} does not fill {num_devices} devices; -1 in one axis takes "
+            "what the others leave"
+        )
+    return tuple(filled)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -24,37 +72,71 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_over_batch(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def shard_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from each process's part of the batch."""
-    sharding = split_over_batch(mesh)
+def batch_shardings(mesh: Mesh, batch: dict[str, Any]) -> dict[str, NamedSharding]:
+    """Of each array of a batch: examples over the batch axes, rows of an image over `sequence`."""
+    image, label = PartitionSpec(BATCH_AXES, "sequence"), PartitionSpec(BATCH_AXES)
     return {
-        name: jax.make_array_from_process_local_data(sharding, part)
-        for name, part in batch.items()
+        name: NamedSharding(mesh, image if array.ndim > 1 else label)
+        for name, array in batch.items()
     }
 
 
-def prefetch(
-    mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], *, size: int = 2
-) -> Iterator[dict[str, jax.Array]]:
-    """Batches on the devices, `size` of them ahead: a thread puts them there while a step runs."""
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Of each array of parameters, EMA or optimizer state: where it lives.
 
-    def load() -> dict[str, jax.Array] | None:
-        batch = next(batches, None)
-        return None if batch is None else shard_batch(mesh, batch)
+    An array of the blocks is split over `fsdp` along its longest axis, that of the layers excepted; what is
+    outside the blocks, 1 % of a model, is on every device.
+    """
 
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
-        ready = deque(pool.submit(load) for _ in range(size))
-        while (batch := ready.popleft().result()) is not None:
-            ready.append(pool.submit(load))
-            yield batch
+    def place(path: tuple, array: Any) -> NamedSharding:
+        names = {getattr(key, "key", None) for key in path}
+        spec = _split_longest(array.shape, mesh) if LAYERS in names else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raise UserError unless the devices divide the batch."""
-    if batch_size % mesh.size:
+def gather_layer(mesh: Mesh, layer: Any) -> Any:
+    """A layer's parameters, whole on every device; their gradients are summed and split again.
+
+    Left to itself the partitioner gathers activations of the whole batch to make a split gradient.
+    """
+    return jax.lax.with_sharding_constraint(layer, replicated(mesh))
+
+
+def _split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    size = mesh.shape["fsdp"]
+    fitting = [axis for axis in range(1, len(shape)) if shape[axis] % size == 0]
+    if size == 1 or not fitting or math.prod(shape[1:]) < MIN_SPLIT_ELEMENTS:
+        return PartitionSpec()
+    longest = max(fitting, key=lambda axis: (shape[axis], axis))
+    return PartitionSpec(*[None] * longest, "fsdp")
+
+
+def check_divides(
+    mesh: Mesh, *, batch_size: int, num_microbatches: int, height: int, patch_size: int
+) -> None:
+    """Raise UserError unless the mesh divides a batch, its microbatches and the rows of an image."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * num_microbatches
+    if batch_size % parts:
+        of = f"the {mesh.shape['data'] * mesh.shape['fsdp']} devices of mesh.data and mesh.fsdp"
+        if num_microbatches > 1:
+            of += f" times training.num_microbatches = {num_microbatches}"
         raise UserError(
-            f"config.training.batch_size must be a multiple of the {mesh.size} devices, got {batch_size}"
+            f"config.training.batch_size must be a multiple of {of}, got {batch_size}"
         )
+    if height // patch_size % mesh.shape["sequence"]:
+        raise UserError(
+            f"config.mesh.sequence must divide the {height // patch_size} rows of tokens, got "
+            f"{mesh.shape['sequence']}"
+        )
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The examples of a batch that this process's devices hold, in rising order."""
+    places = split_over_batch(mesh).addressable_devices_indices_map((batch_size,))
+    rows = [np.arange(batch_size)[index] for index in places.values()]
+    return np.unique(np.concatenate(rows))

@@ -19,7 +19,7 @@ from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
 def shard_s4d(
     mesh: Mesh,
     *,
-    batch_axis: str | None = "data",
+    batch_axis: str | tuple[str, ...] | None = "data",
     sequence_axis: str | None = None,
     implementation: Implementation | Choice | None = None,
 ) -> Operator:

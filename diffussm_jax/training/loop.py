@@ -9,17 +9,16 @@ import numpy as np
 from clu.parameter_overview import get_parameter_overview
 
 from diffussm_jax import workdir as workdir_lib
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, grid_shape
 from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.generate import Generator, make_decoder, save_grid
+from diffussm_jax.parallel.feed import prefetch, shard_batch
 from diffussm_jax.parallel.mesh import (
-    check_batch_size,
+    check_divides,
+    local_rows,
     make_mesh,
-    prefetch,
     replicated,
-    shard_batch,
-    split_over_batch,
 )
 from diffussm_jax.training import checkpoint
 from diffussm_jax.training.metrics import TrainingLog
@@ -42,24 +41,35 @@ def train(config: Config, workdir: Path) -> None:
         UserError: the work directory, the data or a checkpoint does not fit the config.
         NonFiniteError: the loss or the gradient of a step was not finite.
     """
-    mesh, num_steps = make_mesh(), config.training.num_steps
-    check_batch_size(config.training.batch_size, mesh)
+    mesh, num_steps = make_mesh(config.mesh), config.training.num_steps
+    check_divides(
+        mesh,
+        batch_size=config.training.batch_size,
+        num_microbatches=config.training.num_microbatches,
+        height=grid_shape(config)[0],
+        patch_size=config.model.patch_size,
+    )
     workdir_lib.begin(workdir, config)
     source = open_source(config, config.data.split)
     graphdef, params = abstract_model(config, mesh)
     optimizer = make_optimizer(config.optimizer)
-    train_step, evaluate = _compile_steps(config, graphdef, optimizer, mesh)
+    abstract = abstract_state(config, optimizer, mesh)
+    train_step, evaluate = _compile_steps(config, graphdef, optimizer, abstract, mesh)
     workdir_lib.write_data_facts(workdir, source.facts)
     generator = _generator(config, workdir, graphdef, mesh)
 
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
-        state, step = _first_state(config, checkpoints, optimizer, mesh)
+        state, step = _first_state(config, checkpoints, optimizer, abstract)
         if step >= num_steps:
             logger.info("%s is done: step %d of %d", workdir, step, num_steps)
             return
         logger.info("\n%s", get_parameter_overview(params, include_stats=False))
+        size = config.training.batch_size
+        rows = local_rows(mesh, size)
         batches = prefetch(
-            mesh, train_batches(config, source, start_step=step, **_process())
+            mesh,
+            train_batches(config, source, start_step=step, rows=rows),
+            batch_size=size,
         )
         with TrainingLog(config, workdir, start_step=step) as log:
             while step < num_steps:
@@ -83,41 +93,37 @@ def train(config: Config, workdir: Path) -> None:
     logger.info("%s is done: step %d of %d", workdir, step, num_steps)
 
 
-def _first_state(config, checkpoints, optimizer, mesh) -> tuple[TrainState, int]:
-    """The latest checkpoint's state, or a new one, on every device."""
-    everywhere = replicated(mesh)
-    abstract = abstract_state(config, optimizer, everywhere)
+def _first_state(config, checkpoints, optimizer, abstract) -> tuple[TrainState, int]:
+    """The latest checkpoint's state, or a new one, each array where `abstract` has it."""
     state = checkpoint.restore(checkpoints, abstract)
     if state is None:
-        init = jax.jit(lambda: init_state(config, optimizer), out_shardings=everywhere)
+        places = jax.tree.map(lambda a: a.sharding, abstract)
+        init = jax.jit(lambda: init_state(config, optimizer), out_shardings=places)
         return init(), 0
     logger.info("resuming from step %d", state.step)
     return state, int(state.step)
 
 
-def _compile_steps(config: Config, graphdef, optimizer, mesh):
+def _compile_steps(config: Config, graphdef, optimizer, abstract, mesh):
     """The jitted train step, and a function from the state to its held-out losses.
 
     Evaluation is of the EMA parameters; without a held-out split it gives {}.
     """
-    whole, split = replicated(mesh), split_over_batch(mesh)
     diffusion = make_diffusion(config.diffusion)
     train_step = jax.jit(
         make_train_step(config, graphdef, diffusion, optimizer),
-        in_shardings=(whole, split),
-        out_shardings=(whole, whole),
+        out_shardings=(jax.tree.map(lambda a: a.sharding, abstract), replicated(mesh)),
         donate_argnums=0,
     )
     eval_step = jax.jit(
-        make_eval_step(config, graphdef, diffusion),
-        in_shardings=(whole, split, None),
-        out_shardings=whole,
+        make_eval_step(config, graphdef, diffusion), out_shardings=replicated(mesh)
     )
-    batches = _eval_batches(config)
+    size = config.training.batch_size
+    batches = _eval_batches(config, local_rows(mesh, size))
 
     def evaluate(state: TrainState) -> dict[str, float]:
         losses = [
-            eval_step(state.ema, shard_batch(mesh, batch), index)
+            eval_step(state.ema, shard_batch(mesh, batch, batch_size=size), index)
             for index, batch in enumerate(batches)
         ]
         names = losses[0] if losses else {}
@@ -128,11 +134,11 @@ def _compile_steps(config: Config, graphdef, optimizer, mesh):
     return train_step, evaluate
 
 
-def _eval_batches(config: Config) -> Sequence[dict[str, np.ndarray]]:
+def _eval_batches(config: Config, rows: np.ndarray) -> Sequence[dict[str, np.ndarray]]:
     if config.data.eval_split is None:
         return []
     source = open_source(config, config.data.eval_split)
-    return eval_batches(config, source, **_process())
+    return eval_batches(config, source, rows=rows)
 
 
 def _generator(config: Config, workdir: Path, graphdef, mesh) -> Generator | None:
@@ -145,7 +151,3 @@ def _generator(config: Config, workdir: Path, graphdef, mesh) -> Generator | Non
 def _is_due(step: int, every: int | None, num_steps: int) -> bool:
     """Every `every` steps, and after the last one."""
     return every is not None and (step % every == 0 or step == num_steps)
-
-
-def _process() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}

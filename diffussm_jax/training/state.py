@@ -1,6 +1,7 @@
 """What a run carries from step to step."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,6 +12,8 @@ from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
 from diffussm_jax.models import create_model
+from diffussm_jax.ops.s4d import Choice
+from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
 from diffussm_jax.parallel.s4d import shard_s4d
 
 
@@ -26,17 +29,30 @@ class TrainState:
 
 
 def abstract_model(
-    config: Config, mesh: Mesh | None = None
+    config: Config,
+    mesh: Mesh | None = None,
+    *,
+    implementation: Choice | None = None,
 ) -> tuple[nnx.GraphDef, dict]:
     """The model's structure and the shapes of its parameters, without allocating them.
 
-    With a mesh its SSM layers run on each device's part of the batch.
+    With a mesh its SSM layers run on each device's part of the batch and of the sequence, by
+    `implementation` where that is given, else as the config says.
     """
-    apply_s4d = None
-    if mesh is not None and mesh.size > 1:
-        apply_s4d = shard_s4d(mesh, implementation=config.model.ssm_implementation)
+    apply_s4d = gather = None
+    if mesh is not None and mesh.shape["fsdp"] > 1:
+        gather = functools.partial(gather_layer, mesh)
+    if mesh is not None and (mesh.size > 1 or implementation is not None):
+        apply_s4d = shard_s4d(
+            mesh,
+            batch_axis=BATCH_AXES,
+            sequence_axis="sequence" if mesh.shape["sequence"] > 1 else None,
+            implementation=implementation or config.model.ssm_implementation,
+        )
     model = jax.eval_shape(
-        lambda: create_model(config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d)
+        lambda: create_model(
+            config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, gather=gather
+        )
     )
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
@@ -60,12 +76,12 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
 
 
 def abstract_state(
-    config: Config,
-    optimizer: optax.GradientTransformation,
-    sharding: jax.sharding.Sharding,
+    config: Config, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-    """Shapes of the state, each placed by `sharding`: where a checkpoint is to be restored to."""
+    """Shapes of the state and where each array lives: what a checkpoint is restored to."""
     shapes = jax.eval_shape(lambda: init_state(config, optimizer))
     return jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes
+        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+        shapes,
+        state_shardings(mesh, shapes),
     )

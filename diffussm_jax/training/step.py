@@ -1,7 +1,9 @@
 """One training step and one evaluation step, as pure functions."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from diffussm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
 Batch = dict[str, Array]
+Drawn = tuple[Array, Array, Array, Array | None]  # x_0, t, eps, labels
 
 
 def make_train_step(
@@ -26,17 +29,20 @@ def make_train_step(
     """The update of DiT's recipe: loss, AdamW, EMA. Randomness is a function of (seed, step, index in the batch)."""
     decay = config.training.ema_decay
 
+    @functools.partial(jax.grad, has_aux=True)
+    def gradient(params: dict, drawn: Drawn) -> tuple[Array, Metrics]:
+        losses = training_loss(diffusion, nnx.merge(graphdef, params), *drawn)
+        means = jax.tree.map(jnp.mean, losses)
+        return means["loss"], means
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        x_0, t, eps, labels = _draw(config, key, batch, config.training.label_dropout)
-
-        def mean_losses(params: dict) -> tuple[Array, Metrics]:
-            model = nnx.merge(graphdef, params)
-            losses = training_loss(diffusion, model, x_0, t, eps, labels)
-            means = jax.tree.map(jnp.mean, losses)
-            return means["loss"], means
-
-        grads, metrics = jax.grad(mean_losses, has_aux=True)(state.params)
+        drawn = _draw(config, key, batch, config.training.label_dropout)
+        grads, metrics = _mean_over_microbatches(
+            lambda drawn: gradient(state.params, drawn),
+            drawn,
+            config.training.num_microbatches,
+        )
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer, state.params
         )
@@ -62,15 +68,35 @@ def make_eval_step(
 
     def eval_step(params: dict, batch: Batch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        x_0, t, eps, labels = _draw(config, key, batch, 0.0)
-        model = nnx.merge(graphdef, params)
-        losses = training_loss(diffusion, model, x_0, t, eps, labels)
+        drawn = _draw(config, key, batch, 0.0)
+        losses = training_loss(diffusion, nnx.merge(graphdef, params), *drawn)
         return jax.tree.map(jnp.mean, losses)
 
     return eval_step
 
 
-def _draw(config: Config, key: Array, batch: Batch, label_dropout: float):
+def _mean_over_microbatches(
+    compute: Callable[[Drawn], Any], drawn: Drawn, num_microbatches: int
+) -> Any:
+    """The mean of `compute` over parts of a batch, one after another; each device keeps its own examples."""
+    if num_microbatches == 1:
+        return compute(drawn)
+    parts = jax.tree.map(
+        lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), drawn
+    )
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(compute, jax.tree.map(lambda x: x[0], parts)),
+    )
+    total, _ = jax.lax.scan(
+        lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None),
+        zeros,
+        parts,
+    )
+    return jax.tree.map(lambda x: x / num_microbatches, total)
+
+
+def _draw(config: Config, key: Array, batch: Batch, label_dropout: float) -> Drawn:
     """Clean images, steps, noise and labels of a batch, from a key for each example."""
     num_classes = config.data.num_classes
 

@@ -29,15 +29,10 @@ class Numbers:
 
 def stream(config, num_steps, *, start_step=0, process_count=1):
     """(index, mirrored) of `num_steps` global batches, as the processes together read them."""
+    rows = np.split(np.arange(config.training.batch_size), process_count)
     parts = [
-        pipeline.train_batches(
-            config,
-            Numbers(),
-            start_step=start_step,
-            process_index=process,
-            process_count=process_count,
-        )
-        for process in range(process_count)
+        pipeline.train_batches(config, Numbers(), start_step=start_step, rows=mine)
+        for mine in rows
     ]
     steps = itertools.islice(zip(*parts), num_steps)
     batches = [batch for step in steps for batch in step]
@@ -128,8 +123,8 @@ def test_held_out_batches_are_fixed_and_disjoint_from_training(tiny_config):
     (whole,) = eval_batches(large)
     assert whole["image"].shape == (512, 8, 8, 1)
     halves = [
-        eval_batches(large, process_index=p, process_count=2)[0]["image"]
-        for p in range(2)
+        eval_batches(large, rows=rows)[0]["image"]
+        for rows in np.split(np.arange(512), 2)
     ]
     np.testing.assert_array_equal(np.concatenate(halves), whole["image"])
 

@@ -12,7 +12,7 @@ from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import from_dict
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import UserError
-from diffussm_jax.parallel.mesh import make_mesh, replicated
+from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.training import checkpoint, loop
 from diffussm_jax.training.metrics import JsonlWriter, NonFiniteError
 from diffussm_jax.training.optimizer import make_optimizer
@@ -29,9 +29,8 @@ def read_metrics(workdir):
 
 
 def read_state(config, workdir, step=None):
-    abstract = abstract_state(
-        config, make_optimizer(config.optimizer), replicated(make_mesh())
-    )
+    mesh = make_mesh(config.mesh)
+    abstract = abstract_state(config, make_optimizer(config.optimizer), mesh)
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
         return checkpoint.restore(checkpoints, abstract, step=step)
 
@@ -77,8 +76,8 @@ def test_an_interrupted_run_goes_on_to_the_same_end(trained, tiny_config, tmp_pa
 def test_8_devices_equal_1(trained, tiny_config, tmp_path, monkeypatch):
     """The fixture ran on eight devices; the same run on one ends in the same place up to the order of sums."""
     config = from_dict(tiny_config)
-    one = make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(loop, "make_mesh", lambda: one)
+    one = make_mesh(devices=jax.devices()[:1])
+    monkeypatch.setattr(loop, "make_mesh", lambda config: one)
     loop.train(config, tmp_path / "run")
     eight, alone = read_state(config, trained), read_state(config, tmp_path / "run")
     jax.tree.map(
@@ -254,7 +253,7 @@ def test_how_a_model_is_computed_may_change(trained, tiny_config, caplog):
 def test_devices_must_divide_the_batch(tiny_config, tmp_path):
     with pytest.raises(
         UserError,
-        match="training.batch_size must be a multiple of the 8 devices, got 12",
+        match="training.batch_size must be a multiple of the 8 devices of .*, got 12",
     ):
         loop.train(merge(tiny_config, {"training": {"batch_size": 12}}), tmp_path)
 

@@ -1,0 +1,50 @@
+"""Batches from the host to the devices of a mesh."""
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from diffussm_jax.parallel.mesh import batch_shardings, local_rows
+
+
+def shard_batch(
+    mesh: Mesh, batch: dict[str, np.ndarray], *, batch_size: int
+) -> dict[str, jax.Array]:
+    """Global arrays of a batch, of which this process has the examples `local_rows`."""
+    rows = local_rows(mesh, batch_size)
+    shardings = batch_shardings(mesh, batch)
+
+    def place(name: str, part: np.ndarray) -> jax.Array:
+        def read(index: Any) -> np.ndarray:
+            wanted = np.searchsorted(rows, np.arange(batch_size)[index[0]])
+            return part[wanted[0] : wanted[-1] + 1, *index[1:]]
+
+        shape = batch_size, *part.shape[1:]
+        return jax.make_array_from_callback(shape, shardings[name], read)
+
+    return {name: place(name, part) for name, part in batch.items()}
+
+
+def prefetch(
+    mesh: Mesh,
+    batches: Iterator[dict[str, np.ndarray]],
+    *,
+    batch_size: int,
+    size: int = 2,
+) -> Iterator[dict[str, jax.Array]]:
+    """Batches on the devices, `size` of them ahead: a thread puts them there while a step runs."""
+
+    def load() -> dict[str, jax.Array] | None:
+        batch = next(batches, None)
+        return None if batch is None else shard_batch(mesh, batch, batch_size=batch_size)  # fmt: skip
+
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
+        ready = deque(pool.submit(load) for _ in range(size))
+        while (batch := ready.popleft().result()) is not None:
+            ready.append(pool.submit(load))
+            yield batch

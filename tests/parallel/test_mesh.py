@@ -1,0 +1,163 @@
+"""Every arrangement of eight devices computes what one does; what does not fit is named."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffussm_jax.config import MeshConfig
+from diffussm_jax.diffusion.gaussian import make_diffusion
+from diffussm_jax.errors import UserError
+from diffussm_jax.parallel import mesh as mesh_lib
+from diffussm_jax.parallel.feed import prefetch, shard_batch
+from diffussm_jax.parallel.mesh import check_divides, make_mesh, state_shardings
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.state import abstract_model, abstract_state, init_state
+from diffussm_jax.training.step import make_train_step
+from tests.conftest import merge
+
+ARRANGEMENTS = [
+    (data, fsdp, 8 // data // fsdp)
+    for data in (1, 2, 4, 8)
+    for fsdp in (1, 2, 4, 8)
+    if data * fsdp <= 8
+]
+QUICK = {(2, 2, 2), (1, 8, 1)}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return {
+        "mean": rng.normal(size=(16, 8, 8, 4)).astype(np.float16),
+        "std": rng.uniform(size=(16, 8, 8, 4)).astype(np.float16),
+        "label": rng.integers(0, 10, 16).astype(np.int32),
+    }
+
+
+def one_step(tiny_config, batch, mesh, **training):
+    """Metrics, Adam's first moment (a tenth of the gradient) and the state, after a step from random parameters."""
+    data = {"space": "latents", "image_size": 64, "channels": 3}
+    config = merge(tiny_config, {"data": data, "training": training})
+    optimizer = make_optimizer(config.optimizer)
+    graphdef, _ = abstract_model(config, mesh)
+    abstract = abstract_state(config, optimizer, mesh)
+    places = jax.tree.map(lambda a: a.sharding, abstract)
+
+    @functools.partial(jax.jit, out_shardings=places)
+    def init():
+        state = init_state(config, optimizer)
+        leaves, structure = jax.tree.flatten(state.params)
+        keys = jax.random.split(jax.random.key(7), len(leaves))
+        noisy = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+        state.params.update(jax.tree.unflatten(structure, noisy))
+        return state
+
+    step = make_train_step(
+        config, graphdef, make_diffusion(config.diffusion), optimizer
+    )
+    state, metrics = jax.jit(step, out_shardings=(places, None))(
+        init(), shard_batch(mesh, batch, batch_size=16)
+    )
+    moments = [x for x in jax.tree.leaves(state.optimizer) if x.ndim]
+    return jax.device_get(metrics), jax.device_get(moments), state
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_config, batch):
+    return one_step(tiny_config, batch, make_mesh(devices=jax.devices()[:1]))
+
+
+def assert_same(found, expected):
+    for name, value in expected[0].items():
+        np.testing.assert_allclose(found[0][name], value, rtol=1e-5)
+    for actual, wanted in zip(found[1], expected[1], strict=True):
+        scale = np.abs(wanted).max() + 1e-12
+        np.testing.assert_allclose(actual / scale, wanted / scale, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param(a, marks=() if a in QUICK else pytest.mark.slow)
+        for a in ARRANGEMENTS
+    ],
+    ids=str,
+)
+def test_eight_devices_equal_one(tiny_config, batch, expected, sizes, monkeypatch):
+    monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)
+    found = one_step(tiny_config, batch, make_mesh(MeshConfig(*sizes)))
+    assert_same(found, expected)
+    kernel = found[2].ema["blocks"]["w0"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 16 // sizes[1])
+
+
+def test_microbatches_add_up_to_the_batch(tiny_config, batch, expected):
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    assert_same(one_step(tiny_config, batch, mesh, num_microbatches=2), expected)
+
+
+def test_the_rule_of_fsdp():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    shapes = {
+        "blocks": {"kernel": (16, 64, 512), "bias": (16, 512), "odd": (16, 129, 127)},
+        "head": (1024, 24),
+    }
+    state = jax.tree.map(
+        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    specs = jax.tree.map(lambda s: tuple(s.spec), state_shardings(mesh, state))
+    assert specs == {
+        "blocks": {"kernel": (None, None, "fsdp"), "bias": (), "odd": ()},
+        "head": (),
+    }
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((3, 1, 1), "does not fill 8 devices"),
+        ((-1, 3, 1), "does not fill 8 devices"),
+        ((-1, -1, 1), "one axis at most may be -1"),
+    ],
+)
+def test_axes_that_do_not_fit(sizes, message):
+    with pytest.raises(UserError, match=message):
+        make_mesh(MeshConfig(*sizes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 12}, r"batch_size must be a multiple of the 4 devices .* 12"),
+        ({"num_microbatches": 3}, "times training.num_microbatches = 3, got 16"),
+        ({"height": 9}, "mesh.sequence must divide the 9 rows of tokens, got 2"),
+    ],
+)
+def test_batches_that_do_not_divide(changes, message):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, sequence=2))
+    fitting = {"batch_size": 16, "num_microbatches": 2, "height": 8, "patch_size": 1}
+    check_divides(mesh, **fitting)
+    with pytest.raises(UserError, match=message):
+        check_divides(mesh, **(fitting | changes))
+
+
+def test_prefetch_gives_every_batch_in_order_and_its_errors():
+    mesh = make_mesh()
+
+    def batches():
+        for index in range(5):
+            yield {"x": np.full((8, 2), index), "label": np.arange(8)}
+        raise ValueError("the sixth")
+
+    found = prefetch(mesh, batches(), batch_size=8)
+    for index in range(5):
+        batch = next(found)
+        np.testing.assert_array_equal(batch["x"], np.full((8, 2), index))
+        np.testing.assert_array_equal(batch["label"], np.arange(8))
+    with pytest.raises(ValueError, match="the sixth"):
+        next(found)
