@@ -18,7 +18,7 @@ def get_config(size="XL"):
         )
     config = common.get_config()
     config.model.depth, config.model.width = SIZES[size]
-    config.model.remat = "full"
+    config.model.remat = "dots"
     config.data.name = "imagenet2012"
     config.data.space = "latents"
     config.data.image_size = 256
@@ -26,4 +26,5 @@ def get_config(size="XL"):
     config.data.num_classes = 1000
     config.data.eval_split = "validation"
     config.training.num_steps = 2_578_125  # 660M images
+    config.mesh.fsdp = 16  # of XL, parameters, EMA and Adam's moments take 10.7 GB
     return config

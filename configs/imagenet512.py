@@ -12,5 +12,6 @@ from configs import imagenet256
 def get_config(size="XL"):
     config = imagenet256.get_config(size)
     config.data.image_size = 512
+    config.model.remat = "full"
     config.training.num_steps = 1_179_688  # 302M images
     return config

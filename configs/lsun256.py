@@ -22,5 +22,6 @@ def get_config(category="church"):
     config.data.channels = 3
     config.data.num_classes = 0
     config.data.eval_split = "validation"
-    config.model.remat = "full"
+    config.model.remat = "dots"
+    config.mesh.fsdp = 16  # parameters, EMA and Adam's moments take 10.7 GB
     return config

@@ -128,6 +128,13 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    topology: str = "v5e:4x4"
+    topologies: tuple[str, ...] | None = None  # several, to compare
+    num_slices: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class SampleConfig:
     num: int = 64
     batch_size: int = 64
@@ -154,6 +161,7 @@ class Config:
     training: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     mesh: MeshConfig = MeshConfig()
+    plan: PlanConfig = PlanConfig()
     sample: SampleConfig = SampleConfig()
 
 

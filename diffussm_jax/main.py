@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -15,13 +15,14 @@ from diffussm_jax.config import Config, from_dict
 from diffussm_jax.config_parsing import check_field
 from diffussm_jax.errors import UserError
 
-MODES = ("train", "sample", "encode")
+MODES = ("train", "sample", "encode", "plan")
+WITH_WORKDIR = ("train", "sample")  # the others can do without a run
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, as configs/digits.py."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run (not for encode): checkpoints, samples."
+    "workdir", None, "Folder of the run: checkpoints, metrics, samples."
 )
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
         _exit(1, error)
 
 
-def _run(config: Config, workdir: Path) -> None:
+def _run(config: Config, workdir: Any) -> None:
     """The mode's module is imported alone: none needs another's libraries."""
     if _MODE.value == "train":
         from diffussm_jax.training.loop import train
@@ -47,10 +48,14 @@ def _run(config: Config, workdir: Path) -> None:
         from diffussm_jax.generate import sample
 
         sample(config, workdir)
-    else:
+    elif _MODE.value == "encode":
         from diffussm_jax.encode import encode
 
         encode(config)
+    else:
+        from diffussm_jax.plan import plan
+
+        plan(config, workdir)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -69,14 +74,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _exit(2, _one_line(error))
 
 
-def _read_run(argv: list[str]) -> tuple[Config, Path]:
+def _read_run(argv: list[str]) -> tuple[Config, Path | None]:
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}: options begin with --")
     if _CONFIG.value is None:
         raise UserError(
             "--config is missing: give a file, as --config=configs/digits.py"
         )
-    if not _WORKDIR.value and _MODE.value != "encode":
+    if not _WORKDIR.value and _MODE.value in WITH_WORKDIR:
         raise UserError(
             "--workdir is missing: give the folder of the run, as --workdir=runs/digits"
         )
@@ -84,7 +89,8 @@ def _read_run(argv: list[str]) -> tuple[Config, Path]:
         values = _CONFIG.value.to_dict()
     except OSError as error:  # a config file that cannot be read speaks up only here
         raise UserError(f"--config: {_one_line(error)}") from error
-    return from_dict(values), Path(_WORKDIR.value or "").expanduser()
+    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else None
+    return from_dict(values), workdir
 
 
 def _one_line(error: Exception) -> str:

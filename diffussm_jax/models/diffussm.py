@@ -21,7 +21,7 @@ from diffussm_jax.ops.s4d import Operator, s4d
 from diffussm_jax.shapes import Condition, Groups, Images, Labels, Timesteps
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -63,14 +63,15 @@ def chunked(
     y, state = by_channel_blocks(
         run,
         (u, poles, gains, skip, state),
-        num_blocks=num_blocks or _default_num_blocks(u.shape),
+        num_blocks=num_blocks or num_blocks_for(jax.default_backend(), u.shape),
     )
     return y.reshape(*u.shape[:2], -1), state
 
 
-def _default_num_blocks(shape: tuple[int, ...]) -> int:
+def num_blocks_for(backend: str, shape: tuple[int, ...]) -> int:
+    """The measured number of blocks for u of a shape [b l d]."""
     b, length, d = shape
-    elements = BLOCK_ELEMENTS["cpu" if jax.default_backend() == "cpu" else "other"]
+    elements = BLOCK_ELEMENTS["cpu" if backend == "cpu" else "other"]
     return min(d, -(-b * length * d // elements))
 
 

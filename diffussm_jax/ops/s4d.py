@@ -35,6 +35,7 @@ class Choice:
 
     implementation: Implementation
     chunk_size: int | None = None  # of "chunked"
+    num_blocks: int | None = None  # of "chunked"
     tiling: Tiling | None = None  # of "pallas_tpu"
 
 
@@ -88,6 +89,7 @@ def s4d(
             reverse=reverse,
             return_state=return_state,
             chunk_size=choice.chunk_size,
+            num_blocks=choice.num_blocks,
         )
     elif choice.implementation == "pallas_tpu":
         y, state = pallas_tpu(

@@ -31,18 +31,25 @@ _WHILE = re.compile(
 _CALL = re.compile(
     r" (?:call|conditional)\(.*(?:to_apply|computations)=\{?(?P<names>[^}\s]+)"
 )
+_COLLECTIVE = re.compile(
+    r" = (?P<results>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
+    r"(?:-start)?\(.*channel_id=(?P<channel>\d+)"
+)
+_FUSION = re.compile(r" calls=%(?P<name>[^,\s]+)")
 _BOUND = re.compile(r" constant\((\d+)\)")
 
 
 @functools.cache
-def devices(topology: str) -> tuple[jax.Device, ...]:
-    """The chips of a topology such as "v5e:2x2" or "v5p:2x2x1".
+def devices(topology: str, *, num_slices: int = 1) -> tuple[jax.Device, ...]:
+    """The chips of a topology such as "v5e:2x2" or "v5p:2x2x1"; of v4, each chip's two cores.
 
     Raises:
         UserError: libtpu is not installed, or knows no such topology.
     """
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, num_slices=num_slices
+        )
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
@@ -71,14 +78,7 @@ class Cycles:
 
 def cycles(text: str) -> Cycles:
     """The estimates in `compiled.as_text()`, loops multiplied by their number of rounds."""
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            lines = computations.setdefault(match["name"], [])
-            entry = match["name"] if line.startswith("ENTRY") else entry
-        else:
-            lines.append(line)
+    computations, entry = _parse(text)
 
     @functools.cache
     def count(name: str) -> Cycles:
@@ -98,6 +98,41 @@ def cycles(text: str) -> Cycles:
         return Cycles(xla, kernels, kernel_bytes)
 
     return count(entry)
+
+
+def collectives(text: str) -> collections.Counter[str]:
+    """Bytes that each kind of collective leaves on a chip in a run of the program, loops multiplied."""
+    computations, entry = _parse(text)
+    rounds = collections.Counter({entry: 1})
+    sizes: dict[str, tuple[str, int]] = {}  # by channel: parts of one share it
+    for name in reversed(computations):  # callers stand after what they call
+        for line in computations[name]:
+            inner = _inner(line, computations)
+            if match := _FUSION.search(line):
+                inner = [*inner, (match["name"], 1)]
+            for called, times in inner:
+                rounds[called] = max(rounds[called], rounds[name] * times)
+            if match := _COLLECTIVE.search(line):
+                size = rounds[name] * _bytes(match["results"])
+                _, known = sizes.get(match["channel"], ("", 0))
+                sizes[match["channel"]] = match["kind"], max(size, known)
+    total = collections.Counter[str]()
+    for kind, size in sizes.values():
+        total[kind] += size
+    return total
+
+
+def _parse(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation, and the name of the one that the program begins with."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = computations.setdefault(match["name"], [])
+            entry = match["name"] if line.startswith("ENTRY") else entry
+        else:
+            lines.append(line)
+    return computations, entry
 
 
 def _inner(line: str, computations: dict[str, list[str]]) -> list[tuple[str, int]]:

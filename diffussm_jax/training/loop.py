@@ -41,6 +41,7 @@ def train(config: Config, workdir: Path) -> None:
         UserError: the work directory, the data or a checkpoint does not fit the config.
         NonFiniteError: the loss or the gradient of a step was not finite.
     """
+    source = open_source(config, config.data.split)
     mesh, num_steps = make_mesh(config.mesh), config.training.num_steps
     check_divides(
         mesh,
@@ -50,7 +51,6 @@ def train(config: Config, workdir: Path) -> None:
         patch_size=config.model.patch_size,
     )
     workdir_lib.begin(workdir, config)
-    source = open_source(config, config.data.split)
     graphdef, params = abstract_model(config, mesh)
     optimizer = make_optimizer(config.optimizer)
     abstract = abstract_state(config, optimizer, mesh)

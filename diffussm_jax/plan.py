@@ -1,0 +1,100 @@
+"""`--mode=plan`: what TPU slices would do with a config, by the TPU compiler, on a machine without one."""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffussm_jax.config import Config
+from diffussm_jax.estimate import Plan, estimate
+from diffussm_jax.workdir import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+def plan(config: Config, workdir: Path | None) -> None:
+    """Compile the train step for `plan.topologies`, or `plan.topology`, and report; JSON goes to stdout and the work directory.
+
+    Raises:
+        UserError: a topology is unknown, or the mesh does not divide it or the batch.
+    """
+    topologies = config.plan.topologies or (config.plan.topology,)
+    plans = []
+    for topology in topologies:
+        plans.append(_with_a_way_out(config, topology))
+        logger.info("%s", describe(plans[-1]))
+    text = json.dumps([dataclasses.asdict(plan) for plan in plans], indent=1) + "\n"
+    sys.stdout.write(text)
+    if workdir is not None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / "plan.json", text)
+
+
+def _with_a_way_out(config: Config, topology: str) -> Plan:
+    """The plan of a config; where it does not fit, with the first of the smaller ones that does."""
+    found = estimate(config, topology)
+    if found.fits:
+        return found
+    for changes in _smaller(config, found.chips):
+        logger.info("it does not fit; trying %s", changes)
+        if estimate(_changed(config, changes), topology).fits:
+            return dataclasses.replace(found, fits_with=changes)
+    return found
+
+
+def _smaller(config: Config, num_chips: int) -> Iterator[dict[str, Any]]:
+    """Changes that take less memory and give the same numbers, the cheapest first."""
+    changes: dict[str, Any] = {}
+    for remat in ("dots", "full"):
+        if config.model.remat not in ("full", remat):
+            yield {"model.remat": remat}
+    if config.model.remat != "full":
+        changes |= {"model.remat": "full"}
+    sequence = config.mesh.sequence
+    fsdp = num_chips // sequence
+    if config.mesh.fsdp < fsdp:
+        changes |= {"mesh.data": 1, "mesh.fsdp": fsdp}
+        yield dict(changes)
+    num_microbatches = 2 * config.training.num_microbatches
+    while config.training.batch_size % (fsdp * num_microbatches) == 0:
+        yield changes | {"training.num_microbatches": num_microbatches}
+        num_microbatches *= 2
+
+
+def _changed(config: Config, changes: dict[str, Any]) -> Config:
+    for name, value in changes.items():
+        section, field = name.split(".")
+        part = dataclasses.replace(getattr(config, section), **{field: value})
+        config = dataclasses.replace(config, **{section: part})
+    return config
+
+
+def describe(plan: Plan) -> str:
+    """A plan as a table for people."""
+    axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
+    rows = [
+        f"{plan.topology}: {plan.chips} devices, mesh {axes}",
+        f"  batch {plan.batch_size} in {plan.num_microbatches} part(s), remat {plan.remat}",
+    ]
+    if not plan.fits:
+        needed = f"{plan.needed_gib or plan.total_gib:.1f} of {plan.hbm_gib:.0f} GiB"
+        rows.append(f"  does not fit: a chip would need {needed}")
+        if plan.fits_with:
+            options = (f"--config.{name}={x}" for name, x in plan.fits_with.items())
+            rows.append(f"  it fits with {' '.join(options)}")
+        return "\n".join(rows)
+    traffic = (f"{kind} {size:.2f}" for kind, size in plan.collective_gb.items())
+    rows += [
+        f"  fits: {plan.total_gib:.1f} of {plan.hbm_gib:.0f} GiB a chip",
+        f"    parameters {plan.parameters_gib:.2f}, EMA {plan.ema_gib:.2f}, optimizer {plan.optimizer_gib:.2f}",
+        f"    activations, gradients and other temporary arrays {plan.temporary_gib:.2f}",
+        f"  estimate: {plan.million_cycles:.0f}M cycles, {plan.step_ms:.0f} ms a step",
+        f"    {plan.images_per_second:,.0f} images/s, MFU {plan.mfu:.1%}",
+        f"  {plan.multiply_adds / 1e9:.2f} G multiply-adds an image (dense layers, forward)",
+        f"  collectives, GB a chip and step: {', '.join(traffic) or 'none'}",
+        f"  compiled in {plan.compile_seconds:.0f} s",
+    ]
+    return "\n".join(rows)

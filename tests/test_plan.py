@@ -1,0 +1,147 @@
+"""`--mode=plan` through the real TPU compiler, on small models; what does not fit is told how it would."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import pytest
+
+from diffussm_jax import plan as plan_lib
+from diffussm_jax.config import SIZES, from_dict
+from diffussm_jax.errors import UserError
+from diffussm_jax.estimate import estimate
+from diffussm_jax.flops import dense_multiply_adds
+from diffussm_jax.parallel import tpu_compiler
+from tests.conftest import merge
+
+pytestmark = [
+    pytest.mark.tpu_aot,
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux"
+    ),
+]
+
+
+def small(tiny_config, **sections):
+    """A model of 4 layers on 16 x 16 latents: 256 tokens, so that the TPU kernel serves."""
+    data = {"space": "latents", "image_size": 128, "channels": 3}
+    model = {"depth": 4, "width": 128, "state_size": 64, "dtype": "bfloat16"}
+    values = {"data": data, "model": model, "training": {"batch_size": 64}}
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return merge(tiny_config, values)
+
+
+@pytest.fixture(scope="module")
+def found(tiny_config):
+    config = small(tiny_config, mesh={"fsdp": 4}, model={"remat": "full"})
+    return estimate(config, "v5e:2x2")
+
+
+def test_the_parts_of_a_plan_agree(found):
+    assert found.fits
+    assert (found.chips, found.mesh) == (4, {"data": 1, "fsdp": 4, "sequence": 1})
+    assert found.ema_gib == found.parameters_gib
+    assert found.optimizer_gib == pytest.approx(2 * found.parameters_gib, rel=0.01)
+    parts = found.parameters_gib + found.ema_gib + found.optimizer_gib
+    assert parts < found.total_gib - found.temporary_gib < 1.3 * parts + 0.05
+    flops = 6 * found.multiply_adds * found.images_per_second
+    assert found.mfu == pytest.approx(flops / (4 * 197e12))
+    assert found.images_per_second == pytest.approx(64e3 / found.step_ms)
+
+
+def test_a_split_model_gathers_its_layers_twice(found):
+    """For the forward and for the backward pass: bytes against the sizes of the layers."""
+    layers = 4 * 15 * 128**2 * 2  # dense weights in bfloat16
+    assert 1.8 * layers < found.collective_gb["all-gather"] * 1e9 < 4 * layers
+
+
+@pytest.mark.slow
+def test_depth_slices_and_fsdp_change_what_they_should(found, tiny_config):
+    full = {"remat": "full"}
+    alone = estimate(small(tiny_config, model=full), "v5e:2x2")
+    assert "all-gather" not in alone.collective_gb
+    assert alone.collective_gb["all-reduce"] > 0
+    assert alone.parameters_gib > 2.5 * found.parameters_gib
+    deeper = small(tiny_config, mesh={"fsdp": 4}, model=full | {"depth": 8})
+    ratio = estimate(deeper, "v5e:2x2").million_cycles / found.million_cycles
+    assert 1.6 < ratio < 2.2
+    larger = small(
+        tiny_config, mesh={"fsdp": 4}, model=full, training={"batch_size": 256}
+    )
+    ratio = estimate(larger, "v5e:4x4").images_per_second / found.images_per_second
+    assert 3 < ratio < 4.5
+
+
+def test_what_does_not_fit_names_the_smallest_change(tiny_config, tmp_path, monkeypatch, capsys):  # fmt: skip
+    """Memory as if a chip had room for the full recomputation alone."""
+    config = small(tiny_config)
+    tried = []
+
+    def estimate(config, topology):
+        tried.append((config.model.remat, config.mesh.fsdp))
+        full = config.model.remat == "full"
+        plan = dataclasses.replace(found_plan, remat=config.model.remat, fits=full)
+        return dataclasses.replace(plan, needed_gib=None if full else 36.0)
+
+    found_plan = plan_lib.Plan(
+        topology="v5e:2x2", chips=4, mesh={"data": 4}, batch_size=64, remat="none",
+        num_microbatches=1, fits=False, hbm_gib=16.0, multiply_adds=1,
+    )  # fmt: skip
+    monkeypatch.setattr(plan_lib, "estimate", estimate)
+    plan_lib.plan(config, tmp_path)
+    assert tried == [("none", 1), ("dots", 1), ("full", 1)]
+    (written,) = json.loads((tmp_path / "plan.json").read_text())
+    assert written["fits_with"] == {"model.remat": "full"}
+    assert json.loads(capsys.readouterr().out) == [written]
+    text = plan_lib.describe(plan_lib.Plan(**written))
+    assert "a chip would need 36.0 of 16 GiB" in text
+    assert "it fits with --config.model.remat=full" in text
+
+
+def test_the_compilers_refusal_is_read(tiny_config):
+    """A batch whose activations no chip can hold."""
+    config = small(tiny_config, model={"depth": 64}, training={"batch_size": 4 * 4096})
+    plan = estimate(config, "v5e:2x2")
+    assert not plan.fits
+    assert plan.needed_gib > 16
+
+
+def test_errors_name_the_field(tiny_config):
+    with pytest.raises(UserError, match="no TPU topology 'v5e:3x5'"):
+        estimate(small(tiny_config), "v5e:3x5")
+    with pytest.raises(UserError, match="config.mesh: .* does not fill 4 devices"):
+        estimate(small(tiny_config, mesh={"fsdp": 3}), "v5e:2x2")
+    assert len(tpu_compiler.devices("v5e:2x2", num_slices=2)) == 8
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_multiply_adds_are_the_papers_formula(size):
+    """7.5 l d^2 a layer at m = 2, besides embedding, conditioning and head, which are less than 1 %."""
+    depth, width = SIZES[size]
+    data = {"space": "latents", "image_size": 256, "channels": 3, "num_classes": 1000}
+    config = from_dict({"model": {"depth": depth, "width": width}, "data": data})
+    layers = depth * 7.5 * 1024 * width**2
+    assert layers < dense_multiply_adds(config) < 1.01 * layers
+
+
+def test_multiply_adds_equal_xlas_count_of_an_unrolled_model(tiny_config):
+    """XLA counts two operations a multiply-add, and the element-wise ones too: hence at most, and nearly."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from diffussm_jax.models import create_model
+
+    config = small(tiny_config, model={"scan_unroll": 4, "width": 256})
+
+    def copy(u, poles, gains, skip, *, direction):
+        return jnp.concatenate([u, u], axis=-1)
+
+    model = create_model(config, rngs=nnx.Rngs(0), apply_s4d=copy)
+    shapes = (
+        jax.ShapeDtypeStruct((1, 16, 16, 4), jnp.float32),
+        *[jax.ShapeDtypeStruct((1,), jnp.int32)] * 2,
+    )
+    counted = jax.jit(lambda *x: model(*x)).lower(*shapes).compile().cost_analysis()
+    assert 0.9 < 2 * dense_multiply_adds(config) / counted["flops"] <= 1
