@@ -23,6 +23,7 @@ from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.diffusion.guidance import classifier_free
 from diffussm_jax.diffusion.samplers import ddim, ddpm
 from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.feed import collect, split_rows
 from diffussm_jax.parallel.mesh import make_mesh, split_over_batch
 from diffussm_jax.training import checkpoint
 from diffussm_jax.training.optimizer import make_optimizer
@@ -90,8 +91,9 @@ class Generator:
             # A last batch that is not full is drawn in full, so that it needs no second compilation.
             indices = np.arange(start, start + batch_size, dtype=np.int32)
             asked = None if labels is None else labels[indices % options.num]
-            x_0 = run(params, options.seed, indices, asked)
-            images.append(to_uint8(np.asarray(self._decode(x_0))))
+            places = (split_rows(self._mesh, x) for x in (indices, asked))
+            x_0 = run(params, options.seed, *places)
+            images.append(to_uint8(collect(self._decode(x_0))))
         return np.concatenate(images)[: options.num], labels
 
     def _labels(self, options: SampleConfig) -> LabelArray | None:
@@ -124,10 +126,7 @@ class Generator:
             )
             return sampler(diffusion, model, keys, labels, shape=shape)
 
-        split = split_over_batch(self._mesh)
-        return jax.jit(
-            run, in_shardings=(None, None, split, split), out_shardings=split
-        )
+        return jax.jit(run, out_shardings=split_over_batch(self._mesh))
 
 
 class TrainedModel:
@@ -197,6 +196,8 @@ def sample(config: Config, workdir: Path) -> None:
     model = load(workdir, ema=config.sample.ema)
     logger.info("sampling %d images from step %d", config.sample.num, model.step)
     images, labels = model.draw(config.sample)
+    if jax.process_index() != 0:
+        return
     folder = workdir / "samples"
     save_grid(images, folder / "samples.png", labels=labels)
     arrays = [images] if labels is None else [images, labels]

@@ -1,9 +1,11 @@
 """Command line: python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits [--mode=train]"""
 
+import contextlib
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +16,8 @@ from ml_collections import config_flags
 from diffussm_jax.config import Config, from_dict
 from diffussm_jax.config_parsing import check_field
 from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.distributed import find_processes, joined
+from diffussm_jax.parallel.roll_call import Processes
 
 MODES = ("train", "sample", "encode", "plan")
 WITH_WORKDIR = ("train", "sample")  # the others can do without a run
@@ -27,15 +31,41 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 
 
+# A job of several processes; Cloud TPU's metadata serve where none is given.
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "host:port of process 0; the port after it is used too.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
+_START_TIMEOUT = flags.DEFINE_integer(
+    "start_timeout", 300, "Seconds to wait for the others at the start.", lower_bound=1
+)
+
+
 def main(argv: list[str]) -> None:
-    _start_logging()
-    try:
+    with _errors_in_one_line():
         config, workdir = _read_run(argv)
-        _run(config, workdir)
+        processes = _find_processes() if _MODE.value != "plan" else None
+        _start_logging(processes)
+        with joined(processes, timeout=_START_TIMEOUT.value), _errors_in_one_line():
+            _run(config, workdir)
+
+
+@contextlib.contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
         _exit(2, error)
     except FloatingPointError as error:
         _exit(1, error)
+
+
+def _find_processes() -> Processes | None:
+    given = {x.name: x.value for x in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
+    return find_processes(given, timeout=_START_TIMEOUT.value)
 
 
 def _run(config: Config, workdir: Any) -> None:
@@ -99,12 +129,13 @@ def _one_line(error: Exception) -> str:
     return lines[-1] if lines else type(error).__name__
 
 
-def _start_logging() -> None:
+def _start_logging(processes: Processes | None) -> None:
     """Show the package's own log on stderr; libraries speak up from warnings on unless --verbosity says more."""
+    tag = f" [{processes.index}/{processes.num}]" if processes else ""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # on, it announces itself
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handler.setFormatter(logging.Formatter(f"%(asctime)s{tag} %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("diffussm_jax")
     logger.setLevel(logging.INFO)
     logger.handlers, logger.propagate = [handler], False

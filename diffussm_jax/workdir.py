@@ -14,6 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 from diffussm_jax import config as config_lib
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
@@ -23,11 +26,27 @@ DATA_FILE = "data.json"
 
 
 def begin(workdir: Path, config: Config) -> None:
-    """Create a work directory for a run, or accept the one that the run already has.
+    """Create a work directory for a run, or accept the one that the run already has. Every process must call it.
 
     Raises:
-        UserError: it cannot be written, or holds a run of another model.
+        UserError: it cannot be written, holds a run of another model, or is not one for all processes.
     """
+    path = workdir / CONFIG_FILE
+    if path.exists():
+        require_same_model(workdir, config)
+    if jax.process_index() == 0:
+        _create(workdir)
+        write_atomically(path, config_lib.to_json(config))
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("work directory")
+    if not path.exists():
+        raise UserError(
+            f"--workdir={workdir} is another folder on process {jax.process_index()} than on process 0: all need "
+            "one that they share"
+        )
+
+
+def _create(workdir: Path) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -36,10 +55,6 @@ def begin(workdir: Path, config: Config) -> None:
         raise UserError(
             f"--workdir={workdir} cannot be written: {error.strerror}"
         ) from error
-    path = workdir / CONFIG_FILE
-    if path.exists():
-        require_same_model(workdir, config)
-    write_atomically(path, config_lib.to_json(config))
 
 
 def read_config(workdir: Path) -> Config:

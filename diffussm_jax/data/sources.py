@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -139,11 +140,26 @@ def _builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         builder = digits_dataset_builder.Builder(**options)
     else:
         return _tfds_builder(config)
-    if not builder.is_prepared():
-        logger.info("preparing %s in %s (once)", config.name, builder.data_dir)
-        tfds.disable_progress_bar()
-        builder.download_and_prepare()
+    _prepare(config.name, builder)
     return builder
+
+
+def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
+    """Prepare a data set unless that was done; of several processes on a disk one does it and the others wait."""
+    if builder.is_prepared():
+        return
+    folder = Path(builder.data_dir)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+            if not builder.is_prepared():
+                logger.info("preparing %s in %s (once)", name, folder)
+                tfds.disable_progress_bar()
+                builder.download_and_prepare()
+    except OSError as error:
+        raise UserError(
+            f"config.data.data_dir: {folder} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:

@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffussm_jax.parallel.mesh import batch_shardings, local_rows
+from diffussm_jax.parallel.mesh import batch_shardings, local_rows, split_over_batch
 
 
 def shard_batch(
@@ -28,6 +29,21 @@ def shard_batch(
         return jax.make_array_from_callback(shape, shardings[name], read)
 
     return {name: place(name, part) for name, part in batch.items()}
+
+
+def split_rows(mesh: Mesh, whole: np.ndarray | None) -> jax.Array | None:
+    """An array that every process has, its rows split over the devices; None stays None."""
+    if whole is None:
+        return None
+    place = split_over_batch(mesh)
+    return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+
+
+def collect(array: jax.Array) -> np.ndarray:
+    """The whole of an array on every process's host. Every process must call it."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def prefetch(

@@ -55,7 +55,8 @@ def train(config: Config, workdir: Path) -> None:
     optimizer = make_optimizer(config.optimizer)
     abstract = abstract_state(config, optimizer, mesh)
     train_step, evaluate = _compile_steps(config, graphdef, optimizer, abstract, mesh)
-    workdir_lib.write_data_facts(workdir, source.facts)
+    if jax.process_index() == 0:
+        workdir_lib.write_data_facts(workdir, source.facts)
     generator = _generator(config, workdir, graphdef, mesh)
 
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
@@ -84,8 +85,9 @@ def train(config: Config, workdir: Path) -> None:
                 if generator and _is_due(step, config.training.sample_every, num_steps):
                     with log.pause():
                         images, labels = generator.draw(state.ema, config.sample)
-                        path = workdir / "samples" / f"step_{step:07d}.png"
-                        save_grid(images, path, labels=labels)
+                        if jax.process_index() == 0:
+                            path = workdir / "samples" / f"step_{step:07d}.png"
+                            save_grid(images, path, labels=labels)
                 if _is_due(step, config.checkpoint.every, num_steps):
                     log.report()  # raises before a state that is not finite is saved
                     with log.pause():

@@ -172,9 +172,9 @@ class TrainingLog:
             self._bar.set_postfix_str(text)
 
     def _note(self, text: str) -> None:
-        logger.info(
-            "step %d of %d: %s", self._step, self._config.training.num_steps, text
-        )
+        if jax.process_index() == 0:
+            num_steps = self._config.training.num_steps
+            logger.info("step %d of %d: %s", self._step, num_steps, text)
 
 
 class _Stopwatch:

@@ -1,0 +1,202 @@
+"""A roll call of a job's processes: who is missing at its start, and who dies later, by name.
+
+JAX's own coordination ends every process too, but its messages name nobody at the start, and a dead process
+only after its heartbeats have been missed. Here each process holds a connection to process 0, which the system closes
+when a process ends, however it ends. What goes over it are lines of JSON.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from diffussm_jax.errors import UserError
+
+GRACE = 5.0  # seconds in which the others may end by themselves
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a job, and which of them this one is.
+
+    Attributes:
+        coordinator: host:port of process 0 for JAX; the roll call is held on the port after it.
+    """
+
+    coordinator: str
+    num: int
+    index: int
+
+
+class RollCall:
+    """Present from construction until `leave`; if another process dies in between, this one ends with exit code 1.
+
+    Raises:
+        UserError: a process was not there in time, or started twice; the message names it.
+    """
+
+    def __init__(self, processes: Processes, *, timeout: float):
+        self._processes, self._lock = processes, threading.Lock()
+        self._peers: dict[int, _Peer] = {}
+        self._leaving = False
+        deadline = time.monotonic() + timeout
+        if processes.index == 0:
+            self._gather(deadline, timeout)
+        else:
+            self._answer(deadline, timeout)
+        self._threads = [
+            threading.Thread(target=self._watch, args=(index, peer), daemon=True)
+            for index, peer in self._peers.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def leave(self, error: str | None = None) -> None:
+        """Say that this process ends, and of what; with an error the others end too."""
+        with self._lock:
+            self._leaving = True
+        self._tell({"left": self._processes.index, "error": error})
+        if error is not None and self._processes.index == 0:
+            self._let_them_end()
+
+    def _gather(self, deadline: float, timeout: float) -> None:
+        """Of process 0: wait for the others, and tell them how it went."""
+        port = int(self._processes.coordinator.rpartition(":")[2]) + 1
+        wanted, problem = set(range(1, self._processes.num)), None
+        with socket.create_server(("", port), backlog=self._processes.num) as server:
+            while wanted - self._peers.keys() and not problem:
+                server.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    peer = _Peer(server.accept()[0])
+                    hello = peer.read(timeout=GRACE)
+                except TimeoutError:
+                    if time.monotonic() >= deadline:
+                        break
+                    continue
+                problem = self._greet(peer, hello)
+        missing = sorted(wanted - self._peers.keys())
+        if missing and not problem:
+            names = ", ".join(str(index) for index in missing)
+            problem = (
+                f"of {self._processes.num} processes, {names} did not start within {timeout:g} s "
+                "(--start_timeout): see their logs"
+            )
+        self._tell({"problem": problem, "host": socket.gethostname()})
+        if problem:
+            raise UserError(problem)
+
+    def _greet(self, peer: "_Peer", hello: dict[str, Any]) -> str | None:
+        """Take a process in; what is wrong with it, if anything. A stranger is no process and is ignored."""
+        index, num, ours = hello.get("process"), hello.get("num"), self._processes.num
+        if not isinstance(index, int):
+            return None
+        peer.host = str(hello.get("host"))
+        if num != ours or not 0 < index < ours:
+            return f"process {index} on {peer.host} was started as one of {num}, process 0 as one of {ours}"
+        if index in self._peers:
+            return f"process {index} was started twice, on {self._peers[index].host} and on {peer.host}"
+        self._peers[index] = peer
+        return None
+
+    def _answer(self, deadline: float, timeout: float) -> None:
+        """Of the others: find process 0, and wait for what it says."""
+        host, _, port = self._processes.coordinator.rpartition(":")
+        while True:
+            try:
+                peer = _Peer(socket.create_connection((host, int(port) + 1), timeout=5))
+                break
+            except OSError as error:
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"process 0 ({self._processes.coordinator}) did not start within {timeout:g} s "
+                        f"(--start_timeout): see its log ({error})"
+                    ) from error
+                time.sleep(0.2)
+        mine = {"process": self._processes.index, "num": self._processes.num}
+        peer.write(mine | {"host": socket.gethostname()})
+        try:
+            verdict = peer.read(timeout=deadline - time.monotonic() + GRACE)
+        except TimeoutError:
+            verdict = {}
+        peer.host = verdict.get("host", host)
+        if problem := verdict.get(
+            "problem", "process 0 ended while the others started"
+        ):
+            raise UserError(problem)
+        self._peers[0] = peer
+
+    def _watch(self, index: int, peer: "_Peer") -> None:
+        """Wait for the one thing that a peer has still to say; silence means that it died."""
+        last = peer.read()
+        if last.get("left") == index and not last.get("error"):
+            return
+        name = f"process {index} ({peer.host})"
+        if error := last.get("error"):
+            time.sleep(GRACE)  # an error that all have is said by each in its own words
+            self._end(f"{name} ended: {error}")
+        else:
+            self._end(last.get("end", f"{name} died"))
+
+    def _end(self, reason: str) -> None:
+        with self._lock:
+            if self._leaving:  # another thread was first
+                return
+            self._leaving = True
+        sys.stderr.write(f"error: {reason}; process {self._processes.index} ends\n")
+        sys.stderr.flush()
+        self._tell({"end": reason})
+        if self._processes.index == 0:
+            self._let_them_end()
+        os._exit(1)
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        for peer in self._peers.values():
+            peer.write(message)
+
+    def _let_them_end(self) -> None:
+        """Process 0 is the last: without it JAX aborts the others before they can say anything."""
+        deadline = time.monotonic() + GRACE
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class _Peer:
+    """A connection to another process."""
+
+    host = "?"
+
+    def __init__(self, connection: socket.socket):
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._connection = connection
+        self._lines: TextIO = connection.makefile("r")
+
+    def read(self, *, timeout: float | None = None) -> dict[str, Any]:
+        """The next message; {} when the other end is closed, or says what is none.
+
+        Raises:
+            TimeoutError: nothing came in time.
+        """
+        self._connection.settimeout(timeout)
+        try:
+            message = json.loads(self._lines.readline())
+        except TimeoutError:
+            raise
+        except (OSError, ValueError):
+            return {}
+        return message if isinstance(message, dict) else {}
+
+    def write(self, message: dict[str, Any]) -> None:
+        """Send, if there is still somebody at the other end."""
+        try:
+            self._connection.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            return

@@ -1,0 +1,138 @@
+"""Several processes of one job on this machine: python -m launch.local --processes 4 [--devices 2] -- <command>
+
+Each process finds the others by the environment variables that `diffussm_jax.main` reads. Signals go to all; when
+one process fails all end, and its last lines are shown.
+"""
+
+import argparse
+import collections
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+LAST_LINES = 20
+PATIENCE = 15.0  # seconds to end by itself, then to end when asked
+
+
+def main() -> int:
+    arguments = _parse()
+    children = _start(arguments.command, arguments.processes, arguments.devices)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: _signal(children, number))
+    failed = _wait(children)
+    if failed is None:
+        return 0
+    code = failed.process.returncode
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+    lines = "".join(f"  {line}" for line in failed.last) or "  (none)\n"
+    sys.stderr.write(
+        f"error: process {failed.index} of {len(children)} was ended {how}; its last lines:\n{lines}"
+    )
+    return 128 - code if code < 0 else code
+
+
+class Child:
+    """One process, whose output is passed on line by line."""
+
+    def __init__(self, index: int, command: list[str], environment: dict[str, str]):
+        self.index = index
+        self.last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # a terminal's Ctrl-C reaches it through us, once
+        )
+        self._reader = threading.Thread(target=self._pass_on, daemon=True)
+        self._reader.start()
+
+    def _pass_on(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.last.append(line)
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+    def finish_reading(self) -> None:
+        self._reader.join(timeout=5)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.local", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--processes", type=int, required=True)
+    parser.add_argument(
+        "--devices", type=int, help="CPU devices of each process; without it, what is there"
+    )  # fmt: skip
+    parser.add_argument("command", nargs="+", help="after --")
+    arguments = parser.parse_args()
+    for name in ("processes", "devices"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    return arguments
+
+
+def _start(command: list[str], num: int, num_devices: int | None) -> list[Child]:
+    environment = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{_free_ports()}",
+        "JAX_NUM_PROCESSES": str(num),
+    }
+    if num_devices is not None:
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
+    return [
+        Child(index, command, environment | {"JAX_PROCESS_ID": str(index)})
+        for index in range(num)
+    ]
+
+
+def _free_ports() -> int:
+    """The first of two ports in a row that nobody listens on: JAX's and the roll call's."""
+    while True:
+        with socket.create_server(("", 0)) as first:
+            port = first.getsockname()[1]
+            try:
+                with socket.create_server(("", port + 1)):
+                    return port
+            except (OSError, OverflowError):
+                continue
+
+
+def _wait(children: list[Child]) -> Child | None:
+    """The first child that failed, when all have ended; the others may end by themselves for a while, then are made to."""
+    failed, since = None, 0.0
+    while running := [child for child in children if child.process.poll() is None]:
+        if failed is None:
+            failed = _first_failed(children)
+            since = time.monotonic()
+        elif time.monotonic() - since > 2 * PATIENCE:
+            _signal(running, signal.SIGKILL)
+        elif time.monotonic() - since > PATIENCE:
+            _signal(running, signal.SIGTERM)
+        time.sleep(0.05)
+    for child in children:
+        child.finish_reading()
+    return failed or _first_failed(children)
+
+
+def _first_failed(children: list[Child]) -> Child | None:
+    return next((child for child in children if child.process.poll()), None)
+
+
+def _signal(children: list[Child], number: int) -> None:
+    for child in children:
+        if child.process.poll() is None:
+            child.process.send_signal(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""Jobs of several processes on this machine: the same numbers as one process, and an end for all when one is missing or dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffussm_jax.errors import UserError
+from diffussm_jax.generate import load
+from diffussm_jax.parallel.distributed import find_processes
+from launch.local import _free_ports
+
+TINY = {"model.depth": 1, "model.width": 16, "model.state_size": 4, "training.batch_size": 16,
+        "training.log_every": 1, "training.eval_every": 10**9, "training.sample_every": 20,
+        "sample.num": 10, "sample.batch_size": 16, "sample.steps": 2}  # fmt: skip
+FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def command(workdir: Path, data_dir: str, **changes) -> list[str]:
+    """A training run of the digits, tiny unless changed."""
+    fields = TINY | {"data.data_dir": data_dir} | changes
+    options = [f"--config.{name}={value}" for name, value in fields.items()]
+    program = [sys.executable, "-m", "diffussm_jax.main"]
+    return [*program, "--config=configs/digits.py", f"--workdir={workdir}", *options]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST} | variables
+
+
+def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command, env=environment(**variables), capture_output=True, text=True, check=False
+    )  # fmt: skip
+
+
+def start_all(command: list[str], num: int, *, indices=None) -> list[subprocess.Popen]:
+    """Processes of a job, as a user's own scripts would start them."""
+    address = f"localhost:{_free_ports()}"
+    return [
+        subprocess.Popen(
+            [*command, f"--coordinator_address={address}", f"--num_processes={num}", f"--process_id={index}"],
+            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in (range(num) if indices is None else indices)
+    ]  # fmt: skip
+
+
+def metrics(workdir: Path) -> list[dict]:
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def compare(
+    workdir: Path, data_dir: str, num_processes: int, num_devices: int, **changes
+):
+    """A job's losses, EMA and sample grid are those of one process with as many devices."""
+    num_steps = changes["training.num_steps"]
+    one, several = workdir / "one", workdir / "several"
+    alone = run(
+        command(one, data_dir, **changes),
+        JAX_NUM_CPU_DEVICES=str(num_processes * num_devices),
+    )
+    assert alone.returncode == 0, alone.stderr
+    launcher = [sys.executable, "-m", "launch.local", f"--processes={num_processes}"]
+    launcher += [f"--devices={num_devices}", "--"]
+    together = run([*launcher, *command(several, data_dir, **changes)])
+    assert together.returncode == 0, together.stdout[-3000:] + together.stderr
+    for ours, theirs in zip(metrics(several), metrics(one), strict=True):
+        for name in ("loss", "grad_norm"):
+            if name in theirs:
+                np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
+    grid = f"samples/step_{num_steps:07d}.png"
+    assert (several / grid).read_bytes() == (one / grid).read_bytes()
+    ours, theirs = load(several), load(one)
+    assert ours.step == theirs.step == num_steps
+    leaves = [_flat(model.params) for model in (ours, theirs)]
+    np.testing.assert_allclose(*leaves, rtol=1e-5, atol=1e-6)
+
+
+def _flat(tree) -> np.ndarray:
+    import jax
+
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+def test_two_processes_train_as_one(tmp_path, data_dir):
+    compare(tmp_path, data_dir, 2, 2, **{"training.num_steps": 4, "mesh.fsdp": 2})
+
+
+@pytest.mark.slow
+def test_four_processes_train_the_demo_as_one(tmp_path, data_dir):
+    demo = {"model.depth": 4, "model.width": 64, "model.state_size": 16, "training.batch_size": 32,
+            "training.num_steps": 20, "sample.num": 100, "sample.batch_size": 100, "sample.steps": 50}  # fmt: skip
+    compare(tmp_path, data_dir, 4, 2, **demo)
+
+
+def _wait_for_steps(workdir: Path, num: int, job: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < num:
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < deadline, "the job does not train"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    "victim", [0, pytest.param(1, marks=pytest.mark.slow)]
+)  # fmt: skip
+def test_when_one_is_killed_all_end_and_name_it(tmp_path, data_dir, victim):
+    long = {"training.num_steps": 10**6, "training.sample_every": 10**9}
+    children = start_all(command(tmp_path, data_dir, **long), 2 if victim == 0 else 4)
+    try:
+        _wait_for_steps(tmp_path, 3, children[victim])
+        children[victim].kill()
+        killed = time.monotonic()
+        for index, child in enumerate(children):
+            output = child.communicate(timeout=60)[0]
+            assert child.returncode != 0
+            if index != victim:
+                assert f"process {victim} (" in output or "leader" in output
+        assert time.monotonic() - killed < 60
+    finally:
+        for child in children:
+            child.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 2])
+def test_the_launcher_ends_all_and_shows_the_last_lines_of_the_killed(tmp_path, data_dir, victim):  # fmt: skip
+    long = command(tmp_path, data_dir, **{"training.num_steps": 10**6})
+    launcher = [sys.executable, "-m", "launch.local", "--processes=4", "--devices=2"]
+    job = subprocess.Popen(
+        [*launcher, "--", *long], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )  # fmt: skip
+    try:
+        _wait_for_steps(tmp_path, 3, job)
+        os.kill(_child_of(job.pid, f"JAX_PROCESS_ID={victim}"), signal.SIGKILL)
+        output = job.communicate(timeout=60)[0]
+    finally:
+        job.kill()
+    assert job.returncode == 128 + signal.SIGKILL
+    assert (
+        f"error: process {victim} of 4 was ended by SIGKILL; its last lines:" in output
+    )
+
+
+def _child_of(parent: int, variable: str) -> int:
+    """The process under another whose environment holds a variable."""
+    for folder in Path("/proc").iterdir():
+        try:
+            is_child = f"PPid:\t{parent}\n" in (folder / "status").read_text()
+            if is_child and variable in (folder / "environ").read_text().split("\0"):
+                return int(folder.name)
+        except OSError:
+            continue
+    raise AssertionError(f"no process under {parent} with {variable}")
+
+
+@pytest.mark.parametrize(
+    ("present", "missing"), [([0, 2], "of 3 processes, 1 did"), ([1, 2], "process 0 (localhost:")]
+)  # fmt: skip
+def test_a_missing_process_is_named_within_the_time(tmp_path, present, missing):
+    started = time.monotonic()
+    children = start_all(
+        [*command(tmp_path, str(tmp_path)), "--start_timeout=4"], 3, indices=present
+    )
+    outputs = [child.communicate(timeout=60)[0] for child in children]
+    assert time.monotonic() - started < 40
+    for child, output in zip(children, outputs):
+        assert child.returncode == 2
+        assert f"error: {missing}" in output
+        assert "not start within 4 s" in output
+
+
+def test_an_error_of_one_process_ends_the_others(tmp_path, data_dir):
+    """The second process has another config, which it refuses; the first would wait for it in a collective."""
+    address = f"localhost:{_free_ports()}"
+    children = [
+        subprocess.Popen(
+            command(tmp_path, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index)),
+        )
+        for index, folder in enumerate([data_dir, "/proc/nowhere"])
+    ]  # fmt: skip
+    outputs = [child.communicate(timeout=120)[0] for child in children]
+    assert [child.returncode for child in children] == [1, 2]
+    assert "error: config.data.data_dir" in outputs[1]
+    assert "ended: exit code 2; process 0 ends" in outputs[0]
+
+
+def test_flags_and_variables_say_who_a_process_is(monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
+    found = find_processes({"process_id": 2}, timeout=1.0)
+    assert (found.coordinator, found.num, found.index) == ("a:1", 3, 2)
+    assert find_processes({"process_id": 0, "num_processes": 1}, timeout=1.0) is None
+    for changes, message in (
+        ({}, "--process_id"),
+        ({"process_id": 3}, "below 3"),
+        ({"process_id": 1, "coordinator_address": "a"}, "host:port"),
+        ({"process_id": 1, "num_processes": "x"}, "--num_processes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_processes(changes, timeout=1.0)
+
+
+def test_two_processes_of_one_number_are_named(tmp_path):
+    children = start_all(
+        [*command(tmp_path, str(tmp_path)), "--start_timeout=30"], 3, indices=[0, 1, 1]
+    )
+    outputs = [child.communicate(timeout=60)[0] for child in children]
+    host = socket.gethostname()
+    text = f"process 1 was started twice, on {host} and on {host}"
+    assert text in outputs[0]
+    assert all(child.returncode == 2 for child in children)
