@@ -1,45 +1,47 @@
-"""The TPU compiler's estimate of a training step: memory, cycles, traffic.
+"""The TPU compiler's estimate of a training step and of the sampler: memory, cycles, traffic.
 
 Nothing here ran on a chip. Time is cycles over the clock, without what collectives or waiting for memory add where the
 compiler does not count it.
 """
 
 import dataclasses
+import functools
 import logging
 import math
 import re
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from diffussm_jax import programs
 from diffussm_jax.config import Config, grid_shape
-from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.flops import dense_multiply_adds
-from diffussm_jax.ops.chunked import num_blocks_for
-from diffussm_jax.ops.pallas_tpu import refusal, tiling_for
-from diffussm_jax.ops.s4d import Choice
 from diffussm_jax.parallel import tpu_compiler
-from diffussm_jax.parallel.chips import Chip, chip_of
+from diffussm_jax.parallel.chips import GIB, Chip, chip_of
 from diffussm_jax.parallel.kernel_cycles import kernel_cycles
-from diffussm_jax.parallel.mesh import (
-    batch_shardings,
-    check_divides,
-    make_mesh,
-    replicated,
-)
-from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
-from diffussm_jax.training.step import make_train_step
+from diffussm_jax.parallel.mesh import check_divides, make_mesh
 
 logger = logging.getLogger(__name__)
 
-GIB = 2**30
 # Forward is one multiply-add a weight and token, backward two; a multiply-add is two operations.
 FLOPS_PER_MULTIPLY_ADD = 6
 _TOO_LARGE = re.compile(r"([\d.]+)([MG])\) exceeds available HBM")
+
+
+@dataclasses.dataclass
+class SamplerPlan:
+    """What the compiler says of drawing one batch by `config.sample`, decoding excepted."""
+
+    sampler: str
+    steps: int
+    cfg_scale: float
+    batch_size: int
+    fits: bool
+    total_gib: float = 0.0  # of a chip
+    step_ms: float = 0.0  # of one denoising step
+    images_per_second: float = 0.0
 
 
 @dataclasses.dataclass
@@ -69,7 +71,9 @@ class Plan:
     mfu: float = 0.0
     # that arrive at a chip in a step, by kind
     collective_gb: dict[str, float] = dataclasses.field(default_factory=dict)
+    collective_ms: float = 0.0  # on the links, if nothing waits; not in step_ms
     compile_seconds: float = 0.0
+    sampler: SamplerPlan | None = None  # where it was asked for
 
 
 def estimate(config: Config, topology: str) -> Plan:
@@ -78,8 +82,7 @@ def estimate(config: Config, topology: str) -> Plan:
     Raises:
         UserError: the topology is unknown, or the mesh does not divide it or the batch.
     """
-    devices = tpu_compiler.devices(topology, num_slices=config.plan.num_slices)
-    chip, mesh = chip_of(devices[0]), make_mesh(config.mesh, devices)
+    chip, mesh = _chip_and_mesh(config, topology)
     check_divides(
         mesh,
         batch_size=config.training.batch_size,
@@ -89,7 +92,7 @@ def estimate(config: Config, topology: str) -> Plan:
     )
     found = Plan(
         topology=topology,
-        chips=len(devices),
+        chips=mesh.size,
         mesh=dict(mesh.shape),
         batch_size=config.training.batch_size,
         remat=config.model.remat,
@@ -100,73 +103,51 @@ def estimate(config: Config, topology: str) -> Plan:
     )
     logger.info("compiling the train step for %s, %s", topology, dict(mesh.shape))
     start = time.monotonic()
-    step, state, batch = _train_step(config, mesh)
-    for name in ("params", "ema", "optimizer"):
-        size = _bytes_on_a_chip(getattr(state, name)) / GIB
-        setattr(found, "parameters_gib" if name == "params" else f"{name}_gib", size)
-    try:
-        compiled = step.lower(state, batch).compile()
-    except jax.errors.JaxRuntimeError as error:
-        if match := _TOO_LARGE.search(str(error)):
-            scale = 1.0 if match[2] == "G" else 1 / 1024
-            found.needed_gib = float(match[1]) * scale
-            return found
-        raise
+    step, state, batch = programs.train_step(config, mesh)
+    found.parameters_gib = _bytes_on_a_chip(state.params) / GIB
+    found.ema_gib = _bytes_on_a_chip(state.ema) / GIB
+    found.optimizer_gib = _bytes_on_a_chip(state.optimizer) / GIB
+    compiled = _compile(step, state, batch)
+    if isinstance(compiled, float):
+        found.needed_gib = compiled
+        return found
     found.compile_seconds = time.monotonic() - start
-    _add_estimates(found, compiled, config, chip)
+    _add_estimates(found, compiled, config, mesh, chip)
     return found
 
 
-def _train_step(config: Config, mesh) -> tuple[Any, TrainState, dict[str, Any]]:
-    """The jitted step that training runs, and its abstract arguments."""
-    optimizer = make_optimizer(config.optimizer)
-    graphdef, _ = abstract_model(config, mesh, implementation=_operator(config, mesh))
-    state = abstract_state(config, optimizer, mesh)
-    step = jax.jit(
-        make_train_step(
-            config, graphdef, make_diffusion(config.diffusion), optimizer
-        ),
-        out_shardings=(jax.tree.map(lambda a: a.sharding, state), replicated(mesh)),
-        donate_argnums=0,
-    )  # fmt: skip
-    return step, state, _abstract_batch(config, mesh)
+def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
+    """What drawing one batch would take; raises as `estimate`."""
+    chip, mesh = _chip_and_mesh(config, topology)
+    options, batch_size = config.sample, programs.full_batch(config.sample, mesh)
+    found = SamplerPlan(options.sampler, options.steps, options.cfg_scale, batch_size, fits=False)  # fmt: skip
+    logger.info("compiling the sampler for %s", topology)
+    run, arguments = programs.sampler(config, mesh)
+    compiled = _compile(run, *arguments)
+    if isinstance(compiled, float):
+        return found
+    total, text = _total_bytes(compiled), compiled.as_text()
+    found.total_gib, found.fits = total / GIB, total < chip.hbm_bytes
+    rows = programs.rows_of_a_call(config, mesh)
+    seconds = _cycles(text, config, mesh, topology, rows) / chip.clock_hz
+    found.step_ms = 1e3 * seconds / options.steps
+    found.images_per_second = batch_size / seconds
+    return found
 
 
-def _abstract_batch(config: Config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = config.training.batch_size, *grid_shape(config)
-    batch = {"label": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
-    if config.data.space == "pixels":
-        batch["image"] = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    else:
-        batch |= {x: jax.ShapeDtypeStruct(shape, jnp.float16) for x in ("mean", "std")}
-    places = batch_shardings(mesh, batch)
-    return {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
-        for name, x in batch.items()
-    }
+def _chip_and_mesh(config: Config, topology: str) -> tuple[Chip, Mesh]:
+    devices = tpu_compiler.devices(topology, num_slices=config.plan.num_slices)
+    return chip_of(devices[0]), make_mesh(config.mesh, devices)
 
 
-def _local_tokens(config: Config, axes: Mapping[str, int]) -> tuple[int, int, int]:
-    """b, l and d of one call of the operator on one chip of a mesh of these axes."""
-    parts = axes["data"] * axes["fsdp"] * config.training.num_microbatches
-    height, width, _ = grid_shape(config)
-    tokens = height * width // config.model.patch_size**2
-    b = config.training.batch_size // parts
-    return b, tokens // axes["sequence"], config.model.width
-
-
-def _operator(config: Config, mesh) -> Choice:
-    """What `None` takes on that chip; the default of this machine's backend would be another."""
-    name = config.model.ssm_implementation
-    b, l, d = _local_tokens(config, mesh.shape)
-    r = 2 if config.model.direction == "both" else 1
-    u = jax.ShapeDtypeStruct((b, l, d), config.model.dtype)
-    poles = jax.ShapeDtypeStruct((r, d, config.model.state_size // 2, 2), jnp.float32)
-    tiling = tiling_for(mesh.devices.flat[0].device_kind)
-    usable = l >= tiling.chunk_size and refusal(tiling, u, poles) is None
-    if name == "pallas_tpu" or (name is None and usable):
-        return Choice("pallas_tpu", tiling=tiling)
-    return Choice(name or "chunked", num_blocks=num_blocks_for("tpu", u.shape))
+def _compile(function: Any, *arguments: Any) -> Any:
+    """The compiled program; where it needs more than a chip has, the GiB that it needs."""
+    try:
+        return function.lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if match := _TOO_LARGE.search(str(error)):
+            return float(match[1]) * (1.0 if match[2] == "G" else 1 / 1024)
+        raise
 
 
 def _bytes_on_a_chip(tree: Any) -> int:
@@ -176,36 +157,13 @@ def _bytes_on_a_chip(tree: Any) -> int:
     )
 
 
-def _add_estimates(found: Plan, compiled: Any, config: Config, chip: Chip) -> None:
-    """Memory, time and traffic of a program that fits."""
-    memory, text = compiled.memory_analysis(), compiled.as_text()
-    total = (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
-    found.temporary_gib = memory.temp_size_in_bytes / GIB
+def _add_estimates(found: Plan, compiled: Any, config: Config, mesh: Mesh, chip: Chip) -> None:  # fmt: skip
+    """Memory, time and traffic of a step that the compiler took."""
+    total, text = _total_bytes(compiled), compiled.as_text()
+    found.temporary_gib = compiled.memory_analysis().temp_size_in_bytes / GIB
     found.total_gib, found.fits = total / GIB, total < chip.hbm_bytes
-    counted = tpu_compiler.cycles(text)
-    cycles = counted.xla
-    if counted.kernels:
-        b, l, d = _local_tokens(config, found.mesh)
-        each = kernel_cycles(
-            found.topology,
-            b,
-            l,
-            d,
-            num_pairs=config.model.state_size // 2,
-            dtype=config.model.dtype,
-        )
-        cycles += sum(
-            times * each[name]
-            for called, times in counted.kernels.items()
-            for name in each
-            if name in called
-        )
+    rows = found.batch_size // found.num_microbatches
+    cycles = _cycles(text, config, mesh, found.topology, rows)
     seconds = cycles / chip.clock_hz
     flops = FLOPS_PER_MULTIPLY_ADD * found.multiply_adds * found.batch_size
     found.million_cycles = cycles / 1e6
@@ -215,3 +173,40 @@ def _add_estimates(found: Plan, compiled: Any, config: Config, chip: Chip) -> No
     found.collective_gb = {
         kind: size / 1e9 for kind, size in tpu_compiler.collectives(text).items()
     }
+    found.collective_ms = 1e12 * sum(found.collective_gb.values()) / chip.link_bandwidth
+
+
+def _total_bytes(compiled: Any) -> int:
+    memory = compiled.memory_analysis()
+    return (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+
+
+def _cycles(text: str, config: Config, mesh: Mesh, topology: str, rows: int) -> int:
+    """XLA's operations and the kernels of one run of a program."""
+    counted = tpu_compiler.cycles(text)
+    if not counted.kernels:
+        return counted.xla
+    b, l, d = programs.local_tokens(config, mesh, rows)
+    each = _kernel_cycles(
+        topology,
+        b,
+        l,
+        d,
+        num_pairs=config.model.state_size // 2,
+        dtype=config.model.dtype,
+    )
+    return counted.xla + sum(
+        times * each[name]
+        for called, times in counted.kernels.items()
+        for name in each
+        if name in called
+    )
+
+
+_kernel_cycles = functools.cache(kernel_cycles)

@@ -78,10 +78,7 @@ class Generator:
     ) -> tuple[ImageArray, LabelArray | None]:
         """The images that a sample section asks for, and their labels (None without classes)."""
         labels = self._labels(options)
-        num_devices = self._mesh.shape["data"] * self._mesh.shape["fsdp"]
-        batch_size = (
-            -(-min(options.batch_size, options.num) // num_devices) * num_devices
-        )
+        batch_size = full_batch(options, self._mesh)
         run = self._compile(options)
         images = []
         starts = range(0, options.num, batch_size)
@@ -103,30 +100,39 @@ class Generator:
         return np.resize(np.asarray(classes, np.int32), options.num)
 
     @functools.cache  # noqa: B019  # a generator lives as long as its process
-    def _compile(self, options: SampleConfig):
-        config, shape = self._config, grid_shape(self._config)
-        diffusion = make_diffusion(config.diffusion, num_steps=options.steps)
-        sampler = (
-            functools.partial(ddim, eta=options.eta)
-            if options.sampler == "ddim"
-            else ddpm
-        )
+    def _compile(self, options: SampleConfig) -> Callable:
+        return sampling_program(self._config, self._graphdef, self._mesh, options)
 
-        def run(params, seed, indices, labels):
-            model = nnx.merge(self._graphdef, params)
-            if config.data.num_classes:
-                model = classifier_free(
-                    model,
-                    options.cfg_scale,
-                    null_label=config.data.num_classes,
-                    cfg_channels=options.cfg_channels,
-                )
-            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
-                indices
+
+def sampling_program(
+    config: Config, graphdef: nnx.GraphDef, mesh: Mesh, options: SampleConfig
+) -> Callable:
+    """The jitted (params, seed, image indices, labels) -> what the model denoises, [b h w c], split over the mesh."""
+    shape = grid_shape(config)
+    diffusion = make_diffusion(config.diffusion, num_steps=options.steps)
+    sampler = (
+        functools.partial(ddim, eta=options.eta) if options.sampler == "ddim" else ddpm
+    )
+
+    def run(params, seed, indices, labels):
+        model = nnx.merge(graphdef, params)
+        if config.data.num_classes:
+            model = classifier_free(
+                model,
+                options.cfg_scale,
+                null_label=config.data.num_classes,
+                cfg_channels=options.cfg_channels,
             )
-            return sampler(diffusion, model, keys, labels, shape=shape)
+        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
+        return sampler(diffusion, model, keys, labels, shape=shape)
 
-        return jax.jit(run, out_shardings=split_over_batch(self._mesh))
+    return jax.jit(run, out_shardings=split_over_batch(mesh))
+
+
+def full_batch(options: SampleConfig, mesh: Mesh) -> int:
+    """Images of a batch: as many as asked for, rounded up to what the devices share evenly."""
+    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-min(options.batch_size, options.num) // num_parts) * num_parts
 
 
 class TrainedModel:

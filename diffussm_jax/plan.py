@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from diffussm_jax.config import Config
-from diffussm_jax.estimate import Plan, estimate
+from diffussm_jax.estimate import Plan, SamplerPlan, estimate, estimate_sampler
 from diffussm_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
 
 
 def plan(config: Config, workdir: Path | None) -> None:
-    """Compile the train step for `plan.topologies`, or `plan.topology`, and report; JSON goes to stdout and the work directory.
+    """Compile the train step and the sampler for `plan.topologies`, or `plan.topology`, and report.
+
+    JSON goes to stdout and the work directory.
 
     Raises:
         UserError: a topology is unknown, or the mesh does not divide it or the batch.
@@ -24,13 +26,19 @@ def plan(config: Config, workdir: Path | None) -> None:
     topologies = config.plan.topologies or (config.plan.topology,)
     plans = []
     for topology in topologies:
-        plans.append(_with_a_way_out(config, topology))
+        plans.append(make_plan(config, topology))
         logger.info("%s", describe(plans[-1]))
     text = json.dumps([dataclasses.asdict(plan) for plan in plans], indent=1) + "\n"
     sys.stdout.write(text)
     if workdir is not None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / "plan.json", text)
+
+
+def make_plan(config: Config, topology: str) -> Plan:
+    """What the compiler says of training and sampling on one topology; raises as `plan`."""
+    found = _with_a_way_out(config, topology)
+    return dataclasses.replace(found, sampler=estimate_sampler(config, topology))
 
 
 def _with_a_way_out(config: Config, topology: str) -> Plan:
@@ -85,7 +93,7 @@ def describe(plan: Plan) -> str:
         if plan.fits_with:
             options = (f"--config.{name}={x}" for name, x in plan.fits_with.items())
             rows.append(f"  it fits with {' '.join(options)}")
-        return "\n".join(rows)
+        return "\n".join(rows + _describe_sampler(plan.sampler))
     traffic = (f"{kind} {size:.2f}" for kind, size in plan.collective_gb.items())
     rows += [
         f"  fits: {plan.total_gib:.1f} of {plan.hbm_gib:.0f} GiB a chip",
@@ -95,6 +103,19 @@ def describe(plan: Plan) -> str:
         f"    {plan.images_per_second:,.0f} images/s, MFU {plan.mfu:.1%}",
         f"  {plan.multiply_adds / 1e9:.2f} G multiply-adds an image (dense layers, forward)",
         f"  collectives, GB a chip and step: {', '.join(traffic) or 'none'}",
+        f"    {plan.collective_ms:.0f} ms of the links, of which what the products do not hide comes on top",
         f"  compiled in {plan.compile_seconds:.0f} s",
     ]
-    return "\n".join(rows)
+    return "\n".join(rows + _describe_sampler(plan.sampler))
+
+
+def _describe_sampler(found: SamplerPlan | None) -> list[str]:
+    if found is None:
+        return []
+    what = f"  sampling {found.batch_size} by {found.steps} steps of {found.sampler}, cfg_scale {found.cfg_scale:g}:"
+    if not found.fits:
+        return [f"{what} does not fit"]
+    return [
+        f"{what} {found.step_ms:.1f} ms a step",
+        f"    {found.images_per_second:.1f} images/s before decoding, {found.total_gib:.1f} GiB a chip",
+    ]

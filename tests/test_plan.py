@@ -10,7 +10,7 @@ import pytest
 from diffussm_jax import plan as plan_lib
 from diffussm_jax.config import SIZES, from_dict
 from diffussm_jax.errors import UserError
-from diffussm_jax.estimate import estimate
+from diffussm_jax.estimate import estimate, estimate_sampler
 from diffussm_jax.flops import dense_multiply_adds
 from diffussm_jax.parallel import tpu_compiler
 from tests.conftest import merge
@@ -58,6 +58,28 @@ def test_a_split_model_gathers_its_layers_twice(found):
 
 
 @pytest.mark.slow
+def test_guidance_doubles_the_samplers_work(tiny_config):
+    """But not its time: what forms the operator's tables does not grow with the batch."""
+    data = {"space": "latents", "image_size": 128, "channels": 3, "num_classes": 10}
+    plain, guided = (
+        estimate_sampler(
+            small(
+                tiny_config, data=data, sample={"num": 64, "batch_size": 61, "steps": 5, "cfg_scale": scale}
+            ),
+            "v5e:2x2",
+        )
+        for scale in (1.0, 2.0)
+    )  # fmt: skip
+    assert plain.batch_size == guided.batch_size == 64
+    assert plain.images_per_second == pytest.approx(64e3 / (5 * plain.step_ms))
+    assert 1.2 < guided.step_ms / plain.step_ms < 2.2
+
+
+def test_a_v4_chip_is_one_device():
+    assert len(tpu_compiler.devices("v4:2x2x1")) == 4
+
+
+@pytest.mark.slow
 def test_depth_slices_and_fsdp_change_what_they_should(found, tiny_config):
     full = {"remat": "full"}
     alone = estimate(small(tiny_config, model=full), "v5e:2x2")
@@ -90,6 +112,7 @@ def test_what_does_not_fit_names_the_smallest_change(tiny_config, tmp_path, monk
         num_microbatches=1, fits=False, hbm_gib=16.0, multiply_adds=1,
     )  # fmt: skip
     monkeypatch.setattr(plan_lib, "estimate", estimate)
+    monkeypatch.setattr(plan_lib, "estimate_sampler", lambda *_: None)
     plan_lib.plan(config, tmp_path)
     assert tried == [("none", 1), ("dots", 1), ("full", 1)]
     (written,) = json.loads((tmp_path / "plan.json").read_text())

@@ -1,7 +1,7 @@
 """What is published of TPU chips; estimates of time are made of these.
 
-Sources: the TPU pages of the Cloud documentation, for each chip its peak of bf16 products, HBM capacity and bandwidth, and the
-bandwidth of its links; the clock is that at which the chip's matrix units make that peak.
+Sources: the TPU pages of the Cloud documentation, for each chip its peak of bf16 products, its HBM and the bandwidth of its
+links; the clock is that at which the chip's matrix units make that peak.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ class Chip:
     peak_flops: float  # bf16, a second
     clock_hz: float
     hbm_bytes: int
-    hbm_bandwidth: float  # bytes a second
     link_bandwidth: float  # bytes a second, all links of a chip, one way
+    num_cores: int = 1  # that share the steps of a kernel's grid
 
 
 GIB = 2**30
 CHIPS = {
-    "TPU v4": Chip("v4", 275e12, 1.05e9, 32 * GIB, 1228e9, 300e9),
-    "TPU v5 lite": Chip("v5e", 197e12, 1.5e9, 16 * GIB, 819e9, 200e9),
-    "TPU v5": Chip("v5p", 459e12, 1.75e9, 95 * GIB, 2765e9, 600e9),
-    "TPU v6 lite": Chip("v6e", 918e12, 1.75e9, 32 * GIB, 1600e9, 400e9),
+    "TPU v4": Chip("v4", 275e12, 1.05e9, 32 * GIB, 300e9, 2),
+    "TPU v5 lite": Chip("v5e", 197e12, 1.5e9, 16 * GIB, 200e9),
+    "TPU v5": Chip("v5p", 459e12, 1.75e9, 95 * GIB, 600e9, 2),
+    "TPU v6 lite": Chip("v6e", 918e12, 1.75e9, 32 * GIB, 400e9),
 }
 
 

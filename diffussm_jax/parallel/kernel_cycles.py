@@ -29,7 +29,7 @@ def kernel_cycles(
     options = {"b": b, "l": l, "d": d, "num-pairs": num_pairs, "dtype": dtype}
     arguments = [f"--{name}={value}" for name, value in options.items()]
     with tempfile.TemporaryDirectory() as folder:
-        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+        dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=pre-delay"
         done = subprocess.run(
             [sys.executable, "-m", __name__, topology, *arguments],
             env=os.environ | {"LIBTPU_INIT_ARGS": dump, "JAX_PLATFORMS": "cpu"},
@@ -51,7 +51,7 @@ def _bundles(folder: Path, kernel: str) -> int:
 
 
 def main() -> None:
-    """Compile both kernels and write the steps of their grid to stdout."""
+    """Compile both kernels and write the steps of their grid, of each core, to stdout."""
     import jax
     import jax.numpy as jnp
 
@@ -59,6 +59,7 @@ def main() -> None:
     from diffussm_jax.ops.pallas_tpu.tiling import fit
     from diffussm_jax.ops.s4d import Choice, s4d
     from diffussm_jax.parallel import tpu_compiler
+    from diffussm_jax.parallel.chips import chip_of
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("topology")
@@ -78,7 +79,8 @@ def main() -> None:
         return y, vjp(y)
 
     tpu_compiler.compile_for(device, both, u, poles, poles, skip)
-    sys.stdout.write(f"{-(-args.d // tiling.channels)}\n")
+    steps = -(-args.d // tiling.channels)
+    sys.stdout.write(f"{-(-steps // chip_of(device).num_cores)}\n")
 
 
 if __name__ == "__main__":

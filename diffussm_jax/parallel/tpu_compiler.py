@@ -41,14 +41,16 @@ _BOUND = re.compile(r" constant\((\d+)\)")
 
 @functools.cache
 def devices(topology: str, *, num_slices: int = 1) -> tuple[jax.Device, ...]:
-    """The chips of a topology such as "v5e:2x2" or "v5p:2x2x1"; of v4, each chip's two cores.
+    """The chips of a topology such as "v5e:2x2" or "v5p:2x2x1".
 
     Raises:
         UserError: libtpu is not installed, or knows no such topology.
     """
+    # Unasked, libtpu shows a v4 chip's two cores as two devices; JAX on v4 has one.
+    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     try:
         found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology, num_slices=num_slices
+            platform="tpu", topology_name=topology, num_slices=num_slices, **options
         )
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]

@@ -1,0 +1,105 @@
+"""What every shipped config would do on five TPU slices: python -m benchmarks.tpu_plans writes docs/tpu-plans.md (an hour).
+
+A plan that is made is kept in runs/tpu_plans.json, so that a second call goes on.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from diffussm_jax.config import from_dict
+from diffussm_jax.errors import UserError
+from diffussm_jax.plan import make_plan
+from diffussm_jax.workdir import write_atomically
+
+CONFIGS = ("imagenet256", "imagenet512", "lsun256", "folder256", "cifar10", "digits", "photos")  # fmt: skip
+# Cloud names count cores on v4 and v5p, chips on the others.
+SLICES = {"v4-32": "v4:2x2x4", "v5e-16": "v5e:4x4", "v5e-256": "v5e:16x16",
+          "v5p-32": "v5p:2x2x4", "v6e-16": "v6e:4x4"}  # fmt: skip
+STORE = Path("runs/tpu_plans.json")
+PAGE = Path("docs/tpu-plans.md")
+HEAD = """# What TPU slices would do
+
+Written by `python -m benchmarks.tpu_plans` on {date}, jax {jax}, libtpu {libtpu}; one row again:
+`python -m diffussm_jax.main --config=configs/CONFIG.py --mode=plan --config.plan.topology=TOPOLOGY`.
+
+**Estimates by the TPU compiler: nothing here ran on a chip.** A step's time is the compiler's cycles, kernels included, over the clock. It
+does not hold the collectives, whose time on the links stands beside it (what products do not hide comes on top), nor reading data. MFU is 6 x
+multiply-adds of the dense layers an image, nothing recomputed counted, over the chips' peak. GiB are a chip's. Sampling is one batch of
+`sample.batch_size` images by the config's sampler, before decoding; a larger batch uses a large slice better.
+"""
+COLUMNS = ("slice", "topology", "batch", "mesh", "remat", "GiB", "of", "step, ms", "links, ms",
+           "images/s", "MFU", "compiled, s", "sampling, images/s")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("configs", nargs="*", default=CONFIGS)
+    arguments = parser.parse_args()
+    plans = json.loads(STORE.read_text()) if STORE.exists() else {}
+    for config in arguments.configs:
+        for topology in SLICES.values():
+            key = f"{config} {topology}"
+            if key not in plans:
+                sys.stderr.write(f"{key}\n")
+                plans[key] = _plan(config, topology)
+                STORE.parent.mkdir(exist_ok=True)
+                write_atomically(STORE, json.dumps(plans, indent=1))
+    PAGE.write_text(page(plans))
+
+
+def _plan(name: str, topology: str) -> dict:
+    module = importlib.import_module(f"configs.{name}")
+    try:
+        return dataclasses.asdict(
+            make_plan(from_dict(module.get_config().to_dict()), topology)
+        )
+    except UserError as error:
+        return {"refused": str(error)}
+
+
+def page(plans: dict[str, dict]) -> str:
+    """The document: one table a config."""
+    versions = {name: version(name) for name in ("jax", "libtpu")}
+    text = [HEAD.format(date=time.strftime("%Y-%m-%d"), **versions)]
+    for config in CONFIGS:
+        rows = [_row(cloud, topology, plans.get(f"{config} {topology}")) for cloud, topology in SLICES.items()]  # fmt: skip
+        rule = "|".join(["---"] * len(COLUMNS))
+        lines = [
+            f"## configs/{config}.py",
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            f"|{rule}|",
+        ]
+        text.append("\n".join([*lines, *rows, ""]))
+    return "\n".join(text)
+
+
+def _row(cloud: str, topology: str, found: dict | None) -> str:
+    if found is None:
+        return f"| {cloud} | {topology} | not yet planned |"
+    if "refused" in found:
+        return f"| {cloud} | {topology} | {found['refused']} |"
+    mesh = " x ".join(f"{axis} {n}" for axis, n in found["mesh"].items() if n > 1)
+    first = [cloud, topology, f"{found['batch_size']}", mesh, found["remat"]]
+    memory = f"{found['hbm_gib']:.0f}"
+    if not found["fits"]:
+        needed = found["needed_gib"] or found["total_gib"]
+        way = ", ".join(f"{k}={v}" for k, v in (found["fits_with"] or {}).items())
+        mend = f"does not fit; fits with {way}" if way else "does not fit"
+        return f"| {' | '.join([*first, f'{needed:.1f}', memory, mend])} |"
+    sampler = found["sampler"]
+    drawn = f"{sampler['images_per_second']:.1f}" if sampler["fits"] else "does not fit"
+    cells = [*first, f"{found['total_gib']:.1f}", memory, f"{found['step_ms']:.1f}",
+             f"{found['collective_ms']:.1f}", f"{found['images_per_second']:,.0f}", f"{found['mfu']:.1%}",
+             f"{found['compile_seconds']:.0f}", f"{drawn} of {sampler['batch_size']}"]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
