@@ -10,8 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from diffussm_jax import config_parsing
-from diffussm_jax.config_parsing import ConfigError
+from diffussm_jax import config_parsing, config_rules
 
 # Depth and width: DiT's ladder plus one layer, as the paper does for XL.
 SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
@@ -180,98 +179,10 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         ConfigError: in one line that names the field, the value and the mend.
     """
     config = config_parsing.build(Config, values)
-    _validate(config)
+    config_rules.check(config, grid=grid_shape(config))
     return config
 
 
 def to_json(config: Config) -> str:
     """The resolved config, as written into a work directory."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def _validate(config: Config) -> None:
-    """Rules that a type cannot say; each ends by naming the field to change."""
-    model, data, sample = config.model, config.data, config.sample
-    _require_positive(config)
-    height, width, _ = grid_shape(config)
-    factor = config.autoencoder.factor
-    if data.space == "latents" and data.image_size % factor:
-        raise ConfigError(
-            f"config.data.image_size must be a multiple of autoencoder.factor = {factor}, got {data.image_size}"
-        )
-    if height % model.patch_size:
-        raise ConfigError(
-            f"config.model.patch_size must divide the grid's side {height}, got {model.patch_size}"
-        )
-    if data.space == "pixels" and data.channels not in (1, 3):
-        raise ConfigError(
-            f"config.data.channels must be 1 (grey) or 3 (RGB), got {data.channels}"
-        )
-    num_tokens = height * width // model.patch_size**2
-    if num_tokens % model.m or 2 * model.width % model.m:
-        raise ConfigError(
-            f"config.model.m must divide the {num_tokens} tokens of a {height} x {width} grid and twice "
-            f"model.width = {model.width}, got {model.m}"
-        )
-    if model.width % 4:
-        raise ConfigError(
-            f"config.model.width must be a multiple of 4, got {model.width}"
-        )
-    if model.state_size % 2:
-        raise ConfigError(
-            f"config.model.state_size must be even, got {model.state_size}"
-        )
-    if not 0 < model.dt_range[0] <= model.dt_range[1]:
-        raise ConfigError(
-            f"config.model.dt_range must be (low, high) with 0 < low <= high, got {model.dt_range}"
-        )
-    if sample.steps > config.diffusion.num_steps:
-        raise ConfigError(
-            f"config.sample.steps must be at most diffusion.num_steps = {config.diffusion.num_steps}, "
-            f"got {sample.steps}"
-        )
-    if sample.cfg_scale != 1 and not data.num_classes:
-        raise ConfigError(
-            "config.sample.cfg_scale must be 1 where data.num_classes is 0: guidance needs labels"
-        )
-    if sample.classes is not None and not all(
-        0 <= y < data.num_classes for y in sample.classes
-    ):
-        raise ConfigError(
-            f"config.sample.classes must be below data.num_classes = {data.num_classes}, got {sample.classes}"
-        )
-
-
-_MAY_BE_ZERO = {
-    "seed",
-    "data.num_classes",
-    "data.workers",
-    "optimizer.warmup_steps",
-    "optimizer.weight_decay",
-    "optimizer.ssm_lr_multiplier",
-    "training.num_steps",
-    "training.ema_decay",
-    "training.label_dropout",
-    "sample.eta",
-    "sample.seed",
-    "sample.cfg_scale",
-}
-
-
-def _require_positive(config: Config) -> None:
-    """Numbers are positive (a few may be 0), and shares stay below 1."""
-    for path in config_parsing.field_names(Config):
-        value: Any = config
-        for name in path.split("."):
-            value = getattr(value, name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if path.startswith("mesh.") and value == -1:
-            continue
-        if not (value > 0 or (value == 0 and path in _MAY_BE_ZERO)) or value == float(
-            "inf"
-        ):
-            wanted = "at least 0" if path in _MAY_BE_ZERO else "positive"
-            raise ConfigError(f"config.{path} must be {wanted} and finite, got {value}")
-        if path in {"training.ema_decay", "training.label_dropout"} and value >= 1:
-            raise ConfigError(f"config.{path} must be below 1, got {value}")

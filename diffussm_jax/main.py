@@ -1,13 +1,14 @@
 """Command line: python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits [--mode=train]"""
 
 import contextlib
+import importlib
 import logging
 import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -19,8 +20,20 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.roll_call import Processes
 
-MODES = ("train", "sample", "encode", "plan")
-WITH_WORKDIR = ("train", "sample")  # the others can do without a run
+
+class Mode(NamedTuple):
+    """The function of a mode, imported when it is asked for: none needs another's libraries."""
+
+    function: str  # module:name, called with the config and, unless unused, the work directory
+    workdir: Literal["needed", "optional", "unused"]
+
+
+MODES = {
+    "train": Mode("diffussm_jax.training.loop:train", "needed"),
+    "sample": Mode("diffussm_jax.generate:sample", "needed"),
+    "encode": Mode("diffussm_jax.encode:encode", "unused"),
+    "plan": Mode("diffussm_jax.plan:plan", "optional"),
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, as configs/digits.py."
@@ -28,7 +41,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics, samples."
 )
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
 
 # A job of several processes; Cloud TPU's metadata serve where none is given.
@@ -68,24 +81,11 @@ def _find_processes() -> Processes | None:
     return find_processes(given, timeout=_START_TIMEOUT.value)
 
 
-def _run(config: Config, workdir: Any) -> None:
-    """The mode's module is imported alone: none needs another's libraries."""
-    if _MODE.value == "train":
-        from diffussm_jax.training.loop import train
-
-        train(config, workdir)
-    elif _MODE.value == "sample":
-        from diffussm_jax.generate import sample
-
-        sample(config, workdir)
-    elif _MODE.value == "encode":
-        from diffussm_jax.encode import encode
-
-        encode(config)
-    else:
-        from diffussm_jax.plan import plan
-
-        plan(config, workdir)
+def _run(config: Config, workdir: Path | None) -> None:
+    mode = MODES[_MODE.value]
+    module, _, name = mode.function.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    function(config) if mode.workdir == "unused" else function(config, workdir)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -111,7 +111,7 @@ def _read_run(argv: list[str]) -> tuple[Config, Path | None]:
         raise UserError(
             "--config is missing: give a file, as --config=configs/digits.py"
         )
-    if not _WORKDIR.value and _MODE.value in WITH_WORKDIR:
+    if not _WORKDIR.value and MODES[_MODE.value].workdir == "needed":
         raise UserError(
             "--workdir is missing: give the folder of the run, as --workdir=runs/digits"
         )
