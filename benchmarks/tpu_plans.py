@@ -34,7 +34,7 @@ multiply-adds of the dense layers an image, nothing recomputed counted, over the
 `sample.batch_size` images by the config's sampler, before decoding; a larger batch uses a large slice better.
 """
 COLUMNS = ("slice", "topology", "batch", "mesh", "remat", "GiB", "of", "step, ms", "links, ms",
-           "images/s", "MFU", "compiled, s", "sampling, images/s")  # fmt: skip
+           "images/s", "MFU", "chip-hours", "compiled, s", "sampling, images/s")  # fmt: skip
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def _row(cloud: str, topology: str, found: dict | None) -> str:
     sampler = found["sampler"]
     drawn = f"{sampler['images_per_second']:.1f}" if sampler["fits"] else "does not fit"
     cells = [*first, f"{found['total_gib']:.1f}", memory, f"{found['step_ms']:.1f}",
-             f"{found['collective_ms']:.1f}", f"{found['images_per_second']:,.0f}", f"{found['mfu']:.1%}",
+             f"{found['collective_ms']:.1f}", f"{found['images_per_second']:,.0f}", f"{found['mfu']:.1%}", f"{found['chip_hours']:,.0f}",
              f"{found['compile_seconds']:.0f}", f"{drawn} of {sampler['batch_size']}"]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -51,6 +51,7 @@ class Plan:
     topology: str
     chips: int
     mesh: dict[str, int]
+    num_steps: int
     batch_size: int
     remat: str
     num_microbatches: int
@@ -69,6 +70,7 @@ class Plan:
     step_ms: float = 0.0
     images_per_second: float = 0.0
     mfu: float = 0.0
+    chip_hours: float = 0.0  # of all steps
     # that arrive at a chip in a step, by kind
     collective_gb: dict[str, float] = dataclasses.field(default_factory=dict)
     collective_ms: float = 0.0  # on the links, if nothing waits; not in step_ms
@@ -94,6 +96,7 @@ def estimate(config: Config, topology: str) -> Plan:
         topology=topology,
         chips=mesh.size,
         mesh=dict(mesh.shape),
+        num_steps=config.training.num_steps,
         batch_size=config.training.batch_size,
         remat=config.model.remat,
         num_microbatches=config.training.num_microbatches,
@@ -170,6 +173,7 @@ def _add_estimates(found: Plan, compiled: Any, config: Config, mesh: Mesh, chip:
     found.step_ms = 1e3 * seconds
     found.images_per_second = found.batch_size / seconds
     found.mfu = flops / (seconds * chip.peak_flops * found.chips)
+    found.chip_hours = found.num_steps * seconds * found.chips / 3600
     found.collective_gb = {
         kind: size / 1e9 for kind, size in tpu_compiler.collectives(text).items()
     }

@@ -101,6 +101,7 @@ def describe(plan: Plan) -> str:
         f"    activations, gradients and other temporary arrays {plan.temporary_gib:.2f}",
         f"  estimate: {plan.million_cycles:.0f}M cycles, {plan.step_ms:.0f} ms a step",
         f"    {plan.images_per_second:,.0f} images/s, MFU {plan.mfu:.1%}",
+        f"    {plan.num_steps:,} steps: {plan.chip_hours / plan.chips:,.1f} hours, {plan.chip_hours:,.0f} chip-hours",
         f"  {plan.multiply_adds / 1e9:.2f} G multiply-adds an image (dense layers, forward)",
         f"  collectives, GB a chip and step: {', '.join(traffic) or 'none'}",
         f"    {plan.collective_ms:.0f} ms of the links, of which what the products do not hide comes on top",

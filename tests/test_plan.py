@@ -7,6 +7,7 @@ import json
 import jax
 import pytest
 
+from configs import imagenet512
 from diffussm_jax import plan as plan_lib
 from diffussm_jax.config import SIZES, from_dict
 from diffussm_jax.errors import UserError
@@ -49,6 +50,8 @@ def test_the_parts_of_a_plan_agree(found):
     flops = 6 * found.multiply_adds * found.images_per_second
     assert found.mfu == pytest.approx(flops / (4 * 197e12))
     assert found.images_per_second == pytest.approx(64e3 / found.step_ms)
+    seconds = found.num_steps * found.step_ms / 1e3
+    assert found.chip_hours == pytest.approx(4 * seconds / 3600)
 
 
 def test_a_split_model_gathers_its_layers_twice(found):
@@ -73,6 +76,21 @@ def test_guidance_doubles_the_samplers_work(tiny_config):
     assert plain.batch_size == guided.batch_size == 64
     assert plain.images_per_second == pytest.approx(64e3 / (5 * plain.step_ms))
     assert 1.2 < guided.step_ms / plain.step_ms < 2.2
+
+
+@pytest.mark.slow
+def test_a_sequence_axis_divides_the_activations():
+    """XL at 512, four images: a quarter of each on a chip holds at most 1/2.5 of what an image on a chip does."""
+    values = imagenet512.get_config().to_dict()
+    values["training"]["batch_size"] = 4
+    whole, split = (
+        estimate(
+            from_dict(values | {"mesh": {"data": 4, "sequence": sequence}}), topology
+        )
+        for topology, sequence in (("v5e:2x2", 1), ("v5e:4x4", 4))
+    )
+    activations = [p.temporary_gib or p.needed_gib for p in (whole, split)]
+    assert activations[1] < activations[0] / 2.5
 
 
 def test_a_v4_chip_is_one_device():
