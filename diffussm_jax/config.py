@@ -150,6 +150,11 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    folder: str | None = None  # None is `export` in the work directory
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
     model: ModelConfig = ModelConfig()
@@ -162,6 +167,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     plan: PlanConfig = PlanConfig()
     sample: SampleConfig = SampleConfig()
+    export: ExportConfig = ExportConfig()
 
 
 def grid_shape(config: Config) -> tuple[int, int, int]:

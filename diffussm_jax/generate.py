@@ -23,11 +23,10 @@ from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.diffusion.guidance import classifier_free
 from diffussm_jax.diffusion.samplers import ddim, ddpm
 from diffussm_jax.errors import UserError
+from diffussm_jax.export import load_weights
 from diffussm_jax.parallel.feed import collect, split_rows
 from diffussm_jax.parallel.mesh import make_mesh, split_over_batch
-from diffussm_jax.training import checkpoint
-from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.state import abstract_model, abstract_state
+from diffussm_jax.training.state import abstract_model
 
 logger = logging.getLogger(__name__)
 
@@ -136,16 +135,25 @@ def full_batch(options: SampleConfig, mesh: Mesh) -> int:
 
 
 class TrainedModel:
-    """A model from a work directory, ready to sample.
+    """A model from a work directory or an export, ready to sample.
 
     Attributes:
         config: of its run.
         params: the EMA parameters, or the raw ones if asked for.
         step: of its checkpoint.
+        class_names: None where the run had no labels.
     """
 
-    def __init__(self, config: Config, params: dict, step: int, workdir: Path):
+    def __init__(
+        self,
+        config: Config,
+        params: dict,
+        step: int,
+        class_names: list[str] | None,
+        workdir: Path,
+    ):
         self.config, self.params, self.step = config, params, step
+        self.class_names = class_names
         mesh = make_mesh(config.mesh)
         graphdef, _ = abstract_model(config, mesh)
         decode = make_decoder(config, workdir, mesh)
@@ -173,24 +181,13 @@ class TrainedModel:
 def load(
     workdir: str | Path, *, step: int | None = None, ema: bool = True
 ) -> TrainedModel:
-    """The model of a work directory, from its latest checkpoint or the one of `step`.
+    """The model of a work directory, from its latest checkpoint or the one of `step`, or that of an export.
 
     Raises:
         UserError: there is no run, no such checkpoint, or the checkpoint is of another model.
     """
-    workdir = Path(workdir)
-    config = workdir_lib.read_config(workdir)
-    abstract = abstract_state(
-        config, make_optimizer(config.optimizer), make_mesh(config.mesh)
-    )
-    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
-        state = checkpoint.restore(checkpoints, abstract, step=step)
-    if state is None:
-        raise UserError(
-            f"{workdir} has no checkpoint yet: train first, or lower checkpoint.every"
-        )
-    params = state.ema if ema else state.params
-    return TrainedModel(config, params, int(state.step), workdir)
+    weights = load_weights(workdir, step=step, ema=ema)
+    return TrainedModel(*weights, Path(workdir))
 
 
 def sample(config: Config, workdir: Path) -> None:

@@ -31,6 +31,7 @@ class Mode(NamedTuple):
 MODES = {
     "train": Mode("diffussm_jax.training.loop:train", "needed"),
     "sample": Mode("diffussm_jax.generate:sample", "needed"),
+    "export": Mode("diffussm_jax.export:export", "needed"),
     "encode": Mode("diffussm_jax.encode:encode", "unused"),
     "plan": Mode("diffussm_jax.plan:plan", "optional"),
 }

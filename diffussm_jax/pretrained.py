@@ -47,7 +47,8 @@ def load_autoencoder(folder: str | Path, *, dtype: str = "float32") -> Autoencod
     config = _read_config(folder / CONFIG_FILE)
     model = jax.eval_shape(lambda: AutoencoderKL(config, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
-    weights = _read_weights(folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    weights = {_new_name(name): value for name, value in tensors.items()}
     filled = jax.tree_util.tree_map_with_path(
         lambda path, x: _parameter(weights, path, x, folder), nnx.to_pure_dict(params)
     )
@@ -121,12 +122,16 @@ def _read_config(path: Path) -> AutoencoderKLConfig:
     return AutoencoderKLConfig(**values)
 
 
-def _read_weights(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file by name.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
-        weights = safetensors.numpy.load_file(path)
+        return safetensors.numpy.load_file(path)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    return {_new_name(name): value for name, value in weights.items()}
 
 
 def _new_name(name: str) -> str:

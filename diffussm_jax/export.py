@@ -1,0 +1,264 @@
+"""`--mode=export`: the EMA weights of a run as a folder to keep, publish, sample from and finetune from.
+
+export.json         the step, and the checksums of the files below; written last, so it makes an export whole
+model.safetensors   the EMA parameters, float32, named as `blocks.w0.kernel`
+config.json         the config of the run, without the paths of the machine it ran on
+data.json           the names of the classes, and what the data was made of
+README.md           a model card
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jax.sharding import Mesh
+
+from diffussm_jax import config as config_lib
+from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.config import Config, MeshConfig
+from diffussm_jax.errors import UserError
+from diffussm_jax.model_card import model_card
+from diffussm_jax.parallel.feed import collect
+from diffussm_jax.parallel.mesh import make_mesh, state_shardings
+from diffussm_jax.pretrained import read_tensors
+from diffussm_jax.training import checkpoint
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.state import abstract_model, abstract_state
+
+logger = logging.getLogger(__name__)
+
+EXPORT_FILE, WEIGHTS_FILE, CARD_FILE = "export.json", "model.safetensors", "README.md"
+FORMAT = 1
+# Whose checksums are kept: a model card may be edited.
+CHECKED_FILES = (WEIGHTS_FILE, workdir_lib.CONFIG_FILE, workdir_lib.DATA_FILE)
+FOLDER = "folder:"
+
+
+class Weights(NamedTuple):
+    """Parameters and what is needed to use them; class_names is None where the run had no labels."""
+
+    config: Config
+    params: dict
+    step: int
+    class_names: list[str] | None
+
+
+def export(config: Config, workdir: Path) -> None:
+    """Write the EMA of the latest checkpoint into `export.folder`, by default `export` in the work directory.
+
+    Raises:
+        UserError: there is no run or no checkpoint, or the folder holds something else or cannot be written.
+    """
+    workdir_lib.require_same_model(workdir, config)
+    weights = load_weights(workdir)
+    folder = Path(config.export.folder or workdir / "export").expanduser()
+    if jax.process_index() == 0:
+        _require_free(folder)
+    tensors = {name: collect(x) for name, x in flat_names(weights.params).items()}
+    if jax.process_index() != 0:
+        return
+    facts = workdir_lib.read_data_facts(workdir)
+    published = _without_paths(weights.config)
+    try:
+        _write(folder, published, facts, tensors, weights.step)
+    except OSError as error:
+        raise UserError(
+            f"config.export.folder: {folder} cannot be written: {error.strerror}"
+        ) from error
+    logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
+
+
+def load_export(folder: str | Path) -> Weights:
+    """The weights of an export, float32 on the host.
+
+    Raises:
+        UserError: it is missing, unfinished, damaged, or its weights are not those of its config.
+    """
+    folder = Path(folder)
+    step = _check_files(folder)
+    config = workdir_lib.read_config(folder)
+    tensors = read_tensors(folder / WEIGHTS_FILE)
+    _, shapes = abstract_model(config)
+    _require_same_tensors(tensors, flat_names(shapes), folder / WEIGHTS_FILE)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, _: tensors[_dotted(path)], shapes
+    )
+    return Weights(config, params, step, _class_names(folder))
+
+
+def load_weights(
+    folder: str | Path,
+    *,
+    step: int | None = None,
+    ema: bool = True,
+    mesh: Mesh | None = None,
+) -> Weights:
+    """The weights of a work directory, from its latest checkpoint or the one of `step`, or those of an export.
+
+    They are placed on `mesh`, by default that of the config.
+
+    Raises:
+        UserError: there is no run, no such checkpoint, or the files do not fit together.
+    """
+    folder = Path(folder)
+    if is_export(folder):
+        weights = load_export(folder)
+        if step not in (None, weights.step) or not ema:
+            raise UserError(
+                f"{folder} is an export, which has the EMA weights of step {weights.step} alone: use its work "
+                "directory"
+            )
+        mesh = make_mesh(weights.config.mesh) if mesh is None else mesh
+        return weights._replace(params=place(weights.params, mesh))
+    config = workdir_lib.read_config(folder)
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    abstract = abstract_state(config, make_optimizer(config.optimizer), mesh)
+    with checkpoint.open_checkpoints(folder, config.checkpoint) as checkpoints:
+        state = checkpoint.restore(checkpoints, abstract, step=step)
+    if state is None:
+        raise UserError(
+            f"{folder} has no checkpoint yet: train first, or lower checkpoint.every"
+        )
+    params = state.ema if ema else state.params
+    return Weights(config, params, int(state.step), _class_names(folder))
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export, whole or not."""
+    return any((folder / name).exists() for name in (EXPORT_FILE, WEIGHTS_FILE))
+
+
+def place(params: dict, mesh: Mesh) -> dict:
+    """Arrays that every process has, each where it lives on a mesh."""
+    return jax.tree.map(
+        lambda x, to: jax.make_array_from_callback(x.shape, to, lambda i: x[i]),
+        params,
+        state_shardings(mesh, params),
+    )
+
+
+def flat_names(params: dict) -> dict[str, Any]:
+    """Leaves by the names that an export gives them."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {_dotted(path): leaf for path, leaf in leaves}
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(key.key for key in path)
+
+
+def _without_paths(config: Config) -> Config:
+    """A config for other machines: any devices, no folders; a folder of images keeps its own name."""
+    name = config.data.name
+    if name.startswith(FOLDER):
+        name = FOLDER + Path(name.removeprefix(FOLDER)).name
+    data = dataclasses.replace(config.data, name=name, data_dir=None, latents_dir=None)
+    return dataclasses.replace(
+        config,
+        data=data,
+        mesh=MeshConfig(),
+        export=dataclasses.replace(config.export, folder=None),
+    )
+
+
+def _require_free(folder: Path) -> None:
+    """Raise UserError if anything but an earlier export would be overwritten."""
+    ours = {EXPORT_FILE, CARD_FILE, "samples", *CHECKED_FILES}
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"config.export.folder: {folder} is not a folder")
+    others = (
+        {path.name for path in folder.iterdir()} - ours if folder.is_dir() else set()
+    )
+    if others:
+        raise UserError(
+            f"config.export.folder: {folder} holds {min(others)!r}, which is of no export: choose another folder"
+        )
+
+
+def _write(
+    folder: Path,
+    config: Config,
+    facts: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    step: int,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / EXPORT_FILE).unlink(missing_ok=True)
+    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    safetensors.numpy.save_file(tensors, folder / WEIGHTS_FILE)
+    workdir_lib.write_atomically(
+        folder / workdir_lib.CONFIG_FILE, config_lib.to_json(config)
+    )
+    workdir_lib.write_data_facts(folder, facts)
+    num_parameters = sum(x.size for x in tensors.values())
+    card = model_card(config, facts, step=step, num_parameters=num_parameters)
+    workdir_lib.write_atomically(folder / CARD_FILE, card)
+    sums = {name: _sha256(folder / name) for name in CHECKED_FILES}
+    summary = {"format": FORMAT, "step": step, "sha256": sums}
+    workdir_lib.write_atomically(
+        folder / EXPORT_FILE, json.dumps(summary, indent=1) + "\n"
+    )
+
+
+def _check_files(folder: Path) -> int:
+    """The step of an export whose files have the checksums that were noted when it was written."""
+    path = folder / EXPORT_FILE
+    try:
+        summary = json.loads(path.read_text())
+        version, step, sums = (summary[name] for name in ("format", "step", "sha256"))
+        noted = {name: sums[name] for name in CHECKED_FILES}
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} is no whole export ({EXPORT_FILE} is missing): export again"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: export again") from error
+    if version != FORMAT:
+        raise UserError(f"{path} has format {version!r}, this version reads {FORMAT}")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise UserError(f"{path} is damaged: step is {step!r}")
+    for name, sha256 in noted.items():
+        if _sha256(folder / name) != sha256:
+            raise UserError(
+                f"{folder / name} is not the file that was exported (its sha256 differs): export again"
+            )
+    return step
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _require_same_tensors(
+    found: dict[str, np.ndarray], wanted: dict[str, Any], path: Path
+) -> None:
+    """Raise UserError naming the first tensor that is not as the config's model has it."""
+    for name in sorted(found.keys() | wanted.keys()):
+        ours, theirs = (
+            f"{x.dtype}{list(x.shape)}" if x is not None else "missing"
+            for x in (wanted.get(name), found.get(name))
+        )
+        if ours != theirs:
+            raise UserError(
+                f"{path} is of another model: {name} is {theirs} there and {ours} in the model of its config"
+            )
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    names = workdir_lib.read_data_facts(folder).get("class_names")
+    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and not is_list:
+        raise UserError(
+            f"{folder / workdir_lib.DATA_FILE} is damaged: class_names is {names!r}"
+        )
+    return names
