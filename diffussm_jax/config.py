@@ -14,14 +14,31 @@ from diffussm_jax import config_parsing, config_rules
 
 # Depth and width: DiT's ladder plus one layer, as the paper does for XL.
 SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
+# Depth, width and heads of DiT (its table 1).
+DIT_SIZES = {
+    "S": (12, 384, 6),
+    "B": (12, 768, 12),
+    "L": (24, 1024, 16),
+    "XL": (28, 1152, 16),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
+    name: Literal["diffussm", "dit"] = "diffussm"
     depth: int = 29
     width: int = 1152
-    m: int = 2  # hourglass ratio: tokens per group
     patch_size: int = 1  # pixels of a token's side; 1 is the paper's
+    position: Literal["sincos2d", "none"] = "sincos2d"
+    dtype: Literal["bfloat16", "float32"] = (
+        "bfloat16"  # of activations; parameters are float32
+    )
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
+    scan_unroll: int = (
+        1  # layers per iteration of the scan; the depth suits small models on CPU
+    )
+    # Read by diffussm alone:
+    m: int = 2  # hourglass ratio: tokens per group
     state_size: int = 64  # N, real states per channel and direction
     direction: Literal["both", "forward"] = "both"
     dt_range: tuple[float, float] = (
@@ -31,17 +48,11 @@ class ModelConfig:
     dt_rate: float = 1.0  # multiplies dt; 0.5 for twice as many tokens as trained on
     share_ssm: bool = False  # one filter for all channels
     gate: bool = False  # adaLN-Zero gate on each block
-    position: Literal["sincos2d", "none"] = "sincos2d"
-    dtype: Literal["bfloat16", "float32"] = (
-        "bfloat16"  # of activations; parameters are float32
-    )
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
-    scan_unroll: int = (
-        1  # layers per iteration of the scan; the depth suits small models on CPU
-    )
     ssm_implementation: (
         Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"] | None
     ) = None
+    # Read by dit alone:
+    num_heads: int = 16  # of its attention
 
 
 @dataclasses.dataclass(frozen=True)

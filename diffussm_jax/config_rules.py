@@ -47,10 +47,15 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
             f"config.data.channels must be 1 (grey) or 3 (RGB), got {data.channels}"
         )
     num_tokens = height * width // model.patch_size**2
-    if num_tokens % model.m or 2 * model.width % model.m:
+    groups = num_tokens % model.m == 0 and 2 * model.width % model.m == 0
+    if model.name == "diffussm" and not groups:
         raise ConfigError(
             f"config.model.m must divide the {num_tokens} tokens of a {height} x {width} grid and twice "
             f"model.width = {model.width}, got {model.m}"
+        )
+    if model.name == "dit" and model.width % model.num_heads:
+        raise ConfigError(
+            f"config.model.num_heads must divide model.width = {model.width}, got {model.num_heads}"
         )
     if model.width % 4:
         raise ConfigError(

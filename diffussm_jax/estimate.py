@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from diffussm_jax import programs
 from diffussm_jax.config import Config, grid_shape
-from diffussm_jax.flops import dense_multiply_adds
+from diffussm_jax.flops import multiply_adds
 from diffussm_jax.parallel import tpu_compiler
 from diffussm_jax.parallel.chips import GIB, Chip, chip_of
 from diffussm_jax.parallel.kernel_cycles import kernel_cycles
@@ -57,7 +57,7 @@ class Plan:
     num_microbatches: int
     fits: bool
     hbm_gib: float
-    multiply_adds: int  # of an image's forward pass, dense layers
+    multiply_adds: int  # of an image's forward pass, without the SSM operator
     parameters_gib: float = 0.0
     ema_gib: float = 0.0
     optimizer_gib: float = 0.0
@@ -102,7 +102,7 @@ def estimate(config: Config, topology: str) -> Plan:
         num_microbatches=config.training.num_microbatches,
         fits=False,
         hbm_gib=chip.hbm_bytes / GIB,
-        multiply_adds=dense_multiply_adds(config),
+        multiply_adds=multiply_adds(config).without_ssm,
     )
     logger.info("compiling the train step for %s, %s", topology, dict(mesh.shape))
     start = time.monotonic()

@@ -34,7 +34,10 @@ MODES = {
     "export": Mode("diffussm_jax.export:export", "needed"),
     "encode": Mode("diffussm_jax.encode:encode", "unused"),
     "plan": Mode("diffussm_jax.plan:plan", "optional"),
+    "flops": Mode("diffussm_jax.flops:flops", "unused"),
 }
+
+ALONE = ("plan", "flops")  # never a job of several processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, as configs/digits.py."
@@ -61,7 +64,7 @@ _START_TIMEOUT = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     with _errors_in_one_line():
         config, workdir = _read_run(argv)
-        processes = _find_processes() if _MODE.value != "plan" else None
+        processes = _find_processes() if _MODE.value not in ALONE else None
         _start_logging(processes)
         with joined(processes, timeout=_START_TIMEOUT.value), _errors_in_one_line():
             _run(config, workdir)

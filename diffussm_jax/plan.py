@@ -102,7 +102,7 @@ def describe(plan: Plan) -> str:
         f"  estimate: {plan.million_cycles:.0f}M cycles, {plan.step_ms:.0f} ms a step",
         f"    {plan.images_per_second:,.0f} images/s, MFU {plan.mfu:.1%}",
         f"    {plan.num_steps:,} steps: {plan.chip_hours / plan.chips:,.1f} hours, {plan.chip_hours:,.0f} chip-hours",
-        f"  {plan.multiply_adds / 1e9:.2f} G multiply-adds an image (dense layers, forward)",
+        f"  {plan.multiply_adds / 1e9:.2f} G multiply-adds an image (forward, without the SSM operator)",
         f"  collectives, GB a chip and step: {', '.join(traffic) or 'none'}",
         f"    {plan.collective_ms:.0f} ms of the links, of which what the products do not hide comes on top",
         f"  compiled in {plan.compile_seconds:.0f} s",

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from flax import nnx
 
 from diffussm_jax.config import Config, grid_shape
-from diffussm_jax.models.block import Block
+from diffussm_jax.models.backbone import Backbone
 from diffussm_jax.models.diffussm import DiffuSSM
+from diffussm_jax.models.dit import DiT
 from diffussm_jax.ops.s4d import Operator, s4d
 
 
@@ -16,18 +17,22 @@ def create_model(
     *,
     rngs: nnx.Rngs,
     apply_s4d: Operator | None = None,
-    gather: Callable[[Block], Block] | None = None,
-) -> DiffuSSM:
+    gather: Callable[[nnx.Module], nnx.Module] | None = None,
+) -> Backbone:
     """The denoiser of a config; on a mesh `apply_s4d` and `gather` are those of `parallel/`."""
     channels = grid_shape(config)[2]
     learned = config.diffusion.variance == "learned_range"
-    return DiffuSSM(
+    make_model = DiT
+    if config.model.name == "diffussm":
+        operator = functools.partial(
+            s4d, implementation=config.model.ssm_implementation
+        )
+        make_model = functools.partial(DiffuSSM, apply_s4d=apply_s4d or operator)
+    return make_model(
         config.model,
         in_channels=channels,
         out_channels=2 * channels if learned else channels,
         num_classes=config.data.num_classes,
-        apply_s4d=apply_s4d
-        or functools.partial(s4d, implementation=config.model.ssm_implementation),
         gather=gather,
         rngs=rngs,
     )

@@ -43,7 +43,8 @@ class Block(nnx.Module):
         u = jax.nn.gelu(self.w_up(jax.nn.gelu(self.w0(i)))).reshape(
             b, j * self.m, d
         )  # b l d
-        y = self.ssm(u).reshape(b, j, self.m, -1)
+        with jax.named_scope("ssm"):
+            y = self.ssm(u).reshape(b, j, self.m, -1)
         i_down = jax.nn.gelu(self.w_down(y)).reshape(b, j, 2 * d)
         o = self.w3(jax.nn.gelu(self.w2(i_down)) * jax.nn.gelu(self.w1(i)))
         return x + (gate[0] * o if gate else o)

@@ -1,120 +1,35 @@
 """DiffuSSM: a stack of gated SSM blocks over raster-ordered latents, without attention (the paper, figure 2)."""
 
-from collections.abc import Callable
+import functools
 
-import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
+from diffussm_jax.models.backbone import Backbone
 from diffussm_jax.models.block import Block
-from diffussm_jax.models.layers import (
-    LabelEmbedding,
-    Modulation,
-    TimestepEmbedding,
-    linear,
-    modulate,
-    sincos2d,
-)
+from diffussm_jax.models.layers import sincos2d
 from diffussm_jax.ops.s4d import Operator, s4d
-from diffussm_jax.shapes import Condition, Groups, Images, Labels, Timesteps
-
-REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
-class DiffuSSM(nnx.Module):
-    """Denoiser of `[b, h, w, in_channels]`, called as model(x_t, t, y).
-
-    Args:
-        config: the model section of the run's config.
-        in_channels: channels of the image or latent.
-        out_channels: channels of the output; twice `in_channels` where the variance is learned.
-        num_classes: 0 for an unconditional model, which is called with y = None.
-        apply_s4d: evaluates the SSM layers, with the signature of `ops.s4d.s4d`.
-        gather: applied to each block before it is used; from a device's part of it, the whole.
-    """
+class DiffuSSM(Backbone):
+    """The backbone of SSM blocks; `apply_s4d` evaluates their SSM layers, with the signature of `ops.s4d.s4d`."""
 
     def __init__(
         self,
         config: ModelConfig,
         *,
-        in_channels: int,
-        out_channels: int,
-        num_classes: int,
         apply_s4d: Operator = s4d,
-        gather: Callable[[Block], Block] | None = None,
         rngs: nnx.Rngs,
+        **options,
     ):
-        d, dtype = config.width, jnp.dtype(config.dtype)
-        features = config.m * config.patch_size**2
-        self.embed = linear(features * in_channels, d, dtype=dtype, rngs=rngs)
-        self.timestep = TimestepEmbedding(d, dtype=dtype, rngs=rngs)
-        if num_classes:
-            self.label = LabelEmbedding(num_classes, d, dtype=dtype, rngs=rngs)
-        # One Block whose arrays have a leading layer axis, for the scan below.
-        self.blocks = jax.vmap(
-            lambda key: Block(config, apply_s4d=apply_s4d, rngs=nnx.Rngs(key))
-        )(jax.random.split(rngs.params(), config.depth))
-        self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
-        self.head = linear(
-            d, features * out_channels, dtype=dtype, rngs=rngs, zero=True
+        code = functools.partial(
+            sincos2d, group_size=config.m, num_features=config.width
         )
-        self.config, self.num_classes, self.gather = config, num_classes, gather
-
-    def __call__(
-        self, x_t: Images, t: Timesteps, y: Labels | None = None
-    ) -> Float[Array, "b h w o"]:
-        _, height, width, _ = x_t.shape
-        x = self.embed(
-            group(x_t, self.config.patch_size, self.config.m).astype(self.config.dtype)
+        super().__init__(
+            config,
+            group_size=config.m,
+            make_block=lambda rngs: Block(config, apply_s4d=apply_s4d, rngs=rngs),
+            position=code if config.position == "sincos2d" else None,
+            rngs=rngs,
+            **options,
         )
-        x = self._add_position(x, height, width)
-        c = self.timestep(t)
-        if y is not None:
-            c = c + self.label(y)
-        x = self._run_blocks(x, c)
-        x = self.head(modulate(x, *self.modulation(c)))
-        return ungroup(x.astype(jnp.float32), height, width, self.config.patch_size)
-
-    def _add_position(self, x: Groups, height: int, width: int) -> Groups:
-        if self.config.position == "none":
-            return x
-        patch_size, m = self.config.patch_size, self.config.m
-        code = sincos2d(height // patch_size, width // patch_size, m, x.shape[-1])
-        return x + code.astype(x.dtype)
-
-    def _run_blocks(self, x: Groups, c: Condition) -> Groups:
-        def layer(x, block):
-            if self.gather is not None:
-                block = self.gather(block)
-            return block(x, c), None
-
-        if self.config.remat != "none":
-            # A rolled loop keeps the compiler from merging the recomputation away; an unrolled one needs barriers.
-            layer = jax.checkpoint(
-                layer,
-                prevent_cse=self.config.scan_unroll > 1,
-                policy=REMAT_POLICIES[self.config.remat],
-            )
-        return jax.lax.scan(layer, x, self.blocks, unroll=self.config.scan_unroll)[0]
-
-
-def group(x: Images, patch_size: int, m: int) -> Float[Array, "b j f"]:
-    """Flatten to raster-ordered tokens of patch_size^2 pixels and put m neighbours side by side."""
-    b, h, w, c = x.shape
-    p = patch_size
-    x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, -1, m * p * p * c)
-
-
-def ungroup(
-    x: Float[Array, "b j f"], height: int, width: int, patch_size: int
-) -> Float[Array, "b h w o"]:
-    """Inverse of `group`."""
-    b, p = x.shape[0], patch_size
-    x = x.reshape(b, height // p, width // p, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, height, width, -1)

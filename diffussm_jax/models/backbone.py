@@ -1,0 +1,117 @@
+"""What the backbones share: tokens in, a stack of equal blocks scanned over, tokens out. They differ in the block."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from diffussm_jax.config import ModelConfig
+from diffussm_jax.models.layers import (
+    LabelEmbedding,
+    Modulation,
+    TimestepEmbedding,
+    linear,
+    modulate,
+)
+from diffussm_jax.shapes import Condition, Groups, Images, Labels, Timesteps
+
+REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Backbone(nnx.Module):
+    """Denoiser of `[b, h, w, in_channels]`, called as model(x_t, t, y).
+
+    Args:
+        config: the model section of the run's config.
+        in_channels: channels of the image or latent.
+        out_channels: channels of the output; twice `in_channels` where the variance is learned.
+        num_classes: 0 for an unconditional model, which is called with y = None.
+        group_size: tokens that become one row of x.
+        make_block: a block, called as block(x, c), from the key of its parameters.
+        position: the code that is added to the rows, from height and width of the grid in tokens; None adds none.
+        gather: applied to each block before it is used; from a device's part of it, the whole.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        in_channels: int,
+        out_channels: int,
+        num_classes: int,
+        group_size: int,
+        make_block: Callable[[nnx.Rngs], nnx.Module],
+        position: Callable[[int, int], Float[Array, "j d"]] | None,
+        gather: Callable[[nnx.Module], nnx.Module] | None,
+        rngs: nnx.Rngs,
+    ):
+        d, dtype = config.width, jnp.dtype(config.dtype)
+        features = group_size * config.patch_size**2
+        self.embed = linear(features * in_channels, d, dtype=dtype, rngs=rngs)
+        self.timestep = TimestepEmbedding(d, dtype=dtype, rngs=rngs)
+        if num_classes:
+            self.label = LabelEmbedding(num_classes, d, dtype=dtype, rngs=rngs)
+        # One block whose arrays have a leading layer axis, for the scan below.
+        self.blocks = jax.vmap(lambda key: make_block(nnx.Rngs(key)))(
+            jax.random.split(rngs.params(), config.depth)
+        )
+        self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
+        self.head = linear(
+            d, features * out_channels, dtype=dtype, rngs=rngs, zero=True
+        )
+        self.config, self.num_classes, self.gather = config, num_classes, gather
+        self.group_size, self.position = group_size, position
+
+    def __call__(
+        self, x_t: Images, t: Timesteps, y: Labels | None = None
+    ) -> Float[Array, "b h w o"]:
+        _, height, width, _ = x_t.shape
+        p = self.config.patch_size
+        with jax.named_scope("embeddings"):
+            x = self.embed(group(x_t, p, self.group_size).astype(self.config.dtype))
+            if self.position is not None:
+                x = x + self.position(height // p, width // p).astype(x.dtype)
+            c = self.timestep(t)
+            if y is not None:
+                c = c + self.label(y)
+        x = self._run_blocks(x, c)
+        with jax.named_scope("embeddings"):
+            x = self.head(modulate(x, *self.modulation(c)))
+        return ungroup(x.astype(jnp.float32), height, width, p)
+
+    def _run_blocks(self, x: Groups, c: Condition) -> Groups:
+        def layer(x, block):
+            if self.gather is not None:
+                block = self.gather(block)
+            return block(x, c), None
+
+        if self.config.remat != "none":
+            # A rolled loop keeps the compiler from merging the recomputation away; an unrolled one needs barriers.
+            layer = jax.checkpoint(
+                layer,
+                prevent_cse=self.config.scan_unroll > 1,
+                policy=REMAT_POLICIES[self.config.remat],
+            )
+        return jax.lax.scan(layer, x, self.blocks, unroll=self.config.scan_unroll)[0]
+
+
+def group(x: Images, patch_size: int, m: int) -> Float[Array, "b j f"]:
+    """Flatten to raster-ordered tokens of patch_size^2 pixels and put m neighbours side by side."""
+    b, h, w, c = x.shape
+    p = patch_size
+    x = x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, -1, m * p * p * c)
+
+
+def ungroup(
+    x: Float[Array, "b j f"], height: int, width: int, patch_size: int
+) -> Float[Array, "b h w o"]:
+    """Inverse of `group`."""
+    b, p = x.shape[0], patch_size
+    x = x.reshape(b, height // p, width // p, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, height, width, -1)

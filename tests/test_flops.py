@@ -1,0 +1,88 @@
+"""Multiply-adds against XLA's own count, the papers' formulas and their tables."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from configs import dit256
+from diffussm_jax import flops
+from diffussm_jax.config import SIZES, from_dict, grid_shape
+from diffussm_jax.flops import multiply_adds
+from diffussm_jax.models import create_model
+from diffussm_jax.ops.s4d import Choice, s4d
+from tests.conftest import merge
+
+LATENTS = {"space": "latents", "image_size": 256, "channels": 3, "num_classes": 1000}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_dense_layers_are_the_papers_formula(size):
+    """7.5 l d^2 a layer at m = 2, and 2 d^2 of modulation."""
+    depth, width = SIZES[size]
+    config = from_dict({"model": {"depth": depth, "width": width}, "data": LATENTS})
+    found = multiply_adds(config)
+    assert found.dense == depth * (7.5 * 1024 + 2) * width**2
+    assert found.attention == 0
+    assert 0 < found.embeddings < 0.01 * found.dense
+
+
+@pytest.mark.parametrize("size", ["S/4", "XL/2"])
+def test_dit_is_its_formula_part_by_part(size):
+    config = from_dict(dit256.get_config(size).to_dict())
+    depth, d = config.model.depth, config.model.width
+    tokens, features = (32 // config.model.patch_size) ** 2, config.model.patch_size**2
+    found = multiply_adds(config)
+    assert found.dense == depth * (12 * tokens + 6) * d**2
+    assert found.attention == depth * 2 * tokens**2 * d
+    conditioning = 256 * d + d**2 + 2 * d**2
+    assert found.embeddings == tokens * features * (4 + 8) * d + conditioning
+    assert found.ssm == 0
+
+
+@pytest.mark.parametrize("published", flops.PUBLISHED, ids=lambda x: x.model)
+def test_published_models(published):
+    """DiT's table; DiffuSSM's paper counts something else, 5 to 11 % less."""
+    giga = multiply_adds(from_dict(published.values)).without_ssm / 1e9
+    if published.values["model"].get("name") == "dit":
+        assert giga == pytest.approx(published.giga, rel=2e-3)
+    else:
+        assert 1.04 < giga / published.giga < 1.13
+
+
+@pytest.mark.parametrize("model", ["diffussm", "dit"])
+def test_equal_to_xlas_count_of_an_unrolled_model(tiny_config, model):
+    """XLA counts two operations a multiply-add, and the element-wise ones too: hence at most, and nearly.
+
+    Two images against four, since the operator's tables cost the same for any number.
+    """
+    values = {"name": model, "depth": 4, "width": 256, "scan_unroll": 4, "state_size": 64}  # fmt: skip
+    config = merge(tiny_config, {"model": values, "data": LATENTS | {"image_size": 128}})  # fmt: skip
+    one_block = Choice("chunked", num_blocks=1)  # of a loop XLA counts one round
+    operator = functools.partial(s4d, implementation=one_block)
+    graphdef, params = nnx.split(
+        jax.eval_shape(
+            lambda: create_model(config, rngs=nnx.Rngs(0), apply_s4d=operator)
+        )
+    )
+    forward = jax.jit(lambda params, *x: nnx.merge(graphdef, params)(*x))
+
+    def counted(b):
+        x = jax.ShapeDtypeStruct((b, *grid_shape(config)), jnp.float32)
+        label = jax.ShapeDtypeStruct((b,), jnp.int32)
+        compiled = forward.lower(params, x, label, label).compile()
+        return compiled.cost_analysis()["flops"]
+
+    image = (counted(4) - counted(2)) / 2
+    assert 0.9 < 2 * multiply_adds(config).total / image <= 1
+
+
+def test_the_table_of_a_config(tiny_config, capsys):
+    flops.flops(merge(tiny_config, {"model": {"name": "dit", "num_heads": 4}}))
+    text = capsys.readouterr().out
+    assert "dit, 2 layers of width 16: one image, 64 tokens of 8 x 8 x 1" in text
+    assert "ssm" not in text.split("\n\n")[0]
+    (row,) = (line for line in text.splitlines() if "DiT-XL/2, 256" in line)
+    assert row.split() == ["DiT-XL/2,", "256", "118.6", "118.6", "DiT,", "table", "4"]
