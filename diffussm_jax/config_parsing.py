@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -46,6 +47,11 @@ def field_names(cls: Any, prefix: str = "") -> list[str]:
         )
         names += nested or [f"{prefix}{name}"]
     return names
+
+
+def get_field(config: Any, path: str) -> Any:
+    """The value of the dotted `path` in nested dataclasses."""
+    return functools.reduce(getattr, path.split("."), config)
 
 
 def _unknown_field(root: Any, path: str) -> ConfigError:

@@ -1,6 +1,6 @@
 """Rules of a config that a type cannot say."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffussm_jax import config_parsing
 from diffussm_jax.config_parsing import ConfigError
@@ -89,9 +89,7 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
 def _require_positive(config: "Config") -> None:
     """Numbers are positive (a few may be 0), and shares stay below 1."""
     for path in config_parsing.field_names(type(config)):
-        value: Any = config
-        for name in path.split("."):
-            value = getattr(value, name)
+        value = config_parsing.get_field(config, path)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if path.startswith("mesh.") and value == -1:

@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from diffussm_jax import config as config_lib
 from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import Config, MeshConfig
+from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
 from diffussm_jax.model_card import model_card
 from diffussm_jax.parallel.feed import collect
@@ -37,7 +38,6 @@ EXPORT_FILE, WEIGHTS_FILE, CARD_FILE = "export.json", "model.safetensors", "READ
 FORMAT = 1
 # Whose checksums are kept: a model card may be edited.
 CHECKED_FILES = (WEIGHTS_FILE, workdir_lib.CONFIG_FILE, workdir_lib.DATA_FILE)
-FOLDER = "folder:"
 
 
 class Weights(NamedTuple):
@@ -155,9 +155,7 @@ def _dotted(path: tuple) -> str:
 
 def _without_paths(config: Config) -> Config:
     """A config for other machines: any devices, no folders; a folder of images keeps its own name."""
-    name = config.data.name
-    if name.startswith(FOLDER):
-        name = FOLDER + Path(name.removeprefix(FOLDER)).name
+    name = portable_name(config.data.name)
     data = dataclasses.replace(config.data, name=name, data_dir=None, latents_dir=None)
     return dataclasses.replace(
         config,

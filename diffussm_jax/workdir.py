@@ -7,7 +7,6 @@ metrics.jsonl           one line per log event; TensorBoard events beside it
 samples/                grids of the training run and what --mode=sample draws
 """
 
-import dataclasses
 import json
 import os
 import tempfile
@@ -18,22 +17,26 @@ import jax
 from jax.experimental import multihost_utils
 
 from diffussm_jax import config as config_lib
+from diffussm_jax import config_parsing
 from diffussm_jax.config import Config
+from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
 
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
+CHECKPOINTS_FOLDER = "checkpoints"
 
 
 def begin(workdir: Path, config: Config) -> None:
     """Create a work directory for a run, or accept the one that the run already has. Every process must call it.
 
     Raises:
-        UserError: it cannot be written, holds a run of another model, or is not one for all processes.
+        UserError: it cannot be written, holds another run, or is not one for all processes.
     """
     path = workdir / CONFIG_FILE
-    if path.exists():
-        require_same_model(workdir, config)
+    # A run that saved nothing begins anew, so that a mistake in its first config can be mended.
+    if path.exists() and has_checkpoint(workdir):
+        require_same_run(workdir, config)
     if jax.process_index() == 0:
         _create(workdir)
         write_atomically(path, config_lib.to_json(config))
@@ -99,26 +102,75 @@ def read_data_facts(workdir: Path) -> dict[str, Any]:
 
 def require_same_model(workdir: Path, config: Config) -> None:
     """Raise UserError if the run in `workdir` has a model or process other than the config's."""
+    names = config_parsing.field_names(Config)
+    _require_same(
+        workdir, config, [n for n in names if n.startswith(("model.", "diffusion."))]
+    )
+
+
+def require_same_run(workdir: Path, config: Config) -> None:
+    """Raise UserError naming the first field in which the run in `workdir` differs, those of `MAY_DIFFER` excepted."""
+    _require_same(workdir, config, config_parsing.field_names(Config))
+
+
+def may_differ(field: str) -> bool:
+    """Whether a run goes on under a config with another value of the dotted `field`."""
+    return field in MAY_DIFFER or field.split(".")[0] in MAY_DIFFER
+
+
+# Fields, and sections as a whole, with which a run goes on as the same run: how and where it is computed, where its
+# files are, what is logged, kept, measured and drawn. A field that is not listed is refused.
+MAY_DIFFER = frozenset(
+    {
+        "model.remat",
+        "model.scan_unroll",
+        "model.ssm_implementation",
+        "diffusion.clip_x0",  # of samples
+        "data.eval_split",
+        "data.data_dir",
+        "data.latents_dir",
+        "data.shard_size",  # of an encoding
+        "data.on_error",
+        "data.workers",
+        "data.in_memory",
+        "autoencoder.name",  # by the checksum of its weights
+        "autoencoder.dtype",
+        "autoencoder.batch_size",
+        "training.num_steps",
+        "training.num_microbatches",
+        "training.log_every",
+        "training.eval_every",
+        "training.eval_batches",
+        "training.sample_every",
+        "training.on_nonfinite",
+        "checkpoint",
+        "mesh",
+        "plan",
+        "sample",
+        "export",
+    }
+)
+
+
+def _require_same(workdir: Path, config: Config, fields: list[str]) -> None:
     saved = read_config(workdir)
-    for section in ("model", "diffusion"):
-        ours, theirs = (
-            dataclasses.asdict(getattr(c, section)) for c in (config, saved)
-        )
-        for name in ours:
-            if ours[name] != theirs[name] and (section, name) not in _FREE_FIELDS:
-                raise UserError(
-                    f"--workdir={workdir} holds a run with {section}.{name} = {theirs[name]!r}, but this "
-                    f"config has {ours[name]!r}: use its config or another work directory"
-                )
+    for field in fields:
+        ours, theirs = (config_parsing.get_field(c, field) for c in (config, saved))
+        if field == "data.name":
+            same = portable_name(ours) == portable_name(theirs)
+        else:
+            same = ours == theirs
+        if not same and not may_differ(field):
+            raise UserError(
+                f"--workdir={workdir} holds a run with {field} = {theirs!r}, but this config has {ours!r}: use its "
+                "config or another work directory"
+            )
 
 
-# How a model is computed, not which model it is.
-_FREE_FIELDS = {
-    ("model", "remat"),
-    ("model", "scan_unroll"),
-    ("model", "ssm_implementation"),
-    ("diffusion", "clip_x0"),
-}
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has saved anything that it can go on from."""
+    folder = workdir / CHECKPOINTS_FOLDER
+    return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
 
 
 def write_atomically(path: Path, text: str) -> None:

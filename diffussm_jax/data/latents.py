@@ -18,7 +18,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from diffussm_jax.config import Config, grid_shape
 from diffussm_jax.data.faults import BadRecordError
-from diffussm_jax.data.sources import FOLDER, Example, check_num_classes
+from diffussm_jax.data.names import portable_name
+from diffussm_jax.data.sources import Example, check_num_classes
 from diffussm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def cache_folder(config: Config, split: str) -> Path:
     root = config.data.latents_dir
     if root is None:
         root = f"{config.data.data_dir or tfds.core.constants.DATA_DIR}/latents"
-    name = re.sub(r"[^\w.-]+", "_", _portable(config.data.name))
+    name = re.sub(r"[^\w.-]+", "_", portable_name(config.data.name))
     part = re.sub(r"[^\w.-]+", "_", split).strip("_")
     return Path(root).expanduser() / f"{name}-{config.data.image_size}" / part
 
@@ -63,7 +64,7 @@ def shared_fields(config: Config, split: str) -> dict[str, Any]:
         section, name = field.split(".")
         values[field] = getattr(getattr(config, section), name)
     for field in ("data.name", "autoencoder.name"):
-        values[field] = _portable(values[field])
+        values[field] = portable_name(values[field])
     return values | {"data.split": split}
 
 
@@ -154,14 +155,6 @@ def _finished_manifest(config: Config, split: str, folder: Path) -> dict[str, An
         if not path.is_file() or path.stat().st_size != shard["num_bytes"]:
             raise UserError(f"{path} is missing or damaged: {MEND}")
     return manifest
-
-
-def _portable(name: str) -> str:
-    """A folder's own name: the same cache serves on a machine where it lies elsewhere."""
-    folder = Path(name.removeprefix(FOLDER)).expanduser()
-    if name.startswith(FOLDER):
-        return FOLDER + folder.resolve().name
-    return folder.resolve().name if folder.is_dir() else name
 
 
 def _allow_open_files(num_files: int) -> None:

@@ -15,13 +15,13 @@ from diffussm_jax.data.datasets.digits import digits_dataset_builder
 from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
 from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
 from diffussm_jax.data.faults import BadRecordError
+from diffussm_jax.data.names import FOLDER
 from diffussm_jax.errors import UserError
 
 Example = dict[str, np.ndarray]
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "folder:"
 ARRAY_RECORD = "array_record"
 
 
