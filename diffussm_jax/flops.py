@@ -74,9 +74,9 @@ def describe(config: Config) -> str:
     model, (height, width, channels) = config.model, grid_shape(config)
     found = multiply_adds(config)
     tokens = height * width // model.patch_size**2
+    grid = f"{tokens} tokens of {height} x {width} x {channels}"
     rows = [
-        f"{model.name}, {model.depth} layers of width {model.width}: one image, {tokens} tokens of "
-        f"{height} x {width} x {channels}, forward",
+        f"{model.name}, {model.depth} layers of width {model.width}: one image, {grid}, forward",
         f"{'':12}{'G multiply-adds':>16}{'GFLOPs':>12}",
     ]
     parts = dataclasses.asdict(found) | {"total": found.total}

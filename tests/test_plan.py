@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util
 import json
 
-import jax
 import pytest
 
 from configs import imagenet512

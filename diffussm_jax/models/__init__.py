@@ -22,7 +22,7 @@ def create_model(
     """The denoiser of a config; on a mesh `apply_s4d` and `gather` are those of `parallel/`."""
     channels = grid_shape(config)[2]
     learned = config.diffusion.variance == "learned_range"
-    make_model = DiT
+    make_model: Callable[..., Backbone] = DiT
     if config.model.name == "diffussm":
         operator = functools.partial(
             s4d, implementation=config.model.ssm_implementation

@@ -11,8 +11,8 @@ from flax import nnx
 
 from diffussm_jax.config import SIZES, from_dict
 from diffussm_jax.models import create_model
-from diffussm_jax.models.block import Block
 from diffussm_jax.models.backbone import group, ungroup
+from diffussm_jax.models.block import Block
 from diffussm_jax.models.layers import sincos2d
 from diffussm_jax.ops.s4d import s4d
 from diffussm_jax.training.state import abstract_model, init_params
