@@ -35,7 +35,8 @@ notebook: install  ## run the Colab notebook from top to bottom (four minutes on
 	$(BIN)/python -m colab.run
 
 parity: install  ## against other people's implementations, in PyTorch
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1 \
+		torchvision==0.28.0 pytorch-fid==0.3.0 torch-fidelity==0.4.0
 	$(BIN)/python -m pytest -m parity
 
 lint: install  ## what CI checks besides the tests
