@@ -66,7 +66,7 @@ def export(config: Config, workdir: Path) -> None:
     facts = workdir_lib.read_data_facts(workdir)
     published = _without_paths(weights.config)
     try:
-        _write(folder, published, facts, tensors, weights.step)
+        write_export(folder, published, facts, tensors, weights.step)
     except OSError as error:
         raise UserError(
             f"config.export.folder: {folder} cannot be written: {error.strerror}"
@@ -85,7 +85,7 @@ def load_export(folder: str | Path) -> Weights:
     config = workdir_lib.read_config(folder)
     tensors = read_tensors(folder / WEIGHTS_FILE)
     _, shapes = abstract_model(config)
-    _require_same_tensors(tensors, flat_names(shapes), folder / WEIGHTS_FILE)
+    require_same_tensors(tensors, flat_names(shapes), folder / WEIGHTS_FILE)
     params = jax.tree_util.tree_map_with_path(
         lambda path, _: tensors[_dotted(path)], shapes
     )
@@ -179,13 +179,14 @@ def _require_free(folder: Path) -> None:
         )
 
 
-def _write(
+def write_export(
     folder: Path,
     config: Config,
     facts: dict[str, Any],
     tensors: dict[str, np.ndarray],
     step: int,
 ) -> None:
+    """Write the files of an export; `tensors` have the names of `flat_names`, `facts` are of the data."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EXPORT_FILE).unlink(missing_ok=True)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
@@ -237,7 +238,7 @@ def _sha256(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _require_same_tensors(
+def require_same_tensors(
     found: dict[str, np.ndarray], wanted: dict[str, Any], path: Path
 ) -> None:
     """Raise UserError naming the first tensor that is not as the config's model has it."""

@@ -13,13 +13,12 @@ _CARD = """\
 ---
 library_name: diffussm_jax
 pipeline_tag: {task}
-tags: [diffusion, state-space-model, diffussm]
+tags: [diffusion, {model}]
 ---
 
 # {title}
 
-An image diffusion model without attention, DiffuSSM ([Yan, Gu and Rush, CVPR 2024](https://arxiv.org/abs/2311.18257)), trained
-with `diffussm_jax`. These are its EMA weights.
+{about} These are its EMA weights, in the form of `diffussm_jax`.
 
 | | |
 |---|---|
@@ -45,6 +44,12 @@ To train on from these weights: `--config.training.init_from=FOLDER`.
 Scores, intended use, limits and licence: not stated; whoever publishes these weights should.
 """
 
+_TITLES = {"diffussm": "DiffuSSM", "dit": "DiT"}
+_ABOUT = {
+    "diffussm": "An image diffusion model without attention, DiffuSSM ([Yan, Gu and Rush, CVPR 2024](https://arxiv.org/abs/2311.18257)).",
+    "dit": "An image diffusion model of attention over patches, DiT ([Peebles and Xie, ICCV 2023](https://arxiv.org/abs/2212.09748)).",
+}
+
 
 def model_card(
     config: Config, facts: dict[str, Any], *, step: int, num_parameters: int
@@ -60,7 +65,9 @@ def model_card(
     conditional = bool(data.num_classes)
     return _CARD.format(
         task="unconditional-image-generation" if not conditional else "other",
-        title=f"DiffuSSM on {data.name.removeprefix('folder:')}",
+        model=model.name,
+        about=_ABOUT[model.name],
+        title=f"{_TITLES[model.name]} on {data.name.removeprefix('folder:')}",
         depth=model.depth,
         width=model.width,
         num_parameters=num_parameters,
