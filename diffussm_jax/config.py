@@ -119,7 +119,12 @@ class TrainingConfig:
     eval_every: int = 5_000  # steps between losses on the held-out split
     eval_batches: int = 8
     sample_every: int | None = 10_000  # steps between sample grids; None draws none
-    on_nonfinite: Literal["stop", "skip"] = "stop"  # skip drops the update of that step
+    # Where the loss or the gradient is not finite: skip drops the update of that step.
+    on_nonfinite: Literal["stop", "skip"] = "skip"
+    max_nonfinite: int = 10  # dropped updates in a row that stop the run
+    spike_threshold: float | None = (
+        10.0  # robust deviations of a loss above the median that warn
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,6 +143,8 @@ MAY_DIFFER = frozenset(
         "training.eval_batches",
         "training.sample_every",
         "training.on_nonfinite",
+        "training.max_nonfinite",
+        "training.spike_threshold",
         "checkpoint",
         "mesh",
         "plan",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
+from jaxtyping import Int
 
 from diffussm_jax.config import Config
 from diffussm_jax.data.faults import BadRecordError, Faults
@@ -58,10 +59,22 @@ def train_batches(
             flips = mirrored(config.seed, start=step * size, num=size)
         return _stack(source, indices[rows], flips[rows], faults)
 
-    order = grain.MapDataset.range(len(source)).seed(config.seed).shuffle().repeat()
-    batches = order.batch(size).map_with_index(read)[start_step:]
+    batches = _order(config, len(source)).map_with_index(read)[start_step:]
     # Each thread prepares a batch, so there are as many in memory, and one more that waits.
     return iter(batches.to_iter_dataset(read_options(config, ahead=1)))
+
+
+def example_indices(
+    config: Config, *, num_examples: int, step: int
+) -> Int[np.ndarray, " b"]:
+    """Which examples of a source make the batch after `step` steps; for a bad one `train_batches` takes the next."""
+    return _order(config, num_examples)[step]
+
+
+def _order(config: Config, num_examples: int) -> grain.MapDataset:
+    """The indices of every batch."""
+    order = grain.MapDataset.range(num_examples).seed(config.seed).shuffle().repeat()
+    return order.batch(config.training.batch_size)
 
 
 def read_options(config: Config, *, ahead: int) -> grain.ReadOptions:

@@ -39,7 +39,7 @@ def train(config: Config, workdir: Path) -> None:
 
     Raises:
         UserError: the work directory, the data or a checkpoint does not fit the config.
-        NonFiniteError: the loss or the gradient of a step was not finite.
+        NonFiniteError: the loss or the gradient of too many steps in a row was not finite.
     """
     source = open_source(config, config.data.split)
     mesh, num_steps = make_mesh(config.mesh), config.training.num_steps
@@ -72,7 +72,9 @@ def train(config: Config, workdir: Path) -> None:
             train_batches(config, source, start_step=step, rows=rows),
             batch_size=size,
         )
-        with TrainingLog(config, workdir, start_step=step) as log:
+        with TrainingLog(
+            config, workdir, start_step=step, num_examples=len(source)
+        ) as log:
             while step < num_steps:
                 with log.waiting():
                     batch = next(batches)

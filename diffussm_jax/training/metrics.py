@@ -14,15 +14,13 @@ from clu import metric_writers
 from tqdm import tqdm
 
 from diffussm_jax.config import Config
+from diffussm_jax.training.numerics import NumericsMonitor
 from diffussm_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-
-
-class NonFiniteError(FloatingPointError):
-    """The loss or the gradient of a step is infinite or NaN."""
+SKIP_COUNTS = {"skipped", "skipped_in_a_row"}
 
 
 class JsonlWriter(metric_writers.LoggingWriter):
@@ -54,8 +52,11 @@ class TrainingLog:
     Nothing waits for the device between two reports. Used as a context manager; leaving it closes the files.
     """
 
-    def __init__(self, config: Config, workdir: Path, *, start_step: int):
+    def __init__(
+        self, config: Config, workdir: Path, *, start_step: int, num_examples: int
+    ):
         self._config, self._step = config, start_step
+        self._monitor = NumericsMonitor(config, num_examples=num_examples)
         self._pending: list[dict[str, jax.Array]] = []
         self._paused, self._waited = _Stopwatch(), _Stopwatch()
         self._since, self._num_timed = 0.0, 0
@@ -92,25 +93,21 @@ class TrainingLog:
             self.report()
 
     def report(self) -> None:
-        """Write the means over the steps since the last report.
+        """Write the means over the steps since the last report whose update was made.
 
         Raises:
-            NonFiniteError: one of those steps had a loss or gradient that is not finite, and
-                `training.on_nonfinite` is "stop".
+            NonFiniteError: too many updates in a row were skipped.
         """
         if not self._pending:
             return
         steps = jax.device_get(self._pending)
-        finite = [
-            metrics for metrics in steps if np.isfinite(list(metrics.values())).all()
-        ]
-        if len(finite) < len(steps):
-            self._handle_nonfinite(steps)
+        made = self._monitor.check(self._step - len(steps) + 1, steps)
         means = {
-            name: float(np.mean([x[name] for x in finite]))
-            for name in steps[0]
-            if finite
+            name: float(np.mean([x[name] for x in made]))
+            for name in steps[0].keys() - SKIP_COUNTS
+            if made
         }
+        means["skipped"] = int(steps[-1]["skipped"])
         elapsed = time.perf_counter() - self._since - self._paused.seconds
         if self._num_timed:
             means["input_wait"] = self._waited.seconds / elapsed
@@ -139,27 +136,6 @@ class TrainingLog:
     def _restart(self) -> None:
         self._paused.seconds = self._waited.seconds = 0.0
         self._since, self._num_timed = time.perf_counter(), 0
-
-    def _handle_nonfinite(self, steps: list[dict[str, np.ndarray]]) -> None:
-        """Name each step and batch whose loss or gradient is not finite; raise unless they are skipped."""
-        size, seed = self._config.training.batch_size, self._config.seed
-        for step, metrics in enumerate(steps, self._step - len(steps) + 1):
-            bad = [
-                f"{name} is {x}" for name, x in metrics.items() if not np.isfinite(x)
-            ]
-            if not bad:
-                continue
-            examples = f"{(step - 1) * size} .. {step * size - 1}"
-            text = (
-                f"step {step}: {', '.join(bad)}; its batch is examples {examples} of the "
-                f"order of seed {seed}"
-            )
-            if self._config.training.on_nonfinite == "stop":
-                raise NonFiniteError(
-                    f"{text}. Nothing was saved after the last checkpoint; lower "
-                    "config.optimizer.learning_rate or set config.optimizer.grad_clip"
-                )
-            logger.warning("%s; its update was skipped", text)
 
     def _say(self, means: dict[str, float], seconds_left: float) -> None:
         eta = datetime.timedelta(seconds=round(seconds_left))

@@ -20,12 +20,16 @@ from diffussm_jax.parallel.s4d import shard_s4d
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step counts the updates made (int32 []); params and ema are nested dicts of float32 arrays of one structure."""
+    """step counts the steps made (int32 []); params and ema are nested dicts of float32 arrays of one structure.
+
+    skipped counts the steps whose update was dropped (int32 [2]): all of them, and those in a row that end here.
+    """
 
     step: Any
     params: dict
     ema: dict
     optimizer: optax.OptState
+    skipped: Any
 
 
 def abstract_model(
@@ -72,6 +76,7 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         optimizer=optimizer.init(params),
+        skipped=jnp.zeros(2, jnp.int32),
     )
 
 

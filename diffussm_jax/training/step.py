@@ -1,6 +1,5 @@
 """One training step and one evaluation step, as pure functions."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +10,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.config import Config, TrainingConfig, grid_shape
 from diffussm_jax.diffusion.gaussian import Diffusion, training_loss
 from diffussm_jax.training.state import TrainState
 
@@ -26,7 +25,10 @@ def make_train_step(
     diffusion: Diffusion,
     optimizer: optax.GradientTransformation,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The update of DiT's recipe: loss, AdamW, EMA. Randomness is a function of (seed, step, index in the batch)."""
+    """The update of DiT's recipe: loss, AdamW, EMA. Randomness is a function of (seed, step, index in the batch).
+
+    The update of a step whose loss or gradient is not finite is dropped.
+    """
     decay = config.training.ema_decay
 
     @functools.partial(jax.grad, has_aux=True)
@@ -37,7 +39,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        drawn = _draw(config, key, batch, config.training.label_dropout)
+        drawn = draw(config, key, batch, config.training.label_dropout)
         grads, metrics = _mean_over_microbatches(
             lambda drawn: gradient(state.params, drawn),
             drawn,
@@ -49,16 +51,41 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        updated = TrainState(state.step + 1, params, ema, optimizer_state)
-        if config.training.on_nonfinite == "skip":
-            unchanged = dataclasses.replace(state, step=state.step + 1)
-            is_finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
-            updated = jax.tree.map(
-                lambda new, old: jnp.where(is_finite, new, old), updated, unchanged
-            )
-        return updated, metrics
+        updated = TrainState(
+            state.step + 1, params, ema, optimizer_state, state.skipped
+        )
+        is_finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
+        state = _unless_nonfinite(config.training, state, updated, is_finite)
+        metrics["skipped"], metrics["skipped_in_a_row"] = state.skipped
+        return state, metrics
 
     return train_step
+
+
+def _unless_nonfinite(
+    config: TrainingConfig, state: TrainState, updated: TrainState, is_finite: Array
+) -> TrainState:
+    """`updated` where its loss and gradient are finite; else the state as it was, one step on, and the fault counted.
+
+    After `max_skipped` in a row it stands still, so that the state that a run stops with is that before the fault.
+    """
+    total, in_a_row = state.skipped
+    is_running = in_a_row < max_skipped(config)
+    params, ema, optimizer = jax.tree.map(
+        lambda new, old: jnp.where(is_finite & is_running, new, old),
+        (updated.params, updated.ema, updated.optimizer),
+        (state.params, state.ema, state.optimizer),
+    )
+    counted = jnp.stack(
+        [total + ~is_finite, jnp.where(is_finite, 0, in_a_row + 1)]
+    ).astype(jnp.int32)
+    skipped = jnp.where(is_running, counted, state.skipped)
+    return TrainState(state.step + is_running, params, ema, optimizer, skipped)
+
+
+def max_skipped(config: TrainingConfig) -> int:
+    """Dropped updates in a row that stop the run."""
+    return 1 if config.on_nonfinite == "stop" else config.max_nonfinite
 
 
 def make_eval_step(
@@ -68,7 +95,7 @@ def make_eval_step(
 
     def eval_step(params: dict, batch: Batch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        drawn = _draw(config, key, batch, 0.0)
+        drawn = draw(config, key, batch, 0.0)
         losses = training_loss(diffusion, nnx.merge(graphdef, params), *drawn)
         return jax.tree.map(jnp.mean, losses)
 
@@ -96,7 +123,7 @@ def _mean_over_microbatches(
     return jax.tree.map(lambda x: x / num_microbatches, total)
 
 
-def _draw(config: Config, key: Array, batch: Batch, label_dropout: float) -> Drawn:
+def draw(config: Config, key: Array, batch: Batch, label_dropout: float) -> Drawn:
     """Clean images, steps, noise and labels of a batch, from a key for each example."""
     num_classes = config.data.num_classes
 
