@@ -31,6 +31,7 @@ from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.preemption import Preempted, PreemptionNotice
 from diffussm_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -47,18 +48,22 @@ def encode(config: Config) -> None:
 
     Raises:
         UserError: the data, the autoencoder or an earlier cache does not fit the config.
+        Preempted: the process was told to stop.
     """
     if config.data.space != "latents":
         raise UserError(
             "config.data.space must be 'latents' for --mode=encode, got 'pixels'"
         )
     autoencoder = Autoencoder(config, make_mesh(devices=jax.local_devices()))
-    for split in (config.data.split, config.data.eval_split):
-        if split is not None:
-            _encode_split(config, split, autoencoder)
+    with PreemptionNotice() as notice:
+        for split in (config.data.split, config.data.eval_split):
+            if split is not None:
+                _encode_split(config, split, autoencoder, notice)
 
 
-def _encode_split(config: Config, split: str, autoencoder: Autoencoder) -> None:
+def _encode_split(
+    config: Config, split: str, autoencoder: Autoencoder, notice: PreemptionNotice
+) -> None:
     source, folder = open_images(config, split), cache_folder(config, split)
     manifest = _manifest(config, split, source, autoencoder)
     _begin(folder, manifest)
@@ -72,11 +77,20 @@ def _encode_split(config: Config, split: str, autoencoder: Autoencoder) -> None:
             continue
         logger.info("encoding shard %d of %d of %s", number + 1, num_shards, split)
         indices = range(number * size, min((number + 1) * size, len(source)))
-        write_shard(path, _records(config, source, indices, autoencoder, faults))
+        records = _records(config, source, indices, autoencoder, faults)
+        write_shard(path, _until(notice, records, folder))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"encoded {split}")
     if jax.process_index() == 0:
         _finish(folder, manifest, len(source))
+
+
+def _until(notice: PreemptionNotice, records: Iterator, folder: Path) -> Iterator:
+    """Records until the process is told to stop: a shard is made again rather than waited for."""
+    for record in records:
+        if notice.received:
+            raise Preempted(f"the finished shards are in {folder}")
+        yield record
 
 
 def _manifest(

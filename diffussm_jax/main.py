@@ -19,6 +19,7 @@ from diffussm_jax.config_parsing import check_field
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.roll_call import Processes
+from diffussm_jax.preemption import EXIT_CODE, Preempted
 
 
 class Mode(NamedTuple):
@@ -75,9 +76,11 @@ def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        _exit(2, error)
+        _exit(2, f"error: {error}")
     except FloatingPointError as error:
-        _exit(1, error)
+        _exit(1, f"error: {error}")
+    except Preempted as end:
+        _exit(EXIT_CODE, f"preempted: {end}; the same command goes on")
 
 
 def _find_processes() -> Processes | None:
@@ -105,7 +108,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return rest
     # Config files are the user's code and may raise anything.
     except Exception as error:  # noqa: BLE001
-        _exit(2, _one_line(error))
+        _exit(2, f"error: {_one_line(error)}")
 
 
 def _read_run(argv: list[str]) -> tuple[Config, Path | None]:
@@ -145,8 +148,8 @@ def _start_logging(processes: Processes | None) -> None:
     logger.handlers, logger.propagate = [handler], False
 
 
-def _exit(code: int, error: Exception | str) -> NoReturn:
-    sys.stderr.write(f"error: {error}\n")
+def _exit(code: int, last_line: str) -> NoReturn:
+    sys.stderr.write(f"{last_line}\n")
     sys.exit(code)
 
 

@@ -11,6 +11,7 @@ import jax
 
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.roll_call import Processes, RollCall
+from diffussm_jax.parallel.stop_point import StopPoint
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,14 @@ def _of_a_tpu_slice(timeout: float) -> Processes | None:
     return None
 
 
+_joined: list[RollCall] = []  # the job of this process, if it is in one
+
+
+def stop_point() -> StopPoint | None:
+    """Where the processes of the job stop together; None where this one is alone."""
+    return _joined[0].stop_point if _joined else None
+
+
 @contextlib.contextmanager
 def joined(processes: Processes | None, *, timeout: float) -> Iterator[None]:
     """Inside, JAX sees the devices of every process, and the death of one ends them all with a line that names it.
@@ -101,6 +110,9 @@ def joined(processes: Processes | None, *, timeout: float) -> Iterator[None]:
         yield
         return
     roll_call = RollCall(processes, timeout=timeout)
+    _joined[:] = [roll_call]
+    # JAX's would take SIGTERM from `preemption.py`, which knows SIGINT and a second signal too.
+    jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         processes.coordinator,
         processes.num,
@@ -112,8 +124,10 @@ def joined(processes: Processes | None, *, timeout: float) -> Iterator[None]:
         yield
     except SystemExit as end:
         if end.code:
-            roll_call.leave(f"exit code {end.code}")
-            os._exit(end.code if isinstance(end.code, int) else 1)
+            code = end.code if isinstance(end.code, int) else 1
+            # Of the user's mistakes each process has its own; who is ended by another's has none.
+            roll_call.leave(f"exit code {code}", code=1 if code == 2 else code)
+            os._exit(code)
         raise
     except BaseException as error:  # noqa: BLE001 - it ends the process
         time.sleep(NEWS)

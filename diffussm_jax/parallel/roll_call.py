@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TextIO
 
 from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.stop_point import StopPoint
 
 GRACE = 5.0  # seconds in which the others may end by themselves
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds
@@ -34,7 +35,10 @@ class Processes:
 
 
 class RollCall:
-    """Present from construction until `leave`; if another process dies in between, this one ends with exit code 1.
+    """Present from construction until `leave`; if another process ends in between with an error, this one ends too.
+
+    Attributes:
+        stop_point: where all stop when one is told to.
 
     Raises:
         UserError: a process was not there in time, or started twice; the message names it.
@@ -44,6 +48,7 @@ class RollCall:
         self._processes, self._lock = processes, threading.Lock()
         self._peers: dict[int, _Peer] = {}
         self._leaving = False
+        self.stop_point = StopPoint(processes.index, processes.num, self._tell)
         deadline = time.monotonic() + timeout
         if processes.index == 0:
             self._gather(deadline, timeout)
@@ -56,11 +61,11 @@ class RollCall:
         for thread in self._threads:
             thread.start()
 
-    def leave(self, error: str | None = None) -> None:
-        """Say that this process ends, and of what; with an error the others end too."""
+    def leave(self, error: str | None = None, *, code: int = 1) -> None:
+        """Say that this process ends, and of what; with an error the others end too, with the exit code."""
         with self._lock:
             self._leaving = True
-        self._tell({"left": self._processes.index, "error": error})
+        self._tell({"left": self._processes.index, "error": error, "code": code})
         if error is not None and self._processes.index == 0:
             self._let_them_end()
 
@@ -131,28 +136,31 @@ class RollCall:
         self._peers[0] = peer
 
     def _watch(self, index: int, peer: "_Peer") -> None:
-        """Wait for the one thing that a peer has still to say; silence means that it died."""
-        last = peer.read()
+        """Hear what a peer says until its last word; silence means that it died."""
+        while not (last := peer.read()).keys() & {"left", "end"} and last:
+            self.stop_point.receive(index, last)
         if last.get("left") == index and not last.get("error"):
+            self.stop_point.has_left(index)
             return
         name = f"process {index} ({peer.host})"
+        code = last.get("code", 1)
         if error := last.get("error"):
             time.sleep(GRACE)  # an error that all have is said by each in its own words
-            self._end(f"{name} ended: {error}")
+            self._end(f"{name} ended: {error}", code)
         else:
-            self._end(last.get("end", f"{name} died"))
+            self._end(last.get("end", f"{name} died"), code)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, code: int) -> None:
         with self._lock:
             if self._leaving:  # another thread was first
                 return
             self._leaving = True
         sys.stderr.write(f"error: {reason}; process {self._processes.index} ends\n")
         sys.stderr.flush()
-        self._tell({"end": reason})
+        self._tell({"end": reason, "code": code})
         if self._processes.index == 0:
             self._let_them_end()
-        os._exit(1)
+        os._exit(code)
 
     def _tell(self, message: dict[str, Any]) -> None:
         for peer in self._peers.values():

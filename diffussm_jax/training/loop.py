@@ -20,6 +20,7 @@ from diffussm_jax.parallel.mesh import (
     make_mesh,
     replicated,
 )
+from diffussm_jax.preemption import Preempted, PreemptionNotice
 from diffussm_jax.training import checkpoint
 from diffussm_jax.training.metrics import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
@@ -40,7 +41,13 @@ def train(config: Config, workdir: Path) -> None:
     Raises:
         UserError: the work directory, the data or a checkpoint does not fit the config.
         NonFiniteError: the loss or the gradient of too many steps in a row was not finite.
+        Preempted: the process was told to stop; the step in hand is saved.
     """
+    with PreemptionNotice() as notice:
+        _train(config, workdir, notice)
+
+
+def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
     source = open_source(config, config.data.split)
     mesh, num_steps = make_mesh(config.mesh), config.training.num_steps
     check_divides(
@@ -72,15 +79,17 @@ def train(config: Config, workdir: Path) -> None:
             train_batches(config, source, start_step=step, rows=rows),
             batch_size=size,
         )
+        is_preempted = False
         with TrainingLog(
             config, workdir, start_step=step, num_examples=len(source)
         ) as log:
-            while step < num_steps:
+            while step < num_steps and not is_preempted:
                 with log.waiting():
                     batch = next(batches)
                 state, metrics = train_step(state, batch)
                 step += 1
                 log.record(metrics)
+                is_preempted = notice.reached()
                 if _is_due(step, config.training.eval_every, num_steps):
                     with log.pause():
                         log.write(evaluate(state))
@@ -90,10 +99,12 @@ def train(config: Config, workdir: Path) -> None:
                         if jax.process_index() == 0:
                             path = workdir / "samples" / f"step_{step:07d}.png"
                             save_grid(images, path, labels=labels)
-                if _is_due(step, config.checkpoint.every, num_steps):
+                if is_preempted or _is_due(step, config.checkpoint.every, num_steps):
                     log.report()  # raises before a state that is not finite is saved
                     with log.pause():
                         checkpoint.save(checkpoints, state)
+    if step < num_steps:
+        raise Preempted(f"step {step} of {num_steps} is saved in {workdir}")
     logger.info("%s is done: step %d of %d", workdir, step, num_steps)
 
 
