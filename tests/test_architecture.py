@@ -23,6 +23,7 @@ ALLOWED = {
         "models",
         "ops",
         "parallel",
+        "preemption",
         "shapes",
         "workdir",
     },
