@@ -129,7 +129,7 @@ def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     compiled = _compile(run, *arguments)
     if isinstance(compiled, float):
         return found
-    total, text = _total_bytes(compiled), compiled.as_text()
+    total, text = total_bytes(compiled), compiled.as_text()
     found.total_gib, found.fits = total / GIB, total < chip.hbm_bytes
     rows = programs.rows_of_a_call(config, mesh)
     seconds = _cycles(text, config, mesh, topology, rows) / chip.clock_hz
@@ -162,7 +162,7 @@ def _bytes_on_a_chip(tree: Any) -> int:
 
 def _add_estimates(found: Plan, compiled: Any, config: Config, mesh: Mesh, chip: Chip) -> None:  # fmt: skip
     """Memory, time and traffic of a step that the compiler took."""
-    total, text = _total_bytes(compiled), compiled.as_text()
+    total, text = total_bytes(compiled), compiled.as_text()
     found.temporary_gib = compiled.memory_analysis().temp_size_in_bytes / GIB
     found.total_gib, found.fits = total / GIB, total < chip.hbm_bytes
     rows = found.batch_size // found.num_microbatches
@@ -180,7 +180,8 @@ def _add_estimates(found: Plan, compiled: Any, config: Config, mesh: Mesh, chip:
     found.collective_ms = 1e12 * sum(found.collective_gb.values()) / chip.link_bandwidth
 
 
-def _total_bytes(compiled: Any) -> int:
+def total_bytes(compiled: Any) -> int:
+    """What a compiled program holds at once: arguments, temporaries, results, code."""
     memory = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes

@@ -1,4 +1,4 @@
-"""The train step and the sampler as they would run on chips that are not there: jitted, with abstract arguments."""
+"""The train step and the sampler as they would run on given chips, there or not: jitted, with abstract arguments."""
 
 from typing import Any
 
@@ -61,14 +61,16 @@ def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:
     return b, tokens // mesh.shape["sequence"], config.model.width
 
 
-def operator_on(config: Config, mesh: Mesh, rows: int) -> Choice:
-    """What `None` takes on those chips; the default of this machine's backend would be another."""
-    name = config.model.ssm_implementation
+def operator_on(config: Config, mesh: Mesh, rows: int) -> Choice | None:
+    """What `None` takes on those chips, since the default of this machine's backend may be another; None where it is not."""
+    device, name = mesh.devices.flat[0], config.model.ssm_implementation
+    if device.platform != "tpu" or config.model.name != "diffussm":
+        return None
     b, l, d = local_tokens(config, mesh, rows)
     r = 2 if config.model.direction == "both" else 1
     u = jax.ShapeDtypeStruct((b, l, d), config.model.dtype)
     poles = jax.ShapeDtypeStruct((r, d, config.model.state_size // 2, 2), jnp.float32)
-    tiling = tiling_for(mesh.devices.flat[0].device_kind)
+    tiling = tiling_for(device.device_kind)
     usable = l >= tiling.chunk_size and refusal(tiling, u, poles) is None
     if name == "pallas_tpu" or (name is None and usable):
         return Choice("pallas_tpu", tiling=tiling)

@@ -77,6 +77,16 @@ def test_guidance_doubles_the_samplers_work(tiny_config):
 
 
 @pytest.mark.slow
+def test_attention_is_planned_too(tiny_config):
+    """It has no kernels, and its products count."""
+    model = {"name": "dit", "num_heads": 2, "remat": "full"}
+    plan = estimate(small(tiny_config, model=model), "v5e:2x2")
+    assert plan.fits
+    assert 0 < plan.mfu < 1
+    assert plan.multiply_adds > 4 * 256 * (12 * 128**2 + 2 * 256 * 128)
+
+
+@pytest.mark.slow
 def test_a_sequence_axis_divides_the_activations():
     """XL at 512, four images: a quarter of each on a chip holds at most 1/2.5 of what an image on a chip does."""
     values = imagenet512.get_config().to_dict()

@@ -1,0 +1,142 @@
+"""DiffuSSM beside attention: python -m benchmarks.throughput [--tpu v5e:4x4] [--lengths-tpu v5e:2x2]
+
+Training and sampling of DiffuSSM and DiT at equal tokens, at equal multiply-adds and with DiT's patches, side by side in one run; then
+two layers of each as the tokens grow. Prints Markdown tables; writes throughput.json and throughput.png to --out.
+"""
+
+import argparse
+import dataclasses
+import datetime
+import itertools
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+
+from benchmarks.throughput import host, tpu
+from benchmarks.throughput.subjects import DIFFUSSM, of_one_depth, on_host
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--side", type=int, default=16, help="of the latents")
+    parser.add_argument("--depth", type=int, default=9)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=4, help="of a sampler's call")
+    parser.add_argument("--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16")  # fmt: skip
+    parser.add_argument("--state-size", type=int, default=64)
+    parser.add_argument("--sides", type=int, nargs="*", default=[16, 32, 64, 128])
+    parser.add_argument("--layers", type=int, default=2, help="as the tokens grow")
+    parser.add_argument("--layer-width", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-gib", type=float, default=4.5, help="what needs more is not run")  # fmt: skip
+    parser.add_argument("--tpu", help="a topology: its compiler's estimates instead")
+    parser.add_argument("--lengths-tpu", help="likewise, as the tokens grow; of 4 chips")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.tpu or args.lengths_tpu:
+        by_compiler(args)
+    else:
+        on_this_backend(args)
+
+
+def by_compiler(args: argparse.Namespace) -> None:
+    store = args.out / "plans.json"
+    if args.tpu:
+        print(table(tpu.models(args.tpu, store)))
+    if args.lengths_tpu:
+        print(table(tpu.lengths(args.lengths_tpu, args.sides, store)))
+
+
+def on_this_backend(args: argparse.Namespace) -> None:
+    today = datetime.date.today().isoformat()
+    peak = host.peak_flops(args.dtype) / 1e9
+    about = f"{today}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, MFU of {peak:.0f} GFLOP/s"
+    print(about, "\n")
+    options = {"batch_size": args.batch, "steps": args.steps, "dtype": args.dtype, "state_size": args.state_size}  # fmt: skip
+    subjects = on_host(args.side, depth=args.depth, width=args.width, **options)
+    limits = {"rounds": args.rounds, "max_gib": args.max_gib}
+    models = host.measure(subjects, **limits)
+    print(table([dataclasses.asdict(row) for row in models]) + "\n")
+    print(ratios(models) + "\n", flush=True)
+    longer = []
+    for side in args.sides:
+        options |= {"batch_size": 1, "steps": 2}
+        subjects = on_host(side, depth=2, width=args.layer_width, **options)
+        longer += host.measure(of_one_depth(subjects, args.layers), **limits)
+        print(table([dataclasses.asdict(row) for row in longer[-2:]]), flush=True)
+    if longer:
+        print("\n" + growth(longer))
+        plot(longer, args.out / "throughput.png")
+    found = {"about": about, "models": models, "lengths": longer}
+    text = json.dumps(found, indent=1, default=dataclasses.asdict)
+    (args.out / "throughput.json").write_text(text)
+    print(f"\nwrote {args.out / 'throughput.json'} and throughput.png")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+    lines += ["| " + " | ".join(_cell(row.get(x)) for x in names) + " |" for row in rows]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}" if isinstance(value, float) else str(value)  # fmt: skip
+
+
+def ratios(rows: list[host.Row]) -> str:
+    """Of each model over DiffuSSM, in this run."""
+    base = next(row for row in rows if row.model == DIFFUSSM)
+    lines = []
+    for row in rows:
+        if row is not base and row.training and base.training:
+            trained, drawn = row.training / base.training, row.sampling / base.sampling
+            lines.append(f"{row.model}: {trained:.2f} times DiffuSSM's training images/s, {drawn:.2f} times its sampling")  # fmt: skip
+    return "\n".join(lines)
+
+
+def growth(rows: list[host.Row]) -> str:
+    """The power of the tokens with which a step's time grows, from the first length to the last that ran."""
+    lines = []
+    for name in dict.fromkeys(row.model for row in rows):
+        for kind in ("training", "sampling"):
+            ran = [row for row in rows if row.model == name and getattr(row, kind)]
+            for first, last in itertools.pairwise(ran):
+                grown = getattr(first, kind) / getattr(last, kind)
+                power = math.log(grown) / math.log(last.tokens / first.tokens)
+                lines.append(f"{name}, {kind}: {first.tokens} to {last.tokens} tokens as l^{power:.2f}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def plot(rows: list[host.Row], path: Path) -> None:
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for name in dict.fromkeys(row.model for row in rows):
+        of_model = [row for row in rows if row.model == name]
+        ran = [row for row in of_model if row.training]
+        axes[0].plot([x.tokens for x in ran], [1 / x.training for x in ran if x.training], "o-", label=name)  # fmt: skip
+        axes[1].plot([x.tokens for x in of_model], [x.training_gib for x in of_model], "o-", label=name)  # fmt: skip
+    axes[0].set(title="a training step of one image, s")
+    axes[1].set(title="memory of it, GiB")
+    for axis in axes:
+        axis.set(xscale="log", yscale="log", xlabel="tokens")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The comparison with attention: what is compared is what it says, and every column is filled."""
+
+import pytest
+
+from benchmarks.throughput import __main__ as throughput
+from benchmarks.throughput import host, subjects
+from diffussm_jax.flops import multiply_adds
+
+
+def tiny(side=4):
+    return subjects.on_host(
+        side, depth=3, width=16, batch_size=2, steps=2, dtype="float32", state_size=8
+    )
+
+
+def test_equal_tokens_and_equal_work():
+    found = subjects.on_host(
+        16, depth=9, width=192, batch_size=8, steps=2, dtype="float32", state_size=64
+    )
+    work = {name: multiply_adds(config).without_ssm for name, config in found.items()}
+    layer = work[subjects.SAME_TOKENS] / found[subjects.SAME_TOKENS].model.depth
+    assert abs(work[subjects.SAME_FLOPS] - work[subjects.DIFFUSSM]) < layer / 2
+    tokens = [host._row(name, config).tokens for name, config in found.items()]
+    assert tokens == [256, 256, 256, 64]
+    assert found[subjects.SAME_TOKENS].model.depth == 8
+
+
+def test_published_sizes():
+    found = subjects.extra_large()
+    depths = [config.model.depth for config in found.values()]
+    assert depths == [29, 28, 16, 28]
+
+
+def test_a_row_is_filled_or_says_what_it_would_need(tmp_path):
+    name = subjects.PATCHES
+    config = tiny()[name]
+    (row,) = host.measure({name: config}, rounds=1, max_gib=1)
+    assert row.training_mfu == pytest.approx(
+        6e9 * row.giga_multiply_adds * row.training / host.peak_flops("float32")
+    )
+    assert row.sampling > 0
+    (refused,) = host.measure({name: config}, rounds=1, max_gib=0)
+    assert (refused.training, refused.training_gib) == (None, row.training_gib)
+    assert "| DiT/2 | 2 | 4 |" in throughput.table([vars(row)])
+    throughput.plot([row], tmp_path / "throughput.png")
+    assert (tmp_path / "throughput.png").stat().st_size > 1000
+
+
+def test_ratios_and_growth():
+    rows = [
+        host.Row(subjects.DIFFUSSM, 2, 256, 1, 1, training=8.0, sampling=8.0),
+        host.Row(subjects.DIFFUSSM, 2, 1024, 1, 1, training=2.0, sampling=2.0),
+        host.Row(subjects.SAME_TOKENS, 2, 256, 1, 1, training=4.0, sampling=16.0),
+    ]
+    assert "0.50 times DiffuSSM's training images/s, 2.00 times" in throughput.ratios(rows[::2])  # fmt: skip
+    assert "DiffuSSM, training: 256 to 1024 tokens as l^1.00" in throughput.growth(rows)
