@@ -33,6 +33,7 @@ MODES = {
     "train": Mode("diffussm_jax.training.loop:train", "needed"),
     "sample": Mode("diffussm_jax.generate:sample", "needed"),
     "export": Mode("diffussm_jax.export:export", "needed"),
+    "replay": Mode("diffussm_jax.replay:replay", "needed"),
     "encode": Mode("diffussm_jax.encode:encode", "unused"),
     "plan": Mode("diffussm_jax.plan:plan", "optional"),
     "flops": Mode("diffussm_jax.flops:flops", "unused"),

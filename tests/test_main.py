@@ -89,4 +89,4 @@ def test_a_finished_run_of_another_model_and_sampling(trained, tmp_path):
 def test_help_lists_the_flags():
     result = run("--help")
     assert "--workdir" in result.stdout
-    assert "<train|sample|export|encode|plan>" in result.stdout
+    assert "<train|sample|export|replay|encode|plan>" in result.stdout

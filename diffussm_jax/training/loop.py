@@ -22,6 +22,7 @@ from diffussm_jax.parallel.mesh import (
 )
 from diffussm_jax.preemption import Preempted, PreemptionNotice
 from diffussm_jax.training import checkpoint
+from diffussm_jax.training.dump import dump_at_nonfinite
 from diffussm_jax.training.metrics import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import (
@@ -80,9 +81,12 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
             batch_size=size,
         )
         is_preempted = False
-        with TrainingLog(
-            config, workdir, start_step=step, num_examples=len(source)
-        ) as log:
+        with (
+            TrainingLog(
+                config, workdir, start_step=step, num_examples=len(source)
+            ) as log,
+            dump_at_nonfinite(config, workdir, source, lambda: state),
+        ):
             while step < num_steps and not is_preempted:
                 with log.waiting():
                     batch = next(batches)

@@ -107,7 +107,7 @@ class TrainingLog:
             for name in steps[0].keys() - SKIP_COUNTS
             if made
         }
-        means["skipped"] = int(steps[-1]["skipped"])
+        means["skipped"] = float(steps[-1]["skipped"])
         elapsed = time.perf_counter() - self._since - self._paused.seconds
         if self._num_timed:
             means["input_wait"] = self._waited.seconds / elapsed

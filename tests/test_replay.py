@@ -1,0 +1,104 @@
+"""A run that stops for its numbers, and what --mode=replay finds: a fault that is put there is named."""
+
+import dataclasses
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffussm_jax.config import from_dict
+from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.replay import replay
+from diffussm_jax.training import checkpoint, loop
+from diffussm_jax.training.dump import read_newest
+from diffussm_jax.training.numerics import NonFiniteError
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.state import abstract_state
+from tests.conftest import merge
+
+
+def stop_with(tiny_config, trained, workdir, damage, **training):
+    """Go on from step 3 of a run after `damage` to its parameters, until it stops."""
+    config = merge(tiny_config, {"training": training})
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    abstract = abstract_state(config, make_optimizer(config.optimizer), make_mesh())
+    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
+        state = checkpoint.restore(checkpoints, abstract)
+    shutil.rmtree(workdir / "checkpoints")
+    damaged = dataclasses.replace(state, params=damage(state.params))
+    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
+        checkpoint.save(checkpoints, damaged)
+    with pytest.raises(NonFiniteError, match="--mode=replay looks into it") as error:
+        loop.train(config, workdir)
+    return config, error.value
+
+
+def overflow(params):
+    """exp(log_dt) of one channel of layer 1 is infinite."""
+    ssm = params["blocks"]["ssm"]
+    log_dt = ssm["log_dt"].at[1, 0, 3].set(200.0)
+    blocks = params["blocks"] | {"ssm": ssm | {"log_dt": log_dt}}
+    return params | {"blocks": blocks}
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny_config, trained, tmp_path_factory):
+    """A run that stopped at step 5 with a dump."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    config, error = stop_with(tiny_config, trained, workdir, overflow, max_nonfinite=2)
+    assert error.step == 5
+    return config, workdir
+
+
+def test_the_dump_has_the_step(stopped, trained):
+    _, workdir = stopped
+    dump = read_newest(workdir)
+    assert dump.step == 5
+    assert dump.error.startswith("step 5: ")
+    assert "loss is nan" in dump.error
+    assert dump.batch["image"].shape == (16, 8, 8, 1)
+    assert len(np.unique(dump.indices)) == 16
+    assert str(dump.indices[0]) in dump.error
+    assert not (workdir / "checkpoints" / "6").exists()
+
+
+def test_replay_names_operation_layer_and_parameter(stopped):
+    config, workdir = stopped
+    replay(config, workdir)
+    report = (workdir / "faults" / "step_0000005" / "replay.txt").read_text()
+    origin = report.splitlines()[-1]
+    assert "`exp` at ops/" in origin
+    assert "in iteration 1 (from 0) of 2 of a scan" in origin
+    assert "16 of 16 examples have a loss or gradient that is not finite" in report
+    (row,) = [r for r in report.splitlines() if "blocks.ssm.log_dt" in r][:1]
+    assert row.split()[-1] == "0"  # finite, if large
+    assert "200" in row.split()
+
+
+def test_a_parameter_that_is_not_finite_is_named(tiny_config, trained, tmp_path):
+    def damage(params):
+        kernel = params["head"]["kernel"].at[0, 0].set(jnp.nan)
+        return params | {"head": params["head"] | {"kernel": kernel}}
+
+    config, _ = stop_with(
+        tiny_config, trained, tmp_path / "run", damage, on_nonfinite="stop"
+    )
+    replay(config, tmp_path / "run")
+    report = (tmp_path / "run/faults/step_0000004/replay.txt").read_text()
+    (row,) = [r for r in report.splitlines() if "head.kernel" in r][:1]
+    assert row.split()[-1] == "1"
+    assert "`argument` at the call: float32[16, 4] with 1 of 64 not finite" in report
+
+
+def test_what_cannot_be_replayed_is_said(trained, stopped, tiny_config, tmp_path):
+    with pytest.raises(UserError, match="has no faults/"):
+        replay(from_dict(tiny_config), trained)
+    config, workdir = stopped
+    shutil.copytree(workdir, tmp_path / "run")
+    (tmp_path / "run/faults/step_0000005/batch.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"step_0000005 is damaged \(") as error:
+        replay(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
