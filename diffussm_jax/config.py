@@ -119,6 +119,8 @@ class TrainingConfig:
     eval_every: int = 5_000  # steps between losses on the held-out split
     eval_batches: int = 8
     sample_every: int | None = 10_000  # steps between sample grids; None draws none
+    # A work directory or an export whose EMA the run begins from; only a label table may have another shape.
+    init_from: str | None = None
     # Where the loss or the gradient is not finite: skip drops the update of that step.
     on_nonfinite: Literal["stop", "skip"] = "skip"
     max_nonfinite: int = 10  # dropped updates in a row that stop the run

@@ -16,9 +16,11 @@ ALLOWED = {
     "parallel": {"config", "errors", "ops", "shapes"},
     "training": {
         "config",
+        "config_parsing",
         "data",
         "diffusion",
         "errors",
+        "export",
         "generate",
         "models",
         "ops",
