@@ -119,8 +119,6 @@ class TrainingConfig:
     eval_every: int = 5_000  # steps between losses on the held-out split
     eval_batches: int = 8
     sample_every: int | None = 10_000  # steps between sample grids; None draws none
-    # A work directory or an export whose EMA the run begins from; only a label table may have another shape.
-    init_from: str | None = None
     # Where the loss or the gradient is not finite: skip drops the update of that step.
     on_nonfinite: Literal["stop", "skip"] = "skip"
     max_nonfinite: int = 10  # dropped updates in a row that stop the run
@@ -154,16 +152,27 @@ class PlanConfig:
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     num: int = 64
-    batch_size: int = 64
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    batch_size: int = 64  # images drawn at once, over all devices
+    # Images of a device's call of the model, whatever batch_size: then no image depends on batch or devices by one bit.
+    microbatch: int | None = None
+    sampler: Literal["ddpm", "ddim", "dpm_solver++", "heun"] = "ddpm"
     steps: int = 250
     eta: float = 0.0  # noise of DDIM
     cfg_scale: float = 1.0  # 1 is no guidance
     cfg_channels: int | None = (
         None  # guided channels; None is all, DiT's released code guides 3
     )
-    classes: tuple[int, ...] | None = None  # asked for in turn; None is every class
+    cfg_interval: tuple[float, float] | None = (
+        None  # guided noise levels sigma / alpha; None is all
+    )
+    # A work directory or export of a worse version of the model, guided away from instead of from no label.
+    autoguidance: str | None = None
+    labels: Literal["random", "balanced", "list"] = (
+        "balanced"  # every class in turn; list: of `classes`
+    )
+    classes: tuple[int, ...] | None = None  # asked for in turn by labels = list
     ema: bool = True
+    outputs: tuple[Literal["grid", "npz", "png"], ...] = ("grid", "npz")
     seed: int = 0
 
 

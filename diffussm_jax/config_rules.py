@@ -74,15 +74,35 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
             f"config.sample.steps must be at most diffusion.num_steps = {config.diffusion.num_steps}, "
             f"got {sample.steps}"
         )
-    if sample.cfg_scale != 1 and not data.num_classes:
+    _check_guidance(config)
+    if (sample.classes is None) == (sample.labels == "list"):
         raise ConfigError(
-            "config.sample.cfg_scale must be 1 where data.num_classes is 0: guidance needs labels"
+            "config.sample.labels must be 'list' where sample.classes is given, and there alone, got "
+            f"{sample.labels!r} and {sample.classes}"
         )
     if sample.classes is not None and not all(
         0 <= y < data.num_classes for y in sample.classes
     ):
         raise ConfigError(
             f"config.sample.classes must be below data.num_classes = {data.num_classes}, got {sample.classes}"
+        )
+
+
+def _check_guidance(config: "Config") -> None:
+    sample = config.sample
+    if sample.cfg_scale != 1 and not (config.data.num_classes or sample.autoguidance):
+        raise ConfigError(
+            "config.sample.cfg_scale must be 1 where data.num_classes is 0: guidance needs labels, or "
+            "sample.autoguidance"
+        )
+    if sample.cfg_scale == 1 and sample.autoguidance is not None:
+        raise ConfigError(
+            "config.sample.cfg_scale must not be 1 where sample.autoguidance is given: it would do nothing"
+        )
+    interval = sample.cfg_interval
+    if interval is not None and not 0 <= interval[0] < interval[1]:
+        raise ConfigError(
+            f"config.sample.cfg_interval must be (low, high) with 0 <= low < high, got {interval}"
         )
 
 

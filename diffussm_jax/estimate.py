@@ -122,7 +122,7 @@ def estimate(config: Config, topology: str) -> Plan:
 def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     """What drawing one batch would take; raises as `estimate`."""
     chip, mesh = _chip_and_mesh(config, topology)
-    options, batch_size = config.sample, programs.full_batch(config.sample, mesh)
+    options, batch_size = config.sample, programs.images_of_a_call(config.sample, mesh)
     found = SamplerPlan(options.sampler, options.steps, options.cfg_scale, batch_size, fits=False)  # fmt: skip
     logger.info("compiling the sampler for %s", topology)
     run, arguments = programs.sampler(config, mesh)

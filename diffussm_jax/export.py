@@ -157,11 +157,9 @@ def _without_paths(config: Config) -> Config:
     """A config for other machines: any devices, no folders; a folder of images keeps its own name."""
     name = portable_name(config.data.name)
     data = dataclasses.replace(config.data, name=name, data_dir=None, latents_dir=None)
-    training = dataclasses.replace(config.training, init_from=None)
     return dataclasses.replace(
         config,
         data=data,
-        training=training,
         mesh=MeshConfig(),
         export=dataclasses.replace(config.export, folder=None),
     )

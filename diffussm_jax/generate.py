@@ -2,136 +2,30 @@
 
 import dataclasses
 import functools
+import hashlib
 import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Int, UInt8
-from PIL import Image
-from tqdm import tqdm
 
 from diffussm_jax import workdir as workdir_lib
-from diffussm_jax.autoencoding import Autoencoder
-from diffussm_jax.config import Config, SampleConfig, from_dict, grid_shape
-from diffussm_jax.data.transforms import to_uint8
-from diffussm_jax.diffusion.gaussian import make_diffusion
-from diffussm_jax.diffusion.guidance import classifier_free
-from diffussm_jax.diffusion.samplers import ddim, ddpm
-from diffussm_jax.errors import UserError
-from diffussm_jax.export import load_weights
-from diffussm_jax.parallel.feed import collect, split_rows
-from diffussm_jax.parallel.mesh import make_mesh, split_over_batch
+from diffussm_jax.config import Config, SampleConfig, from_dict
+from diffussm_jax.export import Weights, flat_names
+from diffussm_jax.generator import Generator, images_of_a_call, load_on, make_decoder
+from diffussm_jax.images import ImageArray, LabelArray, save_grid, save_npz, save_pngs
+from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.pretrained import find_autoencoder, weights_sha256
+from diffussm_jax.sampling import Samples, draw_to
 from diffussm_jax.training.state import abstract_model
 
 logger = logging.getLogger(__name__)
 
-_GAP_COLOUR = 128  # neither the paper nor the ink of a digit
-
-Decoder = Callable[[jax.Array], jax.Array]
-ImageArray = UInt8[np.ndarray, "b h w c"]
-LabelArray = Int[np.ndarray, "b"]
-
-
-def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
-    """The function from what the model denoises to images: the autoencoder's, or none for pixels.
-
-    Raises:
-        UserError: the autoencoder is missing, or not the one of the run's latents.
-    """
-    if config.data.space == "pixels":
-        return lambda pixels: pixels
-    autoencoder = Autoencoder(config, mesh)
-    encoded_by = workdir_lib.read_data_facts(workdir).get("autoencoder.sha256")
-    if encoded_by not in (None, autoencoder.sha256):
-        raise UserError(
-            f"config.autoencoder.name: the weights of {config.autoencoder.name!r} are not those that the latents "
-            f"of {workdir} were encoded with (sha256 {encoded_by[:12]}, now {autoencoder.sha256[:12]})"
-        )
-    return autoencoder.decode
-
-
-class Generator:
-    """Draws images with given parameters; compiles once for each set of sampler options.
-
-    Image i is a function of (seed, i), its label and the options alone, not of the batch size or
-    the devices.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        graphdef: nnx.GraphDef,
-        mesh: Mesh,
-        decode: Decoder,
-    ):
-        self._config, self._graphdef, self._mesh = config, graphdef, mesh
-        self._decode = decode
-
-    def draw(
-        self, params: dict, options: SampleConfig
-    ) -> tuple[ImageArray, LabelArray | None]:
-        """The images that a sample section asks for, and their labels (None without classes)."""
-        labels = self._labels(options)
-        batch_size = full_batch(options, self._mesh)
-        run = self._compile(options)
-        images = []
-        starts = range(0, options.num, batch_size)
-        for start in tqdm(
-            starts, desc="sampling", leave=False, disable=_is_quiet(starts)
-        ):
-            # A last batch that is not full is drawn in full, so that it needs no second compilation.
-            indices = np.arange(start, start + batch_size, dtype=np.int32)
-            asked = None if labels is None else labels[indices % options.num]
-            places = (split_rows(self._mesh, x) for x in (indices, asked))
-            x_0 = run(params, options.seed, *places)
-            images.append(to_uint8(collect(self._decode(x_0))))
-        return np.concatenate(images)[: options.num], labels
-
-    def _labels(self, options: SampleConfig) -> LabelArray | None:
-        if not self._config.data.num_classes:
-            return None
-        classes = options.classes or tuple(range(self._config.data.num_classes))
-        return np.resize(np.asarray(classes, np.int32), options.num)
-
-    @functools.cache  # noqa: B019  # a generator lives as long as its process
-    def _compile(self, options: SampleConfig) -> Callable:
-        return sampling_program(self._config, self._graphdef, self._mesh, options)
-
-
-def sampling_program(
-    config: Config, graphdef: nnx.GraphDef, mesh: Mesh, options: SampleConfig
-) -> Callable:
-    """The jitted (params, seed, image indices, labels) -> what the model denoises, [b h w c], split over the mesh."""
-    shape = grid_shape(config)
-    diffusion = make_diffusion(config.diffusion, num_steps=options.steps)
-    sampler = (
-        functools.partial(ddim, eta=options.eta) if options.sampler == "ddim" else ddpm
-    )
-
-    def run(params, seed, indices, labels):
-        model = nnx.merge(graphdef, params)
-        if config.data.num_classes:
-            model = classifier_free(
-                model,
-                options.cfg_scale,
-                null_label=config.data.num_classes,
-                cfg_channels=options.cfg_channels,
-            )
-        keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(indices)
-        return sampler(diffusion, model, keys, labels, shape=shape)
-
-    return jax.jit(run, out_shardings=split_over_batch(mesh))
-
-
-def full_batch(options: SampleConfig, mesh: Mesh) -> int:
-    """Images of a batch: as many as asked for, rounded up to what the devices share evenly."""
-    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    return -(-min(options.batch_size, options.num) // num_parts) * num_parts
+MAX_GRID_IMAGES = 1024
+_OUTPUT_NAMES = {"grid": "samples.png", "npz": "samples.npz", "png": "images"}
 
 
 class TrainedModel:
@@ -144,102 +38,136 @@ class TrainedModel:
         class_names: None where the run had no labels.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        params: dict,
-        step: int,
-        class_names: list[str] | None,
-        workdir: Path,
-    ):
-        self.config, self.params, self.step = config, params, step
-        self.class_names = class_names
-        mesh = make_mesh(config.mesh)
-        graphdef, _ = abstract_model(config, mesh)
-        decode = make_decoder(config, workdir, mesh)
-        self._generator = Generator(config, graphdef, mesh, decode)
+    def __init__(self, weights: Weights, workdir: Path, mesh: Mesh):
+        self.config, self.params, self.step, self.class_names = weights
+        self._mesh = mesh
+        graphdef, _ = abstract_model(self.config, mesh)
+        decode = make_decoder(self.config, workdir, mesh)
+        self._generator = Generator(self.config, graphdef, mesh, decode)
+
+    @property
+    def num_classes(self) -> int:
+        return self.config.data.num_classes
 
     def draw(self, options: SampleConfig) -> tuple[ImageArray, LabelArray | None]:
         """The images that a sample section asks for, and their labels (None without classes)."""
         return self._generator.draw(self.params, options)
 
+    def draw_range(self, options: SampleConfig, indices: range) -> ImageArray:
+        """Those of them at consecutive indices."""
+        return self._generator.draw_range(self.params, options, indices)
+
+    def images_of_a_call(self, options: SampleConfig) -> int:
+        """How many images the devices draw at once."""
+        return images_of_a_call(options, self._mesh)
+
+    def facts(self, options: SampleConfig) -> dict[str, Any]:
+        """What images depend on besides the sample section: weights by their checksum, and how they are computed."""
+        config, guide = self.config, self._generator.guide(options)
+        found: dict[str, Any] = {
+            "step": self.step,
+            "params.sha256": self._sha256,
+            "model": dataclasses.asdict(config.model),
+            "diffusion": dataclasses.asdict(config.diffusion),
+        }
+        if guide is not None:
+            found["autoguidance.sha256"] = params_sha256(guide.params)
+        if config.data.space == "latents":
+            folder = find_autoencoder(config.autoencoder.name)
+            found["autoencoder.sha256"] = weights_sha256(folder)
+        return found
+
+    @functools.cached_property
+    def _sha256(self) -> str:
+        return params_sha256(self.params)
+
     def sample(self, classes: Sequence[int] | None = None, **options) -> ImageArray:
         """Draw one image for each class of `classes`, or `num` images.
 
         Args:
-            classes: class of each image; None for every class in turn, or an unconditional model.
+            classes: class of each image; None for the labels that the options ask for, or an unconditional model.
             **options: fields of the config's sample section that differ from the run's: num, steps,
                 sampler, cfg_scale, seed ...
         """
         if classes is not None:
-            options |= {"classes": tuple(int(y) for y in classes), "num": len(classes)}
+            listed = tuple(int(y) for y in classes)
+            options |= {"labels": "list", "classes": listed, "num": len(classes)}
         values = dataclasses.asdict(self.config)
         values["sample"] |= options
         return self.draw(from_dict(values).sample)[0]
 
 
 def load(
-    workdir: str | Path, *, step: int | None = None, ema: bool = True
+    workdir: str | Path,
+    *,
+    step: int | None = None,
+    ema: bool = True,
+    config: Config | None = None,
 ) -> TrainedModel:
     """The model of a work directory, from its latest checkpoint or the one of `step`, or that of an export.
+
+    In a job of several processes each has the whole model on its own devices.
+
+    Args:
+        config: says how to compute the model, on which mesh, and where its autoencoder is; None: as its run did.
 
     Raises:
         UserError: there is no run, no such checkpoint, or the checkpoint is of another model.
     """
-    weights = load_weights(workdir, step=step, ema=ema)
-    return TrainedModel(*weights, Path(workdir))
+    workdir = Path(workdir)
+    own = workdir_lib.read_config(workdir)
+    if jax.process_count() == 1:
+        mesh = make_mesh((config or own).mesh)
+    else:
+        mesh = make_mesh(devices=jax.local_devices())
+    weights = load_on(mesh, workdir, step=step, ema=ema)
+    if config is not None:
+        sections = {name: getattr(config, name) for name in _FREE_SECTIONS}
+        weights = weights._replace(config=dataclasses.replace(own, **sections))
+    return TrainedModel(weights, workdir, mesh)
+
+
+# A run's own, unless the command that samples from it says otherwise.
+_FREE_SECTIONS = ("model", "diffusion", "autoencoder", "mesh")
 
 
 def sample(config: Config, workdir: Path) -> None:
-    """Draw `sample.num` images into `workdir/samples/`: a PNG grid and an npz in ADM's form.
+    """Draw `sample.num` images into `workdir/samples/` and write them in the forms that `sample.outputs` names.
 
-    The npz holds `arr_0`, uint8 images [num, h, w, c], and with classes `arr_1`, their labels.
+    What an earlier such job has finished in `workdir/samples/parts/` is kept.
+
+    Raises:
+        UserError: there is no run or checkpoint, or it does not fit the config.
     """
     workdir_lib.require_same_model(workdir, config)
-    model = load(workdir, ema=config.sample.ema)
-    logger.info("sampling %d images from step %d", config.sample.num, model.step)
-    images, labels = model.draw(config.sample)
-    if jax.process_index() != 0:
-        return
-    folder = workdir / "samples"
-    save_grid(images, folder / "samples.png", labels=labels)
-    arrays = [images] if labels is None else [images, labels]
-    np.savez(folder / "samples.npz", *arrays)
-    logger.info("wrote %s and %s", folder / "samples.png", folder / "samples.npz")
+    options = config.sample
+    model = load(workdir, ema=options.ema, config=config)
+    logger.info("sampling %d images from step %d", options.num, model.step)
+    samples = draw_to(workdir / "samples" / "parts", model, options)
+    if jax.process_index() == 0:
+        _write_outputs(samples, workdir / "samples", options)
 
 
-def save_grid(
-    images: ImageArray,
-    path: str | Path,
-    *,
-    labels: LabelArray | None = None,
-    gap: int = 1,
-) -> None:
-    """Write images as one nearly square PNG, row by row, with `gap` pixels between them.
-
-    Where labels repeat with a period, a row holds whole periods, so that a column is one class. Images
-    below 32 pixels are enlarged.
-    """
-    num, height, width, channels = images.shape
-    num_columns = _num_columns(num, labels)
-    num_rows = -(-num // num_columns)
-    cell = (height + gap, width + gap, channels)
-    cells = np.full((num_rows * num_columns, *cell), _GAP_COLOUR, np.uint8)
-    cells[:num, :height, :width] = images
-    rows = cells.reshape(num_rows, num_columns, *cell).swapaxes(1, 2)
-    grid = rows.reshape(num_rows * cell[0], num_columns * cell[1], channels)
-    grid = grid[: len(grid) - gap, : grid.shape[1] - gap]
-    zoom = -(-32 // height)
-    grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid[..., 0] if channels == 1 else grid).save(path)
+def _write_outputs(samples: Samples, folder: Path, options: SampleConfig) -> None:
+    for output in options.outputs:
+        path = folder / _OUTPUT_NAMES[output]
+        if output == "grid":
+            shown = samples.first(MAX_GRID_IMAGES)
+            labels = None if options.labels == "random" else samples.labels
+            if labels is not None:
+                labels = labels[: len(shown)]
+            save_grid(shown, path, labels=labels)
+        elif output == "npz":
+            save_npz(samples.images(), path, shape=samples.shape, labels=samples.labels)
+        else:
+            save_pngs(samples.images(), path)
+        logger.info("wrote %s", path)
 
 
-def _num_columns(num: int, labels: LabelArray | None) -> int:
-    side = int(np.ceil(np.sqrt(num)))
-    period = 1 if labels is None else len(np.unique(labels))
-    return period * max(1, round(side / period)) if period <= 3 * side else side
-
-
-def _is_quiet(batches: Sequence) -> bool:
-    return len(batches) == 1 or not sys.stderr.isatty()
+def params_sha256(params: dict) -> str:
+    """The checksum of parameters: their names, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flat_names(params).items()):
+        digest.update(f"{name} {leaf.shape}\n".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from diffussm_jax.config import Config, grid_shape
 from diffussm_jax.diffusion.gaussian import make_diffusion
-from diffussm_jax.generate import full_batch, sampling_program
+from diffussm_jax.generator import images_of_a_call, sampling_program
 from diffussm_jax.ops.chunked import num_blocks_for
 from diffussm_jax.ops.pallas_tpu import refusal, tiling_for
 from diffussm_jax.ops.s4d import Choice
@@ -35,8 +35,8 @@ def train_step(config: Config, mesh: Mesh) -> tuple[Any, TrainState, dict[str, A
 
 
 def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
-    """The jitted sampler of `config.sample`, decoding excepted, and its abstract arguments."""
-    num = full_batch(config.sample, mesh)
+    """The jitted sampler of `config.sample`, decoding and autoguidance excepted, and its abstract arguments."""
+    num = images_of_a_call(config.sample, mesh)
     operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
     graphdef, _ = abstract_model(config, mesh, implementation=operator)
     params = abstract_state(config, make_optimizer(config.optimizer), mesh).ema
@@ -44,13 +44,13 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
     labels = indices if config.data.num_classes else None
     seed = _array((), jnp.int32, replicated(mesh))
     run = sampling_program(config, graphdef, mesh, config.sample)
-    return run, (params, seed, indices, labels)
+    return run, (params, None, seed, indices, labels)
 
 
 def rows_of_a_call(config: Config, mesh: Mesh) -> int:
     """The model's batch in the sampler: guidance doubles it."""
     guided = config.data.num_classes and config.sample.cfg_scale != 1
-    return full_batch(config.sample, mesh) * (2 if guided else 1)
+    return images_of_a_call(config.sample, mesh) * (2 if guided else 1)
 
 
 def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:

@@ -165,7 +165,7 @@ def _require_same(workdir: Path, config: Config, fields: list[str]) -> None:
         if not same and not may_differ(field):
             raise UserError(
                 f"--workdir={workdir} holds a run with {field} = {theirs!r}, but this config has {ours!r}: use its "
-                "config, or another work directory (--config.training.init_from begins from the weights of this one)"
+                "config or another work directory"
             )
 
 

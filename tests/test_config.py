@@ -131,7 +131,19 @@ def test_defaults_are_the_dataclasses():
             {"sample": {"cfg_scale": 2.0}, "data": {"num_classes": 0}},
             "config.sample.cfg_scale must be 1",
         ),
-        ({"sample": {"classes": (3, 10)}}, "config.sample.classes must be below"),
+        (
+            {"sample": {"classes": (3, 10), "labels": "list"}},
+            "config.sample.classes must be below",
+        ),
+        ({"sample": {"classes": (3,)}}, "config.sample.labels must be .list."),
+        (
+            {"sample": {"autoguidance": "x"}},
+            "config.sample.cfg_scale must not be 1",
+        ),
+        (
+            {"sample": {"cfg_interval": (1.0, 1.0)}},
+            "config.sample.cfg_interval must be",
+        ),
     ],
 )
 def test_mistakes_are_named_in_one_line(values, message):

@@ -135,7 +135,7 @@ def test_what_does_not_fit_names_the_smallest_change(tiny_config, tmp_path, monk
 
     found_plan = plan_lib.Plan(
         topology="v5e:2x2", chips=4, mesh={"data": 4}, batch_size=64, remat="none",
-        num_microbatches=1, fits=False, hbm_gib=16.0, multiply_adds=1,
+        num_microbatches=1, num_steps=10, fits=False, hbm_gib=16.0, multiply_adds=1,
     )  # fmt: skip
     monkeypatch.setattr(plan_lib, "estimate", estimate)
     monkeypatch.setattr(plan_lib, "estimate_sampler", lambda *_: None)

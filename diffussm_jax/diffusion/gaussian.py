@@ -15,7 +15,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffussm_jax.config import DiffusionConfig
-from diffussm_jax.diffusion.schedule import Schedule, make_schedule, respace
+from diffussm_jax.diffusion.schedule import (
+    Schedule,
+    Spacing,
+    make_schedule,
+    respace,
+)
 from diffussm_jax.shapes import Images, Labels, Timesteps
 
 Prediction = Literal["eps", "v", "x0"]
@@ -45,12 +50,12 @@ class Diffusion:
 
 
 def make_diffusion(
-    config: DiffusionConfig, *, num_steps: int | None = None
+    config: DiffusionConfig, *, num_steps: int | None = None, spacing: Spacing = "even"
 ) -> Diffusion:
     """The process of a config, respaced to `num_steps` if given."""
     schedule = make_schedule(config.schedule, config.num_steps)
     if num_steps is not None:
-        schedule = respace(schedule, num_steps)
+        schedule = respace(schedule, num_steps, spacing)
     return Diffusion(schedule, config.prediction, config.variance, config.clip_x0)
 
 

@@ -1,6 +1,12 @@
-"""Classifier-free guidance (Ho & Salimans 2022)."""
+"""Guidance: a prediction moved away from that of a worse model.
 
+Without labels (classifier-free guidance, Ho & Salimans 2022) or of another checkpoint (autoguidance, Karras et al. 2024).
+"""
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
 from diffussm_jax.diffusion.gaussian import Denoiser
 
@@ -31,9 +37,50 @@ def classifier_free(
         output = model(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), labels)
         conditional, unconditional = jnp.split(output, 2)
         num = x_t.shape[-1] if cfg_channels is None else cfg_channels
-        c, u = conditional[..., :num], unconditional[..., :num]
-        return jnp.concatenate(
-            [u + cfg_scale * (c - u), conditional[..., num:]], axis=-1
-        )
+        return _extrapolate(unconditional, conditional, cfg_scale, num)
 
     return guided
+
+
+def autoguidance(
+    model: Denoiser, guide: Denoiser, scale: float, *, channels: int | None = None
+) -> Denoiser:
+    """Move the prediction away from that of a worse version of the model: g + scale (m - g) (Karras et al. 2024, eq. 3).
+
+    A learned variance is the model's.
+
+    Args:
+        guide: predicts what `model` does, of the same process, by the same labels.
+        channels: guide the first so many channels only; None guides all channels of the image.
+    """
+
+    def guided(x_t, t, y):
+        num = x_t.shape[-1] if channels is None else channels
+        return _extrapolate(guide(x_t, t, y), model(x_t, t, y), scale, num)
+
+    return guided
+
+
+def within(
+    interval: tuple[float, float],
+    guided: Denoiser,
+    model: Denoiser,
+    noise_levels: np.ndarray,
+) -> Denoiser:
+    """`guided` at noise levels in (low, high], `model` alone outside (Kynkaanniemi et al. 2024, eq. 6).
+
+    Args:
+        noise_levels: sigma / alpha of each step that the model may be told; all examples of a call are at one step.
+    """
+    low, high = interval
+    is_inside = jnp.asarray((low < noise_levels) & (noise_levels <= high))
+
+    def denoise(x_t, t, y):
+        return jax.lax.cond(is_inside[t[0]], guided, model, x_t, t, y)
+
+    return denoise
+
+
+def _extrapolate(worse: Array, better: Array, scale: float, channels: int) -> Array:
+    w, b = worse[..., :channels], better[..., :channels]
+    return jnp.concatenate([w + scale * (b - w), better[..., channels:]], axis=-1)

@@ -1,4 +1,4 @@
-"""Noise schedules and respacing (Ho et al. 2020; Nichol & Dhariwal 2021)."""
+"""Noise schedules and respacing (Ho et al. 2020; Nichol & Dhariwal 2021; Karras et al. 2022)."""
 
 import dataclasses
 from typing import Literal
@@ -6,6 +6,9 @@ from typing import Literal
 import numpy as np
 
 ScheduleName = Literal["linear", "cosine"]
+Spacing = Literal["even", "trailing", "sigma"]
+
+MAX_NOISE_LEVEL = 80.0  # sigma_max of Karras et al. 2022, table 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,15 +37,21 @@ class Schedule:
         return np.append(1.0, self.alpha_bar[:-1])
 
     @property
+    def noise_levels(self) -> np.ndarray:
+        """sigma / alpha of each step: the noise of x_t / alpha, whose image is not scaled (Karras et al. 2022)."""
+        return np.sqrt(1 / self.alpha_bar - 1)
+
+    @property
     def posterior_variance(self) -> np.ndarray:
         """beta-tilde_t, the variance of q(x_{t-1} | x_t, x_0) (Ho et al., eq. 7)."""
         return self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
 
     @property
     def posterior_log_variance(self) -> np.ndarray:
-        """log beta-tilde_t, where step 0 (whose variance is 0) takes step 1's."""
+        """log beta-tilde_t, where step 0 (whose variance is 0) takes step 1's, or its own beta where it is alone."""
         variance = self.posterior_variance
-        return np.log(np.append(variance[min(1, self.num_steps - 1)], variance[1:]))
+        first = variance[1] if self.num_steps > 1 else self.betas[0]
+        return np.log(np.append(first, variance[1:]))
 
     @property
     def posterior_mean_coefficients(self) -> tuple[np.ndarray, np.ndarray]:
@@ -71,22 +80,38 @@ def make_schedule(name: ScheduleName, num_steps: int) -> Schedule:
     return Schedule(betas, np.arange(num_steps))
 
 
-def respace(schedule: Schedule, num_steps: int) -> Schedule:
-    """Keep `num_steps` evenly spaced steps, the first and the last among them (Nichol & Dhariwal, section 4).
+def respace(schedule: Schedule, num_steps: int, spacing: Spacing = "even") -> Schedule:
+    """Keep `num_steps` steps; the betas are recomputed so that alpha_bar at each of them is unchanged.
 
-    The betas are recomputed so that alpha_bar at each kept step is unchanged.
+    Args:
+        spacing: "even" keeps the first and the last step and evenly many between (Nichol & Dhariwal, section 4); "trailing"
+            makes the way from the first kept step to the image as long as the others; "sigma" follows
+            Karras et al. 2022, eq. 5 with rho = 7, in the noise level sigma / alpha from the first step's to 80.
     """
     if not 1 <= num_steps <= schedule.num_steps:
         raise ValueError(
             f"num_steps must be in 1 .. {schedule.num_steps}, got {num_steps}"
         )
-    last = schedule.num_steps - 1
-    # A single step must start from the noisiest one.
-    kept = (
-        np.round(np.linspace(0, last, num_steps)).astype(int)
-        if num_steps > 1
-        else [last]
-    )
+    kept = _kept_steps(schedule, num_steps, spacing)
     alpha_bar = schedule.alpha_bar[kept]
     betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
     return Schedule(betas, schedule.timesteps[kept])
+
+
+def _kept_steps(schedule: Schedule, num_steps: int, spacing: Spacing) -> np.ndarray:
+    """Rising indices of the kept steps."""
+    last = schedule.num_steps - 1
+    if spacing == "trailing" or num_steps == 1:
+        # A single step must start from the noisiest one.
+        wanted = np.linspace(0, last, num_steps + 1)[1:]
+    elif spacing == "even":
+        wanted = np.linspace(0, last, num_steps)
+    else:
+        levels = schedule.noise_levels
+        low, high = levels[0], min(levels[-1], MAX_NOISE_LEVEL)
+        roots = np.linspace(low ** (1 / 7), high ** (1 / 7), num_steps)
+        wanted = np.interp(7 * np.log(roots), np.log(levels), np.arange(last + 1))
+    # Where rounding puts two on one step, the later ones move up, and down again from the last.
+    order = np.arange(num_steps)
+    rising = np.maximum.accumulate(np.round(wanted).astype(int) - order) + order
+    return np.minimum(rising, last - order[::-1])

@@ -10,7 +10,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffussm_jax.parallel.mesh import batch_shardings, local_rows, split_over_batch
+from diffussm_jax.parallel.mesh import (
+    batch_shardings,
+    local_rows,
+    replicated,
+    split_over_batch,
+)
 
 
 def shard_batch(
@@ -44,6 +49,14 @@ def collect(array: jax.Array) -> np.ndarray:
     if array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
+
+
+def bring_home(tree: Any, mesh: Mesh) -> Any:
+    """Arrays of all processes, copied whole to each device of a mesh of this process's own. Every process must call it."""
+    everywhere = jax.tree.leaves(tree)[0].sharding.mesh
+    whole = jax.jit(lambda x: x, out_shardings=replicated(everywhere))(tree)
+    mine = jax.tree.map(lambda x: x.addressable_data(0), whole)
+    return jax.device_put(mine, replicated(mesh))
 
 
 def prefetch(

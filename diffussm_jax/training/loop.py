@@ -12,7 +12,8 @@ from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import Config, grid_shape
 from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
 from diffussm_jax.diffusion.gaussian import make_diffusion
-from diffussm_jax.generate import Generator, make_decoder, save_grid
+from diffussm_jax.generator import Generator, make_decoder
+from diffussm_jax.images import save_grid
 from diffussm_jax.parallel.feed import prefetch, shard_batch
 from diffussm_jax.parallel.mesh import (
     check_divides,
@@ -23,7 +24,6 @@ from diffussm_jax.parallel.mesh import (
 from diffussm_jax.preemption import Preempted, PreemptionNotice
 from diffussm_jax.training import checkpoint
 from diffussm_jax.training.dump import dump_at_nonfinite
-from diffussm_jax.training.init_from import init_from
 from diffussm_jax.training.metrics import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import (
@@ -70,9 +70,6 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
 
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
         state, step = _first_state(config, checkpoints, optimizer, abstract)
-        if step == 0 and config.training.init_from is not None:
-            names = source.facts["class_names"]
-            state = init_from(config, state, mesh, class_names=names)
         if step >= num_steps:
             logger.info("%s is done: step %d of %d", workdir, step, num_steps)
             return

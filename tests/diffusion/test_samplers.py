@@ -1,7 +1,5 @@
 """Samplers on data whose perfect denoiser is known in closed form."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,34 +7,11 @@ import pytest
 
 from diffussm_jax.config import DiffusionConfig
 from diffussm_jax.diffusion.gaussian import make_diffusion
-from diffussm_jax.diffusion.guidance import classifier_free
-from diffussm_jax.diffusion.samplers import ddim, ddpm
+from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
+from diffussm_jax.diffusion.samplers import SPACINGS, draw, make_step
 from diffussm_jax.diffusion.schedule import make_schedule
 
-MEAN, SCALE = 0.4, 0.3
 SHAPE = (1, 1, 2)
-
-
-def oracle(config):
-    """The exact denoiser of independent Gaussian pixels with MEAN and SCALE."""
-    alpha_bar = jnp.asarray(
-        make_schedule(config.schedule, config.num_steps).alpha_bar, jnp.float32
-    )
-
-    def model(x_t, t, y):
-        signal = jnp.sqrt(alpha_bar[t])[:, None, None, None]
-        noise = jnp.sqrt(1 - alpha_bar[t])[:, None, None, None]
-        gain = SCALE**2 * signal / (SCALE**2 * signal**2 + noise**2)
-        x0 = MEAN + gain * (x_t - signal * MEAN)
-        eps = (x_t - signal * x0) / noise
-        output = {"eps": eps, "x0": x0, "v": signal * eps - noise * x0}[
-            config.prediction
-        ]
-        if config.variance == "learned_range":
-            output = jnp.concatenate([output, -jnp.ones_like(output)], axis=-1)
-        return output
-
-    return model
 
 
 def keys(num, seed=0):
@@ -45,55 +20,128 @@ def keys(num, seed=0):
     )
 
 
-@pytest.mark.parametrize("sampler", [ddpm, ddim, functools.partial(ddim, eta=1.0)])
-@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_oracle_denoiser_gives_the_data_distribution(sampler, prediction, schedule):
-    config = DiffusionConfig(prediction=prediction, schedule=schedule)
-    diffusion = make_diffusion(config, num_steps=1000)
-    run = jax.jit(
-        lambda keys: sampler(diffusion, oracle(config), keys, None, shape=SHAPE)
+# A mixture of Gaussians in the plane, whose score is known.
+WEIGHTS = np.array([0.3, 0.5, 0.2])
+MEANS = np.array([[-0.8, 0.2], [0.5, 0.6], [0.3, -0.7]])
+COVARIANCES = np.array(
+    [[[0.04, 0.02], [0.02, 0.04]], [[0.01, -0.01], [-0.01, 0.05]], [[0.02, 0], [0, 0.01]]]
+)  # fmt: skip
+
+
+def mixture_oracle(config):
+    """The exact denoiser of the mixture: the posterior mean of x_0 by Bayes' rule over its components."""
+    table = make_schedule(config.schedule, config.num_steps).alpha_bar
+
+    def model(x_t, t, y):
+        alpha_bar = jnp.asarray(table, jnp.float32)[t[0]]
+        signal, noise = jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+        covariances = alpha_bar * COVARIANCES + (1 - alpha_bar) * jnp.eye(2)
+        from_mean = x_t.reshape(-1, 1, 2) - signal * MEANS  # b k 2
+        whitened = jnp.einsum("kij,bkj->bki", jnp.linalg.inv(covariances), from_mean)
+        log_odds = jnp.log(WEIGHTS) - 0.5 * (
+            jnp.log(jnp.linalg.det(covariances)) + (from_mean * whitened).sum(-1)
+        )
+        odds = jax.nn.softmax(log_odds)
+        posteriors = MEANS + signal * jnp.einsum("kij,bkj->bki", COVARIANCES, whitened)
+        x0 = jnp.einsum("bk,bki->bi", odds, posteriors).reshape(x_t.shape)
+        eps = (x_t - signal * x0) / noise
+        return {"eps": eps, "x0": x0, "v": signal * eps - noise * x0}[config.prediction]
+
+    return model
+
+
+def mixture_moments():
+    mean = WEIGHTS @ MEANS
+    offsets = MEANS - mean
+    outer = np.einsum("ki,kj->kij", offsets, offsets)
+    return mean, np.einsum("k,kij->ij", WEIGHTS, COVARIANCES + outer)
+
+
+def draw_mixture(
+    name, num_steps, keys, *, schedule="linear", prediction="eps", eta=0.0
+):
+    config = DiffusionConfig(
+        schedule=schedule, prediction=prediction, variance="fixed_small"
     )
-    samples = run(keys(4000))
-    assert samples.shape == (4000, *SHAPE)
-    assert float(samples.mean()) == pytest.approx(MEAN, abs=0.02)
-    assert float(samples.std()) == pytest.approx(SCALE, rel=0.05)
-    correlation = np.corrcoef(np.asarray(samples).reshape(-1, 2).T)[0, 1]
-    assert abs(correlation) < 0.07
+    diffusion = make_diffusion(config, num_steps=num_steps, spacing=SPACINGS[name])
+    step, model = make_step(name, eta=eta), mixture_oracle(config)
+    run = jax.jit(lambda keys: draw(step, diffusion, model, keys, None, shape=SHAPE))
+    return np.asarray(run(keys), np.float64).reshape(-1, 2)
 
 
-def test_ddim_is_a_function_of_its_first_noise_and_ddpm_is_not():
-    config = DiffusionConfig()
-    diffusion = make_diffusion(config, num_steps=10)
-    samples = ddim(diffusion, oracle(config), keys(200), None, shape=SHAPE)
-    first = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 10), SHAPE))(
-        keys(200)
+@pytest.mark.parametrize(
+    ("name", "num_steps", "eta"),
+    [("ddpm", 500, 0.0), ("ddim", 200, 0.0), ("ddim", 500, 1.0), ("dpm_solver++", 50, 0.0), ("heun", 50, 0.0)],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "prediction"), [("linear", "eps"), ("cosine", "v"), ("linear", "x0")]
+)
+def test_a_mixture_is_sampled_to_its_moments(
+    name, num_steps, eta, schedule, prediction
+):
+    """20,000 samples have its mean and covariance within three standard errors."""
+    x = draw_mixture(
+        name, num_steps, keys(20_000), schedule=schedule, prediction=prediction, eta=eta
     )
-    slope, offset = np.polyfit(np.ravel(first), np.ravel(samples), 1)
-    np.testing.assert_allclose(
-        np.ravel(samples), slope * np.ravel(first) + offset, atol=1e-4
-    )
-    noisy = ddpm(diffusion, oracle(config), keys(200), None, shape=SHAPE)
-    assert np.abs(np.corrcoef(np.ravel(first), np.ravel(noisy))[0, 1]) < 0.9
+    mean, covariance = mixture_moments()
+    error = np.sqrt(np.diag(covariance) / len(x))
+    assert np.all(np.abs(x.mean(axis=0) - mean) < 3 * error)
+    centred = x - x.mean(axis=0)
+    products = np.einsum("bi,bj->bij", centred, centred)
+    error = products.std(axis=0) / np.sqrt(len(x))
+    assert np.all(np.abs(products.mean(axis=0) - covariance) < 3 * error)
 
 
-@pytest.mark.parametrize("sampler", [ddpm, ddim])
-def test_an_image_depends_on_its_key_alone(sampler):
-    config = DiffusionConfig()
-    diffusion = make_diffusion(config, num_steps=8)
-    run = functools.partial(sampler, diffusion, oracle(config), y=None, shape=SHAPE)
-    whole = run(keys(6))
-    np.testing.assert_allclose(run(keys(6)[4:]), whole[4:], rtol=1e-6, atol=1e-6)
+@pytest.mark.parametrize(
+    ("name", "schedule", "order"),
+    [("ddim", "linear", 1), ("dpm_solver++", "cosine", 2), ("heun", "linear", 2)],
+)
+def test_solvers_converge_with_their_order(name, schedule, order):
+    """Half the step, 2^order times nearer to where the flow takes each noise."""
+    few = keys(200)
+    exact = draw_mixture("heun", 500, few, schedule=schedule)
+    errors = [
+        np.abs(draw_mixture(name, num, few, schedule=schedule) - exact).mean()
+        for num in (20, 40, 80)
+    ]
+    rates = np.log2(np.divide(errors[:-1], errors[1:]))
+    assert np.all(rates > order - 0.4), rates
 
 
-def test_clipping_bounds_every_estimate():
+def test_all_samplers_start_from_one_noise_and_ddpm_alone_adds_more():
+    few = keys(200)
+    exact = draw_mixture("ddim", 100, few)
+    for name in ("dpm_solver++", "heun"):
+        assert np.abs(draw_mixture(name, 100, few) - exact).mean() < 0.02
+    assert np.abs(draw_mixture("ddpm", 100, few) - exact).mean() > 0.1
+
+
+NAMES = list(SPACINGS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_image_depends_on_its_key_alone(name):
+    whole = draw_mixture(name, 8, keys(6))
+    part = draw_mixture(name, 8, keys(6)[4:])
+    np.testing.assert_allclose(part, whole[4:], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_few_steps_are_enough_to_be_finite(name, num_steps):
+    assert np.isfinite(draw_mixture(name, num_steps, keys(4), schedule="cosine")).all()
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm_solver++", "heun"])
+def test_clipping_bounds_what_comes_out(name):
     config = DiffusionConfig(clip_x0=True)
-    diffusion = make_diffusion(config, num_steps=20)
+    diffusion = make_diffusion(config, num_steps=20, spacing=SPACINGS[name])
 
     def wild(x_t, t, y):
         return jnp.concatenate([5 * x_t, -jnp.ones_like(x_t)], axis=-1)
 
-    assert np.abs(ddim(diffusion, wild, keys(8), None, shape=SHAPE)).max() <= 1
+    images = draw(make_step(name), diffusion, wild, keys(8), None, shape=SHAPE)
+    assert np.abs(images).max() <= 1
 
 
 def labelled(x_t, t, y):
@@ -119,3 +167,25 @@ def test_guidance_formula(scale, channels):
 
 def test_no_guidance_is_the_model_itself():
     assert classifier_free(labelled, 1.0, null_label=10) is labelled
+
+
+@pytest.mark.parametrize("channels", [None, 1])
+def test_autoguidance_moves_away_from_the_guide(channels):
+    def worse(x_t, t, y):
+        return labelled(x_t, t, y) - 1
+
+    guided = autoguidance(labelled, worse, 3.0, channels=channels)
+    x_t, t, y = jnp.zeros((2, 1, 1, 3)), jnp.zeros(2, int), jnp.array([2, 5])
+    output, num = guided(x_t, t, y)[:, 0, 0], channels or 3
+    np.testing.assert_allclose(output[:, :num], np.tile(y + 2, (num, 1)).T)
+    np.testing.assert_allclose(output[:, num:3], np.tile(y, (3 - num, 1)).T)
+    np.testing.assert_allclose(output[:, 3:], -np.tile(y, (3, 1)).T)
+
+
+def test_guidance_acts_within_its_interval_alone():
+    levels = np.array([0.1, 0.5, 1.0, 2.0])
+    guided = classifier_free(labelled, 2.0, null_label=10)
+    denoise = jax.jit(within((0.1, 1.0), guided, labelled, levels))
+    x_t, y = jnp.zeros((1, 1, 1, 3)), jnp.array([4])
+    found = [float(denoise(x_t, jnp.array([t]), y)[0, 0, 0, 0]) for t in range(4)]
+    assert found == [4.0, -2.0, -2.0, 4.0]

@@ -30,6 +30,27 @@ def test_respacing_keeps_alpha_bar_and_the_ends(name, num_steps):
     np.testing.assert_allclose(few.alpha_bar, full.alpha_bar[few.timesteps], rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+@pytest.mark.parametrize("num_steps", [1, 2, 7, 50, 1000])
+@pytest.mark.parametrize("spacing", ["trailing", "sigma"])
+def test_other_spacings_keep_distinct_steps(name, num_steps, spacing):
+    full = make_schedule(name, 1000)
+    few = respace(full, num_steps, spacing)
+    assert few.num_steps == num_steps
+    assert np.all(np.diff(few.timesteps) > 0)
+    np.testing.assert_allclose(few.alpha_bar, full.alpha_bar[few.timesteps], rtol=1e-6)
+
+
+def test_spacings_are_their_sources():
+    full = make_schedule("linear", 1000)
+    trailing = respace(full, 4, "trailing").timesteps
+    np.testing.assert_array_equal(trailing, [250, 500, 749, 999])
+    levels = full.noise_levels[respace(full, 10, "sigma").timesteps]
+    i = np.arange(10)
+    low, high = full.noise_levels[0] ** (1 / 7), 80 ** (1 / 7)
+    np.testing.assert_allclose(levels, (low + i / 9 * (high - low)) ** 7, rtol=0.2)
+
+
 def test_full_respacing_changes_nothing():
     full = make_schedule("linear", 1000)
     np.testing.assert_allclose(respace(full, 1000).betas, full.betas, rtol=1e-9)

@@ -1,0 +1,203 @@
+"""Draws images with given parameters: the sampler, its guidance and the autoencoder as one program on a mesh."""
+
+import dataclasses
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.autoencoding import Autoencoder
+from diffussm_jax.config import Config, SampleConfig, grid_shape
+from diffussm_jax.data.transforms import to_uint8
+from diffussm_jax.diffusion.gaussian import Denoiser, make_diffusion
+from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
+from diffussm_jax.diffusion.samplers import SPACINGS, draw, make_step
+from diffussm_jax.errors import UserError
+from diffussm_jax.export import Weights, load_weights
+from diffussm_jax.images import ImageArray, LabelArray
+from diffussm_jax.parallel.feed import bring_home, collect, split_rows
+from diffussm_jax.parallel.mesh import split_over_batch
+from diffussm_jax.sampling import image_keys, image_labels
+from diffussm_jax.training.state import abstract_model
+
+Decoder = Callable[[jax.Array], jax.Array]
+
+
+def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
+    """The function from what the model denoises to images: the autoencoder's, or none for pixels.
+
+    Raises:
+        UserError: the autoencoder is missing, or not the one of the run's latents.
+    """
+    if config.data.space == "pixels":
+        return lambda pixels: pixels
+    autoencoder = Autoencoder(config, mesh)
+    encoded_by = workdir_lib.read_data_facts(workdir).get("autoencoder.sha256")
+    if encoded_by not in (None, autoencoder.sha256):
+        raise UserError(
+            f"config.autoencoder.name: the weights of {config.autoencoder.name!r} are not those that the latents "
+            f"of {workdir} were encoded with (sha256 {encoded_by[:12]}, now {autoencoder.sha256[:12]})"
+        )
+    return autoencoder.decode
+
+
+class Generator:
+    """Draws images with given parameters; compiles once for each sampler and its options.
+
+    Image i is a function of (seed, i), its label and the options alone, not of the batch size or
+    the devices.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        graphdef: nnx.GraphDef,
+        mesh: Mesh,
+        decode: Decoder,
+    ):
+        self._config, self._graphdef, self._mesh = config, graphdef, mesh
+        self._decode = decode
+
+    def draw(
+        self, params: dict, options: SampleConfig
+    ) -> tuple[ImageArray, LabelArray | None]:
+        """The images that a sample section asks for, and their labels (None without classes)."""
+        images = self.draw_range(params, options, range(options.num))
+        num_classes = self._config.data.num_classes
+        return images, image_labels(options, num_classes, np.arange(options.num))
+
+    def draw_range(
+        self, params: dict, options: SampleConfig, indices: range
+    ) -> ImageArray:
+        """The images at consecutive indices."""
+        size = images_of_a_call(options, self._mesh)
+        run, guide = self._compile(_of_the_program(options)), self.guide(options)
+        num_classes = self._config.data.num_classes
+        images = []
+        starts = range(indices.start, indices.stop, size)
+        for start in tqdm(
+            starts, desc="sampling", leave=False, disable=_is_quiet(starts)
+        ):
+            # A last batch that is not full is drawn in full, so that it needs no second compilation.
+            batch = np.arange(start, start + size, dtype=np.int32)
+            asked = image_labels(options, num_classes, batch)
+            places = (split_rows(self._mesh, x) for x in (batch, asked))
+            x_0 = run(params, guide and guide.params, options.seed, *places)
+            images.append(to_uint8(collect(self._decode(x_0))))
+        return np.concatenate(images)[: len(indices)]
+
+    def guide(self, options: SampleConfig) -> Weights | None:
+        """The model that autoguidance moves away from, on this generator's mesh."""
+        if options.autoguidance is None:
+            return None
+        return self._load_guide(options.autoguidance)
+
+    @functools.cache  # noqa: B019  # a generator lives as long as its process
+    def _load_guide(self, folder: str) -> Weights:
+        guide = load_on(self._mesh, Path(folder).expanduser())
+        _require_same_process(self._config, guide.config, folder)
+        return guide
+
+    @functools.cache  # noqa: B019
+    def _compile(self, options: SampleConfig) -> Callable:
+        guide = self.guide(options)
+        config = None if guide is None else guide.config
+        return sampling_program(self._config, self._graphdef, self._mesh, options, config)  # fmt: skip
+
+
+def sampling_program(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    options: SampleConfig,
+    guide: Config | None = None,
+) -> Callable:
+    """The jitted (params, the guide's or None, seed, image indices, labels) -> what the model denoises, [b h w c].
+
+    It is split over the mesh.
+    """
+    shape = grid_shape(config)
+    diffusion = make_diffusion(
+        config.diffusion, num_steps=options.steps, spacing=SPACINGS[options.sampler]
+    )
+    step = make_step(options.sampler, eta=options.eta)
+    guide_graphdef = None if guide is None else abstract_model(guide, mesh)[0]
+
+    def run(params, guide_params, seed, indices, labels):
+        model = nnx.merge(graphdef, params)
+        worse = guide and nnx.merge(guide_graphdef, guide_params)
+        denoiser = _guided(config, options, model, worse)
+        keys = image_keys(seed, indices)
+        return draw(step, diffusion, denoiser, keys, labels, shape=shape)
+
+    return jax.jit(run, out_shardings=split_over_batch(mesh))
+
+
+def _guided(
+    config: Config, options: SampleConfig, model: Denoiser, guide: Denoiser | None
+) -> Denoiser:
+    scale, channels = options.cfg_scale, options.cfg_channels
+    if guide is not None:
+        guided = autoguidance(model, guide, scale, channels=channels)
+    elif config.data.num_classes:
+        null = config.data.num_classes
+        guided = classifier_free(model, scale, null_label=null, cfg_channels=channels)
+    else:
+        return model
+    if options.cfg_interval is None:
+        return guided
+    levels = make_diffusion(config.diffusion).schedule.noise_levels
+    return within(options.cfg_interval, guided, model, levels)
+
+
+def images_of_a_call(options: SampleConfig, mesh: Mesh) -> int:
+    """Images that the devices draw at once: a microbatch each, or a batch rounded up to what they share evenly."""
+    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = options.microbatch or -(-min(options.batch_size, options.num) // num_parts)
+    return rows * num_parts
+
+
+def _of_the_program(options: SampleConfig) -> SampleConfig:
+    """Without what a program takes as arguments, so that one serves all of those."""
+    default, arguments = SampleConfig(), ("num", "batch_size", "seed", "labels", "classes")  # fmt: skip
+    kept = {name: getattr(default, name) for name in arguments}
+    return dataclasses.replace(options, **kept)
+
+
+def load_on(mesh: Mesh, folder: Path, **which) -> Weights:
+    """`load_weights` onto a mesh, which may be of this process's devices alone. Every process must call it."""
+    if jax.process_count() == 1 or mesh.size == jax.device_count():
+        return load_weights(folder, mesh=mesh, **which)
+    weights = load_weights(folder, **which)
+    return weights._replace(params=bring_home(weights.params, mesh))
+
+
+def _require_same_process(config: Config, guide: Config, folder: str) -> None:
+    """Raise UserError unless a guide predicts what the model does."""
+    ours, theirs = (
+        {
+            "grid": grid_shape(c),
+            "data.num_classes": c.data.num_classes,
+            "diffusion.num_steps": c.diffusion.num_steps,
+            "diffusion.schedule": c.diffusion.schedule,
+            "diffusion.prediction": c.diffusion.prediction,
+        }
+        for c in (config, guide)
+    )
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise UserError(
+                f"config.sample.autoguidance: {folder} holds a run with {name} = {theirs[name]!r}, and the model has "
+                f"{value!r}: use a worse version of the same model"
+            )
+
+
+def _is_quiet(batches: Sequence) -> bool:
+    return len(batches) == 1 or not sys.stderr.isatty()

@@ -1,0 +1,105 @@
+"""Images to files: a grid, a folder of PNGs, the npz that ADM's evaluator reads."""
+
+import itertools
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+ImageArray = UInt8[np.ndarray, "b h w c"]
+LabelArray = Int[np.ndarray, "b"]
+
+_GAP_COLOUR = 128  # neither the paper nor the ink of a digit
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest: bytes must not depend on the hour
+
+
+def save_grid(
+    images: ImageArray,
+    path: str | Path,
+    *,
+    labels: LabelArray | None = None,
+    gap: int = 1,
+) -> None:
+    """Write images as one nearly square PNG, row by row, with `gap` pixels between them.
+
+    Where labels repeat with a period, a row holds whole periods, so that a column is one class. Images
+    below 32 pixels are enlarged.
+    """
+    num, height, width, channels = images.shape
+    num_columns = _num_columns(num, labels)
+    num_rows = -(-num // num_columns)
+    cell = (height + gap, width + gap, channels)
+    cells = np.full((num_rows * num_columns, *cell), _GAP_COLOUR, np.uint8)
+    cells[:num, :height, :width] = images
+    rows = cells.reshape(num_rows, num_columns, *cell).swapaxes(1, 2)
+    grid = rows.reshape(num_rows * cell[0], num_columns * cell[1], channels)
+    grid = grid[: len(grid) - gap, : grid.shape[1] - gap]
+    zoom = -(-32 // height)
+    grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _picture(grid).save(path)
+
+
+def save_pngs(batches: Iterable[np.ndarray], folder: Path) -> None:
+    """Write each image as `000000.png`, `000001.png` ... into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(itertools.chain.from_iterable(batches)):
+        _picture(image).save(folder / f"{index:06d}.png")
+
+
+def save_npz(
+    batches: Iterable[np.ndarray],
+    path: Path,
+    *,
+    shape: tuple[int, int, int, int],
+    labels: LabelArray | None,
+) -> None:
+    """Write images in ADM's form: `arr_0` [num, h, w, c] uint8 and, with labels, `arr_1` [num] int64.
+
+    One batch is in memory at a time, and the bytes depend on the images and labels alone. The file appears when it is whole.
+
+    Args:
+        shape: of all images together.
+    """
+    temporary = path.with_name(f".{path.name}")
+    with zipfile.ZipFile(temporary, "w") as archive:
+        pixels = (batch.tobytes() for batch in batches)
+        _write_array(archive, "arr_0", np.dtype(np.uint8), shape, pixels)
+        if labels is not None:
+            whole = labels.astype(np.int64)
+            parts = iter([whole.tobytes()])
+            _write_array(archive, "arr_1", whole.dtype, whole.shape, parts)
+    temporary.replace(path)
+
+
+def _write_array(
+    archive: zipfile.ZipFile,
+    name: str,
+    dtype: np.dtype,
+    shape: tuple[int, ...],
+    parts: Iterator[bytes],
+) -> None:
+    """Add `name.npy` to an archive, uncompressed as by np.savez."""
+    entry = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_TIME)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    with archive.open(entry, "w", force_zip64=True) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part)
+
+
+def _picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def _num_columns(num: int, labels: LabelArray | None) -> int:
+    side = int(np.ceil(np.sqrt(num)))
+    period = 1 if labels is None else len(np.unique(labels))
+    return period * max(1, round(side / period)) if period <= 3 * side else side

@@ -1,0 +1,254 @@
+"""Sampling as a job: what an image depends on, what a kill costs, what is written."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffussm_jax import generate, generator
+from diffussm_jax.config import SampleConfig, from_dict
+from diffussm_jax.diffusion.samplers import START, image_noise
+from diffussm_jax.errors import UserError
+from diffussm_jax.export import Weights
+from diffussm_jax.images import save_npz, save_pngs
+from diffussm_jax.parallel.mesh import make_mesh, replicated
+from diffussm_jax.preemption import Preempted
+from diffussm_jax.sampling import draw_to, image_keys, image_labels
+from diffussm_jax.training.state import init_params
+from tests.conftest import TINY_MODEL
+
+SHAPE = (4, 4, 3)
+
+
+@dataclasses.dataclass
+class FakeModel:
+    """Draws an image's index, and remembers what it was asked for; ends as if killed when it is told to."""
+
+    num_classes: int = 10
+    weights: str = "a"
+    calls: int = 10**9
+    drawn: list = dataclasses.field(default_factory=list)
+
+    def facts(self, options):
+        return {"weights": self.weights}
+
+    def images_of_a_call(self, options):
+        return options.microbatch or options.batch_size
+
+    def draw_range(self, options, indices):
+        if len(self.drawn) == self.calls:
+            raise KeyboardInterrupt
+        self.drawn.append(indices)
+        values = np.arange(indices.start, indices.stop, dtype=np.uint8)
+        return np.broadcast_to(values[:, None, None, None], (len(values), *SHAPE))
+
+
+OPTIONS = SampleConfig(num=22, batch_size=4, labels="random")
+
+
+def npz_of(samples, path) -> bytes:
+    save_npz(samples.images(), path, shape=samples.shape, labels=samples.labels)
+    return path.read_bytes()
+
+
+def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(tmp_path):
+    whole = draw_to(tmp_path / "whole", FakeModel(), OPTIONS)
+    with pytest.raises(KeyboardInterrupt):
+        draw_to(tmp_path / "parts", FakeModel(calls=3), OPTIONS)
+    damaged = tmp_path / "parts" / "images-0000004-0000008.npy"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    rest = FakeModel()
+    resumed = draw_to(tmp_path / "parts", rest, OPTIONS)
+    starts = [part.start for part in rest.drawn]
+    assert starts == [4, 12, 16, 20]
+    assert npz_of(whole, tmp_path / "a.npz") == npz_of(resumed, tmp_path / "b.npz")
+    with np.load(tmp_path / "a.npz") as arrays:
+        expected = np.broadcast_to(np.arange(22)[:, None, None, None], (22, *SHAPE))
+        np.testing.assert_array_equal(arrays["arr_0"], expected)
+        np.testing.assert_array_equal(arrays["arr_1"], whole.labels)
+        assert (arrays["arr_0"].dtype, arrays["arr_1"].dtype) == (np.uint8, np.int64)
+
+
+def test_a_job_told_to_stop_ends_after_its_range(tmp_path):
+    class ToldToStop(FakeModel):
+        def draw_range(self, options, indices):
+            images = super().draw_range(options, indices)
+            if len(self.drawn) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1)
+            return images
+
+    with pytest.raises(Preempted, match="the finished images are in"):
+        draw_to(tmp_path, ToldToStop(), OPTIONS)
+    rest = FakeModel()
+    draw_to(tmp_path, rest, OPTIONS)
+    assert [part.start for part in rest.drawn] == [8, 12, 16, 20]
+
+
+def test_ranges_are_kept_for_the_same_job_alone(tmp_path):
+    draw_to(tmp_path, FakeModel(), dataclasses.replace(OPTIONS, num=8))
+    more = FakeModel()
+    images = np.concatenate([x for x, _ in draw_to(tmp_path, more, OPTIONS)])
+    assert [part.start for part in more.drawn] == [8, 12, 16, 20]
+    np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(22))
+    for model, options in (
+        (FakeModel(weights="b"), OPTIONS),
+        (FakeModel(weights="b"), dataclasses.replace(OPTIONS, seed=1)),
+    ):
+        draw_to(tmp_path, model, options)
+        assert len(model.drawn) == 6
+    again = FakeModel(weights="b")
+    draw_to(tmp_path, again, dataclasses.replace(OPTIONS, seed=1, batch_size=20))
+    assert not again.drawn  # nothing depends on the batch size; ranges keep theirs
+
+
+def test_a_folder_that_cannot_be_written_is_named():
+    with pytest.raises(UserError, match="/proc/nowhere cannot be written"):
+        draw_to(Path("/proc/nowhere"), FakeModel(), OPTIONS)
+
+
+def test_labels_by_mode():
+    indices = np.arange(20_000)
+    options = SampleConfig(labels="random", seed=3)
+    labels = image_labels(options, 10, indices)
+    counts = np.bincount(labels, minlength=10)
+    assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000 * 0.9)
+    np.testing.assert_array_equal(labels[70:90], image_labels(options, 10, indices[70:90]))  # fmt: skip
+    other = image_labels(dataclasses.replace(options, seed=4), 10, indices)
+    assert np.mean(labels == other) < 0.15
+    balanced = image_labels(SampleConfig(), 10, indices[:25])
+    np.testing.assert_array_equal(balanced, np.arange(25) % 10)
+    listed = SampleConfig(labels="list", classes=(7, 1, 7))
+    np.testing.assert_array_equal(image_labels(listed, 10, indices[2:6]), [7, 7, 1, 7])
+    assert image_labels(SampleConfig(), 0, indices) is None
+
+
+def test_keys_labels_and_noise_are_the_same_in_any_batch():
+    options = SampleConfig(labels="random")
+
+    def draw(indices):
+        keys = image_keys(0, indices)
+        first, later = (image_noise(keys, t, (8, 8, 4)) for t in (START, 17))
+        return jax.random.key_data(keys), first, later
+
+    whole = jax.jit(draw)(np.arange(64))
+    labels = image_labels(options, 10, np.arange(64))
+    run = jax.jit(draw)
+    for size in (1, 8):
+        parts = [np.arange(start, start + size) for start in range(0, 64, size)]
+        for found, expected in zip(zip(*map(run, parts)), whole, strict=True):
+            assert np.concatenate(found).tobytes() == np.asarray(expected).tobytes()
+        found = np.concatenate([image_labels(options, 10, part) for part in parts])
+        assert found.tobytes() == labels.tobytes()
+
+
+def random_weights(seed: int) -> Weights:
+    """A tiny model none of whose layers is zero, of a process that keeps images of noise within 0 .. 255."""
+    process = {"num_steps": 20, "schedule": "cosine", "prediction": "v", "variance": "fixed_small"}  # fmt: skip
+    config = from_dict(
+        {
+            "model": TINY_MODEL,
+            "diffusion": process,
+            "sample": {"steps": 4},
+            "seed": seed,
+        }
+    )
+    leaves, structure = jax.tree.flatten(jax.jit(lambda: init_params(config))())
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [x + 0.05 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+    return Weights(config, jax.tree.unflatten(structure, moved), 0, None)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_weights(0)
+
+
+def draw_on(weights, num_devices: int, **options):
+    mesh = make_mesh(devices=jax.devices()[:num_devices])
+    params = jax.device_put(weights.params, replicated(mesh))
+    model = generate.TrainedModel(weights._replace(params=params), Path("unused"), mesh)
+    common = {"num": 64, "steps": 4, "labels": "random", "cfg_scale": 1.5} | options
+    images, labels = model.draw(SampleConfig(**common))
+    assert images.std() > 20
+    assert np.mean((images == 0) | (images == 255)) < 0.7
+    return images.astype(int), labels
+
+
+def test_batch_and_devices_change_no_image(weights):
+    """64 images by batches of 1, 8 and 64 on 1, 2 and 8 devices: labels equal, pixels within one level of uint8."""
+    images, labels = draw_on(weights, 8, batch_size=64)
+    for num_devices, batch_size in ((1, 1), (2, 8), (1, 64)):
+        found, asked = draw_on(weights, num_devices, batch_size=batch_size)
+        np.testing.assert_array_equal(asked, labels)
+        assert np.abs(found - images).max() <= 1
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "heun"])
+def test_with_one_microbatch_not_one_bit_changes(weights, sampler):
+    same = {"microbatch": 8, "sampler": sampler}
+    images, _ = draw_on(weights, 1, batch_size=1, **same)
+    for num_devices, batch_size in ((2, 8), (8, 64)):
+        found, _ = draw_on(weights, num_devices, batch_size=batch_size, **same)
+        np.testing.assert_array_equal(found, images)
+
+
+def test_autoguidance_moves_images_unless_the_guide_is_the_model(weights, monkeypatch):
+    options = {"num": 8, "microbatch": 8, "autoguidance": "there", "cfg_scale": 2.0}
+    plain, _ = draw_on(weights, 1, num=8, microbatch=8, cfg_scale=1.0)
+    for guide, is_same in ((weights, True), (random_weights(1), False)):
+        monkeypatch.setattr(generator, "load_on", lambda mesh, folder: guide)  # noqa: B023
+        guided, _ = draw_on(weights, 1, **options)
+        assert (np.abs(guided - plain).max() <= 1) == is_same
+
+
+def test_a_guide_of_another_process_is_refused(weights, trained):
+    with pytest.raises(UserError, match="sample.autoguidance: .* diffusion.schedule = 'linear'"):  # fmt: skip
+        draw_on(weights, 1, autoguidance=str(trained))
+
+
+def test_pngs_hold_the_pixels(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
+    save_pngs([images[:3], images[3:]], tmp_path)
+    read = [np.asarray(Image.open(tmp_path / f"{i:06d}.png")) for i in range(5)]
+    np.testing.assert_array_equal(read, images)
+    save_pngs([images[..., :1]], tmp_path)
+    with Image.open(tmp_path / "000004.png") as grey:
+        np.testing.assert_array_equal(grey, images[4, ..., 0])
+
+
+@pytest.mark.slow
+def test_the_command_survives_sigkill(trained, tmp_path):
+    """Killed in the middle of a job and given again, the command leaves the npz that one never killed leaves."""
+    for path in trained.iterdir():
+        if path.name != "samples":
+            (tmp_path / path.name).symlink_to(path)
+    command = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}", "--mode=sample",
+               "--config.model.depth=2", "--config.model.width=16", "--config.model.state_size=8", "--config.model.scan_unroll=1",
+               "--config.diffusion.num_steps=20", "--config.diffusion.prediction=eps", "--config.diffusion.schedule=linear",
+               "--config.diffusion.variance=learned_range", "--config.diffusion.clip_x0=False", "--config.sample.steps=20",
+               "--config.sample.num=400", "--config.sample.batch_size=4", "--config.sample.outputs=npz,"]  # fmt: skip
+    parts, npz = tmp_path / "samples" / "parts", tmp_path / "samples" / "samples.npz"
+    job = subprocess.Popen(command)
+    deadline = time.monotonic() + 300
+    while len(list(parts.glob("images-*.npy"))) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGKILL)
+    assert job.wait() == -signal.SIGKILL
+    assert not npz.exists()
+    num_finished = len(list(parts.glob("images-*.npy")))
+    assert 5 <= num_finished < 100
+    subprocess.run(command, check=True)
+    resumed = npz.read_bytes()
+    npz.unlink()
+    parts.rename(tmp_path / "before")
+    subprocess.run(command, check=True)
+    assert npz.read_bytes() == resumed
