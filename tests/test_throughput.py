@@ -26,9 +26,14 @@ def test_equal_tokens_and_equal_work():
 
 
 def test_published_sizes():
+    """And where their work crosses: DiffuSSM takes less than patches of 2 beyond some 41,000 latents."""
     found = subjects.extra_large()
     depths = [config.model.depth for config in found.values()]
     assert depths == [29, 28, 16, 28]
+    rows = throughput.counts()
+    less = [row["latents"] for row in rows if row[subjects.DIFFUSSM] < row[subjects.PATCHES]]  # fmt: skip
+    assert less == [65536]
+    assert all(row[subjects.DIFFUSSM] < row[subjects.SAME_TOKENS] for row in rows)
 
 
 def test_a_row_is_filled_or_says_what_it_would_need(tmp_path):

@@ -1,4 +1,4 @@
-"""DiffuSSM beside attention: python -m benchmarks.throughput [--tpu v5e:4x4] [--lengths-tpu v5e:2x2]
+"""DiffuSSM beside attention: python -m benchmarks.throughput [--count] [--tpu v5e:4x4] [--lengths-tpu v5e:2x2]
 
 Training and sampling of DiffuSSM and DiT at equal tokens, at equal multiply-adds and with DiT's patches, side by side in one run; then
 two layers of each as the tokens grow. Prints Markdown tables; writes throughput.json and throughput.png to --out.
@@ -18,7 +18,17 @@ import jax
 import matplotlib
 
 from benchmarks.throughput import host, tpu
-from benchmarks.throughput.subjects import DIFFUSSM, of_one_depth, on_host
+from benchmarks.throughput.subjects import (
+    DIFFUSSM,
+    SAME_FLOPS,
+    extra_large,
+    of_one_depth,
+    of_side,
+    on_host,
+)
+from diffussm_jax.flops import multiply_adds
+
+COUNTED_SIDES = (16, 32, 64, 128, 192, 256)
 
 
 def main() -> None:
@@ -37,12 +47,15 @@ def main() -> None:
     parser.add_argument("--layer-width", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-gib", type=float, default=4.5, help="what needs more is not run")  # fmt: skip
+    parser.add_argument("--count", action="store_true", help="multiply-adds of XL instead")  # fmt: skip
     parser.add_argument("--tpu", help="a topology: its compiler's estimates instead")
     parser.add_argument("--lengths-tpu", help="likewise, as the tokens grow; of 4 chips")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.tpu or args.lengths_tpu:
+    if args.count:
+        print(table(counts()))
+    elif args.tpu or args.lengths_tpu:
         by_compiler(args)
     else:
         on_this_backend(args)
@@ -54,6 +67,19 @@ def by_compiler(args: argparse.Namespace) -> None:
         print(table(tpu.models(args.tpu, store)))
     if args.lengths_tpu:
         print(table(tpu.lengths(args.lengths_tpu, args.sides, store)))
+
+
+def counts() -> list[dict[str, Any]]:
+    """G multiply-adds of an image's forward pass by the published sizes, the SSM operator's among them."""
+    return [
+        {"image": 8 * side, "latents": side**2}
+        | {
+            name: multiply_adds(of_side(config, side)).total / 1e9
+            for name, config in extra_large().items()
+            if name != SAME_FLOPS
+        }
+        for side in COUNTED_SIDES
+    ]
 
 
 def on_this_backend(args: argparse.Namespace) -> None:

@@ -45,6 +45,13 @@ def extra_large() -> dict[str, Config]:
     return found
 
 
+def of_side(config: Config, side: int) -> Config:
+    """The same model on latents of `side` x `side`."""
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, image_size=8 * side)
+    )
+
+
 def changed(config: Config, **model) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
 

@@ -7,7 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput.subjects import DIFFUSSM, SAME_TOKENS, changed, extra_large
+from benchmarks.throughput.subjects import (
+    DIFFUSSM,
+    SAME_TOKENS,
+    changed,
+    extra_large,
+    of_side,
+)
 from diffussm_jax.config import Config
 from diffussm_jax.estimate import estimate
 from diffussm_jax.plan import make_plan
@@ -40,10 +46,9 @@ def lengths(topology: str, sides: list[int], store: Path) -> list[dict[str, Any]
 
 def _two_layers(config: Config, side: int) -> Config:
     """On four chips, each with its own images."""
-    config = changed(config, depth=2, remat="full")
+    config = of_side(changed(config, depth=2, remat="full"), side)
     return dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, image_size=8 * side),
         mesh=dataclasses.replace(config.mesh, fsdp=1),
         training=dataclasses.replace(
             config.training, batch_size=4 * TOKENS_OF_A_CHIP // side**2
