@@ -97,6 +97,26 @@ def test_two_processes_train_as_one(tmp_path, data_dir):
 
 
 @pytest.mark.slow
+def test_two_processes_sample_what_one_does(tmp_path, data_dir):
+    """Each draws its ranges on its own devices; the npz is the same byte by byte, since the microbatch is."""
+    training = command(tmp_path, data_dir, **{"training.num_steps": 2, "mesh.fsdp": 2})
+    launcher = [sys.executable, "-m", "launch.local", "--processes=2", "--devices=2"]
+    job = {"sample.microbatch": 4, "sample.num": 40, "sample.labels": "random"}
+    sampling = [*command(tmp_path, data_dir, **job), "--mode=sample"]
+    samples, written = tmp_path / "samples", []
+    for line in (training, sampling):
+        together = run([*launcher, "--", *line])
+        assert together.returncode == 0, together.stdout[-3000:] + together.stderr
+    written.append((samples / "samples.npz").read_bytes())
+    assert len(list((samples / "parts").glob("images-*.npy"))) == 3
+    samples.rename(tmp_path / "before")
+    alone = run([*sampling, "--config.mesh.fsdp=1"])
+    assert alone.returncode == 0, alone.stderr
+    written.append((samples / "samples.npz").read_bytes())
+    assert written[0] == written[1]
+
+
+@pytest.mark.slow
 def test_four_processes_train_the_demo_as_one(tmp_path, data_dir):
     demo = {"model.depth": 4, "model.width": 64, "model.state_size": 16, "training.batch_size": 32,
             "training.num_steps": 20, "sample.num": 100, "sample.batch_size": 100, "sample.steps": 50}  # fmt: skip
