@@ -114,6 +114,9 @@ class TrainingConfig:
     batch_size: int = 256  # over all devices
     num_microbatches: int = 1  # parts of a batch whose gradients are added up
     ema_decay: float = 0.9999
+    # Relative widths (sigma_rel of EDM2) of power-function averages, whose snapshots make any other width afterwards.
+    ema_lengths: tuple[float, ...] = ()
+    ema_snapshot_every: int = 10_000
     label_dropout: float = 0.1  # share of examples trained without their label
     log_every: int = 100
     eval_every: int = 5_000  # steps between losses on the held-out split
@@ -172,6 +175,9 @@ class SampleConfig:
     )
     classes: tuple[int, ...] | None = None  # asked for in turn by labels = list
     ema: bool = True
+    ema_length: float | None = (
+        None  # relative width of an average made of the run's snapshots
+    )
     outputs: tuple[Literal["grid", "npz", "png"], ...] = ("grid", "npz")
     seed: int = 0
 

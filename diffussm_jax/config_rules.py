@@ -8,6 +8,8 @@ from diffussm_jax.config_parsing import ConfigError
 if TYPE_CHECKING:
     from diffussm_jax.config import Config
 
+MAX_EMA_LENGTH = 0.25  # that of gamma = 0, the plain mean of all steps, is 0.289
+
 _MAY_BE_ZERO = {
     "seed",
     "data.num_classes",
@@ -75,6 +77,7 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
             f"got {sample.steps}"
         )
     _check_guidance(config)
+    _check_ema(config)
     if (sample.classes is None) == (sample.labels == "list"):
         raise ConfigError(
             "config.sample.labels must be 'list' where sample.classes is given, and there alone, got "
@@ -85,6 +88,26 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
     ):
         raise ConfigError(
             f"config.sample.classes must be below data.num_classes = {data.num_classes}, got {sample.classes}"
+        )
+
+
+def _check_ema(config: "Config") -> None:
+    lengths, sample = config.training.ema_lengths, config.sample
+    for field, length in [
+        *(("training.ema_lengths", x) for x in lengths),
+        ("sample.ema_length", sample.ema_length),
+    ]:
+        if length is not None and not 0 < length <= MAX_EMA_LENGTH:
+            raise ConfigError(
+                f"config.{field} must be above 0 and at most {MAX_EMA_LENGTH}, of the whole run, got {length}"
+            )
+    if len(set(lengths)) < len(lengths):
+        raise ConfigError(
+            f"config.training.ema_lengths must differ from each other, got {lengths}"
+        )
+    if sample.ema_length is not None and not sample.ema:
+        raise ConfigError(
+            "config.sample.ema must be True where sample.ema_length is given"
         )
 
 

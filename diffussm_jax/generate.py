@@ -102,6 +102,7 @@ def load(
     *,
     step: int | None = None,
     ema: bool = True,
+    ema_length: float | None = None,
     config: Config | None = None,
 ) -> TrainedModel:
     """The model of a work directory, from its latest checkpoint or the one of `step`, or that of an export.
@@ -109,6 +110,7 @@ def load(
     In a job of several processes each has the whole model on its own devices.
 
     Args:
+        ema_length: relative width of a power-function average to make of the run's snapshots, instead of its EMA.
         config: says how to compute the model, on which mesh, and where its autoencoder is; None: as its run did.
 
     Raises:
@@ -120,7 +122,7 @@ def load(
         mesh = make_mesh((config or own).mesh)
     else:
         mesh = make_mesh(devices=jax.local_devices())
-    weights = load_on(mesh, workdir, step=step, ema=ema)
+    weights = load_on(mesh, workdir, step=step, ema=ema, ema_length=ema_length)
     if config is not None:
         sections = {name: getattr(config, name) for name in _FREE_SECTIONS}
         weights = weights._replace(config=dataclasses.replace(own, **sections))
@@ -141,7 +143,7 @@ def sample(config: Config, workdir: Path) -> None:
     """
     workdir_lib.require_same_model(workdir, config)
     options = config.sample
-    model = load(workdir, ema=options.ema, config=config)
+    model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
     logger.info("sampling %d images from step %d", options.num, model.step)
     samples = draw_to(workdir / "samples" / "parts", model, options)
     if jax.process_index() == 0:

@@ -20,11 +20,12 @@ from diffussm_jax.diffusion.gaussian import Denoiser, make_diffusion
 from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
 from diffussm_jax.diffusion.samplers import SPACINGS, draw, make_step
 from diffussm_jax.errors import UserError
-from diffussm_jax.export import Weights, load_weights
+from diffussm_jax.export import Weights, load_weights, place
 from diffussm_jax.images import ImageArray, LabelArray
 from diffussm_jax.parallel.feed import bring_home, collect, split_rows
 from diffussm_jax.parallel.mesh import split_over_batch
 from diffussm_jax.sampling import image_keys, image_labels
+from diffussm_jax.training import ema_snapshots
 from diffussm_jax.training.state import abstract_model
 
 Decoder = Callable[[jax.Array], jax.Array]
@@ -171,12 +172,28 @@ def _of_the_program(options: SampleConfig) -> SampleConfig:
     return dataclasses.replace(options, **kept)
 
 
-def load_on(mesh: Mesh, folder: Path, **which) -> Weights:
-    """`load_weights` onto a mesh, which may be of this process's devices alone. Every process must call it."""
+def load_on(
+    mesh: Mesh,
+    folder: Path,
+    *,
+    step: int | None = None,
+    ema: bool = True,
+    ema_length: float | None = None,
+) -> Weights:
+    """`load_weights` onto a mesh, which may be of this process's devices alone. Every process must call it.
+
+    Args:
+        ema_length: relative width of an average to make of the run's snapshots, instead of its EMA.
+    """
     if jax.process_count() == 1 or mesh.size == jax.device_count():
-        return load_weights(folder, mesh=mesh, **which)
-    weights = load_weights(folder, **which)
-    return weights._replace(params=bring_home(weights.params, mesh))
+        weights = load_weights(folder, step=step, ema=ema, mesh=mesh)
+    else:
+        weights = load_weights(folder, step=step, ema=ema)
+        weights = weights._replace(params=bring_home(weights.params, mesh))
+    if ema_length is None:
+        return weights
+    average = ema_snapshots.reconstruct(folder, ema_length, step=weights.step)
+    return weights._replace(params=place(average, mesh))
 
 
 def _require_same_process(config: Config, guide: Config, folder: str) -> None:

@@ -32,7 +32,7 @@ LABEL_STREAM = 2**31 - 1  # of an image's key; below it are the steps'
 SECONDS_BETWEEN_LINES = 30.0
 
 # What the images do not depend on, or what `facts` of a model say better.
-_FREE_OPTIONS = {"num", "batch_size", "outputs", "ema", "autoguidance"}
+_FREE_OPTIONS = {"num", "batch_size", "outputs", "ema", "ema_length", "autoguidance"}
 
 
 @runtime_checkable

@@ -44,6 +44,8 @@ def tiny_config(data_dir) -> dict:
             "eval_every": 4,
             "eval_batches": 1,
             "sample_every": 6,
+            "ema_lengths": (0.05, 0.1),
+            "ema_snapshot_every": 3,
         },
         "checkpoint": {"every": 3, "keep": 5},
         "sample": {"num": 10, "batch_size": 8, "steps": 4, "sampler": "ddim"},

@@ -24,6 +24,7 @@ from diffussm_jax.parallel.mesh import (
 from diffussm_jax.preemption import Preempted, PreemptionNotice
 from diffussm_jax.training import checkpoint
 from diffussm_jax.training.dump import dump_at_nonfinite
+from diffussm_jax.training.ema_snapshots import save_snapshots
 from diffussm_jax.training.metrics import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import (
@@ -104,6 +105,10 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
                         if jax.process_index() == 0:
                             path = workdir / "samples" / f"step_{step:07d}.png"
                             save_grid(images, path, labels=labels)
+                if _is_due(step, config.training.ema_snapshot_every, num_steps):
+                    with log.pause():
+                        widths = config.training.ema_lengths
+                        save_snapshots(workdir, state.averages, widths, step=step)
                 if is_preempted or _is_due(step, config.checkpoint.every, num_steps):
                     log.report()  # raises before a state that is not finite is saved
                     with log.pause():

@@ -22,6 +22,8 @@ from diffussm_jax.parallel.s4d import shard_s4d
 class TrainState:
     """step counts the steps made (int32 []); params and ema are nested dicts of float32 arrays of one structure.
 
+    averages are such dicts too, one for each of training.ema_lengths.
+
     skipped counts the steps whose update was dropped (int32 [2]): all of them, and those in a row that end here.
     """
 
@@ -30,6 +32,7 @@ class TrainState:
     ema: dict
     optimizer: optax.OptState
     skipped: Any
+    averages: tuple[dict, ...] = ()
 
 
 def abstract_model(
@@ -77,6 +80,9 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
         ema=jax.tree.map(jnp.copy, params),
         optimizer=optimizer.init(params),
         skipped=jnp.zeros(2, jnp.int32),
+        averages=tuple(
+            jax.tree.map(jnp.copy, params) for _ in config.training.ema_lengths
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from diffussm_jax.config import Config, TrainingConfig, grid_shape
 from diffussm_jax.diffusion.gaussian import Diffusion, training_loss
+from diffussm_jax.training import power_ema
 from diffussm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
@@ -29,7 +30,7 @@ def make_train_step(
 
     The update of a step whose loss or gradient is not finite is dropped.
     """
-    decay = config.training.ema_decay
+    decay, widths = config.training.ema_decay, config.training.ema_lengths
 
     @functools.partial(jax.grad, has_aux=True)
     def gradient(params: dict, drawn: Drawn) -> tuple[Array, Metrics]:
@@ -50,9 +51,13 @@ def make_train_step(
         )
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
+        averages = tuple(
+            power_ema.update(average, params, state.step + 1, width=width)
+            for average, width in zip(state.averages, widths, strict=True)
+        )
         metrics["grad_norm"] = optax.tree.norm(grads)
         updated = TrainState(
-            state.step + 1, params, ema, optimizer_state, state.skipped
+            state.step + 1, params, ema, optimizer_state, state.skipped, averages
         )
         is_finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
         state = _unless_nonfinite(config.training, state, updated, is_finite)
@@ -71,16 +76,17 @@ def _unless_nonfinite(
     """
     total, in_a_row = state.skipped
     is_running = in_a_row < max_skipped(config)
-    params, ema, optimizer = jax.tree.map(
+    params, ema, optimizer, averages = jax.tree.map(
         lambda new, old: jnp.where(is_finite & is_running, new, old),
-        (updated.params, updated.ema, updated.optimizer),
-        (state.params, state.ema, state.optimizer),
+        (updated.params, updated.ema, updated.optimizer, updated.averages),
+        (state.params, state.ema, state.optimizer, state.averages),
     )
     counted = jnp.stack(
         [total + ~is_finite, jnp.where(is_finite, 0, in_a_row + 1)]
     ).astype(jnp.int32)
     skipped = jnp.where(is_running, counted, state.skipped)
-    return TrainState(state.step + is_running, params, ema, optimizer, skipped)
+    step = state.step + is_running
+    return TrainState(step, params, ema, optimizer, skipped, averages)
 
 
 def max_skipped(config: TrainingConfig) -> int:
