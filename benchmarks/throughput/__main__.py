@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="as the tokens grow")
     parser.add_argument("--layer-width", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", choices=host.CLOCKS, default="wall", help="process: pinned to a busy core")  # fmt: skip
     parser.add_argument("--max-gib", type=float, default=4.5, help="what needs more is not run")  # fmt: skip
     parser.add_argument("--count", action="store_true", help="multiply-adds of XL instead")  # fmt: skip
     parser.add_argument("--tpu", help="a topology: its compiler's estimates instead")
@@ -84,12 +85,12 @@ def counts() -> list[dict[str, Any]]:
 
 def on_this_backend(args: argparse.Namespace) -> None:
     today = datetime.date.today().isoformat()
-    peak = host.peak_flops(args.dtype) / 1e9
-    about = f"{today}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, MFU of {peak:.0f} GFLOP/s"
+    peak = host.peak_flops(args.dtype, args.clock) / 1e9
+    about = f"{today}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} CPU cores, {args.clock} time, MFU of {peak:.0f} GFLOP/s"
     print(about, "\n")
     options = {"batch_size": args.batch, "steps": args.steps, "dtype": args.dtype, "state_size": args.state_size}  # fmt: skip
     subjects = on_host(args.side, depth=args.depth, width=args.width, **options)
-    limits = {"rounds": args.rounds, "max_gib": args.max_gib}
+    limits = {"rounds": args.rounds, "max_gib": args.max_gib, "clock": args.clock}
     models = host.measure(subjects, **limits)
     print(table([dataclasses.asdict(row) for row in models]) + "\n")
     print(ratios(models) + "\n", flush=True)

@@ -40,7 +40,13 @@ class Row:
     sampling_gib: float | None = None
 
 
-def measure(subjects: dict[str, Config], *, rounds: int, max_gib: float) -> list[Row]:
+# Seconds of the wall, or of this process: of a machine that does other work too, pinned to a core (`taskset -c 0`).
+CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
+
+
+def measure(
+    subjects: dict[str, Config], *, rounds: int, max_gib: float, clock: str
+) -> list[Row]:
     """All models in turn, `rounds` times, so that what else the machine does meets all alike; medians."""
     rows = {name: _row(name, config) for name, config in subjects.items()}
     for kind, make in (("training", _training), ("sampling", _sampling)):
@@ -51,32 +57,34 @@ def measure(subjects: dict[str, Config], *, rounds: int, max_gib: float) -> list
             setattr(rows[name], f"{kind}_gib", gib)
             if gib <= max_gib:
                 calls[name] = start(compiled)
-        for name, seconds in interleaved(calls, rounds).items():
-            _add(rows[name], kind, subjects[name], seconds)
+        for name, seconds in interleaved(calls, rounds, clock).items():
+            _add(rows[name], kind, subjects[name], seconds, clock)
     return list(rows.values())
 
 
-def interleaved(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def interleaved(
+    calls: dict[str, Callable[[], Any]], rounds: int, clock: str
+) -> dict[str, float]:
     """The median seconds of each call, after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round in range(rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = CLOCKS[clock]()
             jax.block_until_ready(call())
             if round:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(CLOCKS[clock]() - start)
     return {name: statistics.median(x) for name, x in times.items()}
 
 
 @functools.cache
-def peak_flops(dtype: str) -> float:
+def peak_flops(dtype: str, clock: str) -> float:
     """Of the chip where it is published, else what a large matrix product reaches here."""
     kind = jax.devices()[0].device_kind
     if kind in CHIPS:
         return CHIPS[kind].peak_flops
     x = jnp.ones((PRODUCT, PRODUCT), dtype)
     product = jax.jit(jnp.matmul)
-    (seconds,) = interleaved({"product": lambda: product(x, x)}, 5).values()
+    (seconds,) = interleaved({"product": lambda: product(x, x)}, 5, clock).values()
     return 2 * PRODUCT**3 / seconds
 
 
@@ -92,7 +100,7 @@ def _row(name: str, config: Config) -> Row:
     )
 
 
-def _add(row: Row, kind: str, config: Config, seconds: float) -> None:
+def _add(row: Row, kind: str, config: Config, seconds: float, clock: str) -> None:
     """Images a second and MFU of a call that took so long."""
     if kind == "training":
         images, work = config.training.batch_size, FLOPS_PER_MULTIPLY_ADD
@@ -100,7 +108,7 @@ def _add(row: Row, kind: str, config: Config, seconds: float) -> None:
         images, work = config.sample.num, 2 * config.sample.steps
     flops = work * 1e9 * row.giga_multiply_adds * images
     setattr(row, kind, images / seconds)
-    setattr(row, f"{kind}_mfu", flops / seconds / peak_flops(config.model.dtype))
+    setattr(row, f"{kind}_mfu", flops / seconds / peak_flops(config.model.dtype, clock))
 
 
 def _training(config: Config) -> tuple[Any, Callable]:
