@@ -33,4 +33,5 @@ def get_config():
     config.sample.sampler = "ddim"
     config.sample.steps = 50
     config.sample.cfg_scale = 1.5
+    config.evaluate.features = "classifier"
     return config

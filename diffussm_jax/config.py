@@ -122,6 +122,7 @@ class TrainingConfig:
     eval_every: int = 5_000  # steps between losses on the held-out split
     eval_batches: int = 8
     sample_every: int | None = 10_000  # steps between sample grids; None draws none
+    evaluate_every: int | None = None  # steps between scores, by `evaluate`
     # Where the loss or the gradient is not finite: skip drops the update of that step.
     on_nonfinite: Literal["stop", "skip"] = "skip"
     max_nonfinite: int = 10  # dropped updates in a row that stop the run
@@ -183,6 +184,21 @@ class SampleConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    # Replaces fields of `sample`, as evaluation/presets.py says; None samples as `sample` says.
+    preset: Literal["paper", "dit_guided", "fast"] | None = None
+    name: str | None = None  # of the result's file; None is the preset's, or `default`
+    # Or module:function, from uint8 images [b h w c] to {"pool": [b d]} (evaluation/features.py).
+    features: str = "inception"  # pixels, classifier
+    weights: str | None = None  # Inception's: what convert_inception wrote
+    reference: str | None = None  # npz in ADM's form; None is what refstats left
+    reference_images: int = 10_000  # that refstats keeps, for precision and recall
+    images: str | None = None  # an npz or a folder to score instead of the model's
+    batch_size: int = 64  # images of a call of the extractor, over all devices
+    training_num: int = 1000  # images of a score during training
+
+
+@dataclasses.dataclass(frozen=True)
 class ExportConfig:
     folder: str | None = None  # None is `export` in the work directory
 
@@ -200,6 +216,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     plan: PlanConfig = PlanConfig()
     sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
 
 

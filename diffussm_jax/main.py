@@ -32,6 +32,8 @@ class Mode(NamedTuple):
 MODES = {
     "train": Mode("diffussm_jax.training.loop:train", "needed"),
     "sample": Mode("diffussm_jax.generate:sample", "needed"),
+    "evaluate": Mode("diffussm_jax.evaluation.evaluate:evaluate", "needed"),
+    "refstats": Mode("diffussm_jax.evaluation.refstats:refstats", "optional"),
     "export": Mode("diffussm_jax.export:export", "needed"),
     "replay": Mode("diffussm_jax.replay:replay", "needed"),
     "encode": Mode("diffussm_jax.encode:encode", "unused"),

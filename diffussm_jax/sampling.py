@@ -75,6 +75,10 @@ class Samples:
     def images(self) -> Iterator[ImageArray]:
         return (images for images, _ in self)
 
+    def part(self, number: int) -> ImageArray:
+        """The images of a range: those from `number * range_size` on."""
+        return np.load(_file(self.folder, ranges(self.num, self.range_size)[number]))
+
     def first(self, num: int) -> ImageArray:
         """The first `num` images, or all where they are fewer."""
         num_ranges = -(-num // self.range_size)

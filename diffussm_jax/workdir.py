@@ -142,6 +142,7 @@ MAY_DIFFER = frozenset(
         "training.eval_every",
         "training.eval_batches",
         "training.sample_every",
+        "training.evaluate_every",
         "training.on_nonfinite",
         "training.max_nonfinite",
         "training.spike_threshold",
@@ -149,6 +150,7 @@ MAY_DIFFER = frozenset(
         "mesh",
         "plan",
         "sample",
+        "evaluate",
         "export",
     }
 )

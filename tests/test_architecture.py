@@ -19,6 +19,7 @@ ALLOWED = {
         "data",
         "diffusion",
         "errors",
+        "evaluation",
         "export",
         "generator",
         "images",

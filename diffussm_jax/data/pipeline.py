@@ -109,13 +109,13 @@ def _stack(
     source: Source, indices: np.ndarray, flips: np.ndarray, faults: Faults
 ) -> Batch:
     examples = [
-        _read_good(source, int(index), bool(flip), faults)
+        read_good(source, int(index), bool(flip), faults)
         for index, flip in zip(indices, flips)
     ]
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
-def _read_good(source: Source, index: int, flip: bool, faults: Faults) -> Example:
+def read_good(source: Source, index: int, flip: bool, faults: Faults) -> Example:
     """Example `index`, or, where bad ones are skipped, the next that is good: the same on every pass."""
     while True:
         try:

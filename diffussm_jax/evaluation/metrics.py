@@ -63,6 +63,7 @@ class RunningInceptionScore:
     def __init__(self, split_size: int = SPLIT_SIZE):
         self._split_size = split_size
         self._scores: list[float] = []
+        self.num = 0
         self._restart()
 
     def _restart(self) -> None:
@@ -70,6 +71,7 @@ class RunningInceptionScore:
         self._sum = np.zeros(())
 
     def add(self, probabilities: Features) -> None:
+        self.num += len(probabilities)
         while len(probabilities):
             space = self._split_size - self._num
             part = probabilities[:space].astype(np.float64)

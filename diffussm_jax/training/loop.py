@@ -12,6 +12,7 @@ from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import Config, grid_shape
 from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
 from diffussm_jax.diffusion.gaussian import make_diffusion
+from diffussm_jax.evaluation.score import make_scorer
 from diffussm_jax.generator import Generator, make_decoder
 from diffussm_jax.images import save_grid
 from diffussm_jax.parallel.feed import prefetch, shard_batch
@@ -68,6 +69,7 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
     if jax.process_index() == 0:
         workdir_lib.write_data_facts(workdir, source.facts)
     generator = _generator(config, workdir, graphdef, mesh)
+    scorer = make_scorer(config, workdir, generator)
 
     with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
         state, step = _first_state(config, checkpoints, optimizer, abstract)
@@ -105,6 +107,9 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
                         if jax.process_index() == 0:
                             path = workdir / "samples" / f"step_{step:07d}.png"
                             save_grid(images, path, labels=labels)
+                if scorer and _is_due(step, config.training.evaluate_every, num_steps):
+                    with log.pause():
+                        log.write(scorer(state.ema))
                 if _is_due(step, config.training.ema_snapshot_every, num_steps):
                     with log.pause():
                         widths = config.training.ema_lengths
@@ -167,8 +172,8 @@ def _eval_batches(config: Config, rows: np.ndarray) -> Sequence[dict[str, np.nda
 
 
 def _generator(config: Config, workdir: Path, graphdef, mesh) -> Generator | None:
-    """What draws the sample grids, with the autoencoder where it takes one; None where no grids are asked for."""
-    if config.training.sample_every is None:
+    """What draws images during training, with the autoencoder where it takes one; None where none are asked for."""
+    if config.training.sample_every is None and config.training.evaluate_every is None:
         return None
     return Generator(config, graphdef, mesh, make_decoder(config, workdir, mesh))
 

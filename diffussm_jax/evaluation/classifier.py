@@ -1,0 +1,166 @@
+"""A small classifier of a run's own classes: features for data that Inception knows nothing of, and for tests.
+
+Trained once, in seconds, on the run's training images and kept in the work directory, since scores of two classifiers do
+not compare.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import safetensors
+import safetensors.numpy
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, UInt8
+
+from diffussm_jax.config import Config
+from diffussm_jax.data.transforms import mirrored
+from diffussm_jax.errors import UserError
+from diffussm_jax.evaluation.image_sets import SourceImages, batches_of, sha256_of
+
+logger = logging.getLogger(__name__)
+
+Params = dict[str, Any]
+
+FILE = "classifier.safetensors"
+WIDTHS = (32, 64, 128)  # of three convolutions; the second and third halve the side
+MAX_SIDE = 32  # of what they see: larger images are averaged over squares
+MAX_IMAGES = 50_000  # that it learns from
+NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 500, 128, 2e-3
+
+
+def features(params: Params, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
+    """The mean over places of the last convolution, the probabilities of the classes, and the likeliest class."""
+    pool, logits = _forward(params, images)
+    return {
+        "pool": pool,
+        "probabilities": jax.nn.softmax(logits),
+        "classes": logits.argmax(axis=-1),
+    }
+
+
+def find_or_train(
+    config: Config, workdir: Path | None
+) -> tuple[Params, dict[str, Any]]:
+    """The classifier in a work directory, trained first if there is none; and its checksum and accuracy.
+
+    Raises:
+        UserError: the data has no labels, or the file is damaged.
+    """
+    if workdir is None or not config.data.num_classes:
+        lacks = "--workdir, where it is kept" if workdir is None else "data.num_classes"
+        raise UserError(f"config.evaluate.features: the classifier needs {lacks}")
+    path = workdir / "evaluation" / FILE
+    if not path.exists() and jax.process_index() == 0:
+        _train_to(path, config)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("classifier")
+    return _read(path)
+
+
+def _train_to(path: Path, config: Config) -> None:
+    logger.info("training a classifier on the classes of %s (once)", config.data.name)
+    params = train(config)
+    held_out = config.data.eval_split or config.data.split
+    accuracy = _accuracy(params, SourceImages(config, held_out))
+    logger.info("it names the class of %.1f %% of %s", 100 * accuracy, held_out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {name: np.asarray(x) for name, x in params.items()}
+    temporary = path.with_name(f".{path.name}")
+    facts = {"accuracy": f"{accuracy:.4f}", "accuracy_on": held_out}
+    safetensors.numpy.save_file(arrays, temporary, metadata=facts)
+    temporary.replace(path)
+
+
+def _read(path: Path) -> tuple[Params, dict[str, Any]]:
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            facts = dict(file.metadata() or {})
+        params = safetensors.numpy.load_file(path)
+        return params, facts | {"sha256": sha256_of(path)}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it") from error
+
+
+def train(config: Config) -> Params:
+    """Parameters after `NUM_STEPS` of Adam on the cross entropy; a function of the config's data and seed."""
+    source = SourceImages(config, config.data.split)
+    rng = np.random.default_rng(config.seed)
+    rows = np.sort(rng.permutation(len(source))[:MAX_IMAGES])
+    images, labels = source.examples(rows)
+    params = _init(config)
+    schedule = optax.cosine_decay_schedule(LEARNING_RATE, NUM_STEPS)
+    optimizer = optax.adam(schedule)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params, state, batch, asked):
+        gradient = jax.grad(_loss)(params, batch, asked)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state
+
+    for number in range(NUM_STEPS):
+        chosen = rng.integers(len(images), size=BATCH_SIZE)
+        batch = images[chosen]
+        if config.data.flip:
+            flips = mirrored(config.seed, start=number * BATCH_SIZE, num=BATCH_SIZE)
+            batch = np.where(flips[:, None, None, None], batch[:, :, ::-1], batch)
+        params, state = step(params, state, batch, labels[chosen])
+    return params
+
+
+def _init(config: Config) -> Params:
+    init, params = jax.nn.initializers.he_normal(), {}
+    keys = iter(jax.random.split(jax.random.key(config.seed), len(WIDTHS) + 1))
+    before = config.data.channels
+    for number, width in enumerate(WIDTHS):
+        params[f"conv{number}.kernel"] = init(next(keys), (3, 3, before, width))
+        params[f"conv{number}.bias"] = jnp.zeros(width)
+        before = width
+    params["head.kernel"] = init(next(keys), (before, config.data.num_classes))
+    params["head.bias"] = jnp.zeros(config.data.num_classes)
+    return params
+
+
+def _forward(
+    params: Params, images: UInt8[Array, "b h w c"]
+) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
+    x = _shrink(images.astype(jnp.float32) / 127.5 - 1)
+    for number in range(len(WIDTHS)):
+        strides = (1, 1) if number == 0 else (2, 2)
+        x = jax.lax.conv_general_dilated(
+            x,
+            params[f"conv{number}.kernel"],
+            strides,
+            "SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = jax.nn.relu(x + params[f"conv{number}.bias"])
+    pool = x.mean(axis=(1, 2))
+    return pool, pool @ params["head.kernel"] + params["head.bias"]
+
+
+def _shrink(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
+    """The means of squares, where the side is more than `MAX_SIDE`; what is left over at the far edges is cut off."""
+    factor = -(-x.shape[1] // MAX_SIDE)
+    height, width = (side // factor for side in x.shape[1:3])
+    x = x[:, : height * factor, : width * factor]
+    return x.reshape(len(x), height, factor, width, factor, -1).mean(axis=(2, 4))
+
+
+def _loss(params: Params, images: Array, labels: Array) -> Array:
+    _, logits = _forward(params, images)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean()
+
+
+def _accuracy(params: Params, source: SourceImages) -> float:
+    compute, right = jax.jit(features), 0
+    for rows in batches_of(len(source), BATCH_SIZE):
+        images, labels = source.examples(rows)
+        right += int((np.asarray(compute(params, images)["classes"]) == labels).sum())
+    return right / len(source)

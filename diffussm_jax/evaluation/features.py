@@ -1,0 +1,148 @@
+"""What scores compare: features of images. A feature extractor is one function, from images to arrays.
+
+It takes uint8 images [b h w c] and gives, by name:
+    pool [b d]            for the Frechet distance, precision and recall
+    spatial [b s]         for sFID, if there
+    probabilities [b k]   for the Inception Score, if there
+    classes [b]           of the run's own, for the agreement with the class asked for, if there
+"""
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, UInt8
+
+from diffussm_jax.config import Config
+from diffussm_jax.errors import UserError
+from diffussm_jax.evaluation import classifier
+from diffussm_jax.evaluation.image_sets import ImageSet, batches_of
+from diffussm_jax.evaluation.inception import (
+    CONVERT,
+    PUBLISHED_SHA256,
+    inception,
+    load_weights,
+)
+from diffussm_jax.parallel.feed import collect, shard_batch
+from diffussm_jax.parallel.mesh import local_rows, replicated, split_over_batch
+
+Outputs = dict[str, Array]
+
+MAX_PIXELS = 4096  # of a covariance of pixels: 128 MiB
+
+
+@dataclasses.dataclass(frozen=True)
+class Extractor:
+    """A feature extractor, called as function(params, images).
+
+    Attributes:
+        facts: what tells its features from others', as JSON: its name, and the checksum of its weights.
+    """
+
+    function: Callable[[Any, UInt8[Array, "b h w c"]], Outputs]
+    params: Any
+    facts: dict[str, Any]
+
+
+def make_extractor(config: Config, workdir: Path | None) -> Extractor:
+    """The extractor that `evaluate.features` names.
+
+    Raises:
+        UserError: there is none of that name, or its weights are missing or damaged.
+    """
+    name = config.evaluate.features
+    if name == "inception":
+        return _inception(config)
+    if name == "pixels":
+        return Extractor(_pixels, (), {"features": name})
+    if name == "classifier":
+        params, facts = classifier.find_or_train(config, workdir)
+        return Extractor(classifier.features, params, {"features": name} | facts)
+    return Extractor(_imported(name), (), {"features": name})
+
+
+def _inception(config: Config) -> Extractor:
+    path = config.evaluate.weights
+    if path is None:
+        raise UserError(
+            f"config.evaluate.weights: inception needs its weights, a file made with {CONVERT}"
+        )
+    weights, hashes = load_weights(Path(path).expanduser())
+    published = hashes["source_sha256"].startswith(PUBLISHED_SHA256)
+    facts = {"features": "inception", "published": published} | hashes
+    return Extractor(_inception_of_any, weights, facts)
+
+
+def _inception_of_any(weights: Any, images: UInt8[Array, "b h w c"]) -> Outputs:
+    """Grey images have three equal colours."""
+    colours = jnp.broadcast_to(images, (*images.shape[:-1], 3))
+    return inception(weights, colours)
+
+
+def _pixels(_: Any, images: UInt8[Array, "b h w c"]) -> Outputs:
+    """Pixels in [-1, 1], as they are."""
+    if images[0].size > MAX_PIXELS:
+        raise UserError(
+            f"config.evaluate.features: 'pixels' is for images of at most {MAX_PIXELS} values, and these have "
+            f"{images[0].size}: use 'inception' or 'classifier'"
+        )
+    return {"pool": images.reshape(len(images), -1) / 127.5 - 1}
+
+
+def _imported(name: str) -> Callable[[Any, Array], Outputs]:
+    module, _, function = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            "config.evaluate.features must be inception, pixels, classifier or the module:function of a function from "
+            f"uint8 images to arrays by name, got {name!r} ({error})"
+        ) from error
+    return lambda _, images: found(images)
+
+
+def stream(
+    extractor: Extractor, images: ImageSet, mesh: Mesh, *, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Features of all images in turn, on every host; batches are split over the devices, whose processes each read their part.
+
+    The next batch is read while the devices compute.
+    """
+    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-min(batch_size, len(images)) // num_parts) * num_parts
+    mine = local_rows(mesh, size)
+    run = _compile(extractor.function, mesh)
+    params = _on_all(mesh, extractor.params)
+    waiting: list[tuple[int, dict[str, Array]]] = []
+    for rows in batches_of(len(images), size):
+        # A batch that is not full repeats its last image, so that one program serves all.
+        padded = np.minimum(rows[0] + mine, rows[-1])
+        batch = {"image": images.read(padded)}
+        outputs = run(params, shard_batch(mesh, batch, batch_size=size)["image"])
+        waiting.append((len(rows), outputs))
+        if len(waiting) > 1:
+            yield _take(*waiting.pop(0))
+    yield from (_take(*x) for x in waiting)
+
+
+def _take(num: int, outputs: dict[str, Array]) -> dict[str, np.ndarray]:
+    return {name: collect(array)[:num] for name, array in outputs.items()}
+
+
+@functools.cache
+def _compile(function: Callable, mesh: Mesh) -> Callable:
+    return jax.jit(function, out_shardings=split_over_batch(mesh))
+
+
+def _on_all(mesh: Mesh, params: Any) -> Any:
+    place = replicated(mesh)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]), params
+    )

@@ -1,0 +1,270 @@
+"""Images to score, wherever they are: an npz in ADM's form, a folder, a data set, or what a model drew."""
+
+import abc
+import functools
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from diffussm_jax.config import Config
+from diffussm_jax.data.faults import Faults
+from diffussm_jax.data.pipeline import MAX_WORKERS, read_good
+from diffussm_jax.data.sources import open_images
+from diffussm_jax.errors import UserError
+from diffussm_jax.images import ImageArray
+from diffussm_jax.sampling import Samples
+
+Rows = Int[np.ndarray, " b"]
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+
+
+class ImageSet(abc.ABC):
+    """Images of one size, read a batch at a time.
+
+    Attributes:
+        labels: the class of each image, where that is known.
+    """
+
+    labels: Int[np.ndarray, " n"] | None = None
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Where they are from, as JSON; of files, their checksum."""
+
+    @abc.abstractmethod
+    def read(self, rows: Rows) -> ImageArray:
+        """The images at rising positions."""
+
+
+class ArrayImages(ImageSet):
+    """Images in memory."""
+
+    def __init__(
+        self,
+        images: ImageArray,
+        labels: np.ndarray | None = None,
+        *,
+        facts: dict[str, Any],
+    ):
+        self._images, self.labels, self._facts = images, labels, facts
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def facts(self) -> dict[str, Any]:
+        return self._facts
+
+    def read(self, rows: Rows) -> ImageArray:
+        return self._images[rows]
+
+
+class DrawnImages(ImageSet):
+    """What a model drew, in the files of a finished job."""
+
+    def __init__(self, samples: Samples):
+        self._samples, self.labels = samples, samples.labels
+        self._part: tuple[int, ImageArray] | None = None
+
+    def __len__(self) -> int:
+        return self._samples.num
+
+    def facts(self) -> dict[str, Any]:
+        return self._samples.facts
+
+    def read(self, rows: Rows) -> ImageArray:
+        numbers, places = np.divmod(rows, self._samples.range_size)
+        found = [
+            self._load(number)[places[numbers == number]]
+            for number in np.unique(numbers).tolist()
+        ]
+        return np.concatenate(found)
+
+    def _load(self, number: int) -> ImageArray:
+        if self._part is None or self._part[0] != number:
+            self._part = number, self._samples.part(number)
+        return self._part[1]
+
+
+class NpzImages(ImageSet):
+    """`arr_0` of an npz, uint8 [num h w c], read forwards and never whole; `arr_1`, if there, are labels.
+
+    Raises:
+        UserError: the file is missing, damaged or of another form.
+    """
+
+    def __init__(self, path: str | Path):
+        self._path = Path(path)
+        try:
+            self._archive = zipfile.ZipFile(self._path)
+            self._file = self._archive.open("arr_0.npy")
+            self._shape, dtype = _read_header(self._file)
+            self.labels = _read_labels(self._path, self._shape[0])
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path} is not an npz of images in `arr_0`: {error}"
+            ) from error
+        if dtype != np.uint8 or len(self._shape) != 4 or self._shape[3] not in (1, 3):
+            raise UserError(
+                f"{path}: arr_0 must be uint8 [num, height, width, 1 or 3], got {dtype} {list(self._shape)}"
+            )
+        self._start = self._file.tell()
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    def facts(self) -> dict[str, Any]:
+        return {"file": self._path.name, "sha256": sha256_of(self._path)}
+
+    def read(self, rows: Rows) -> ImageArray:
+        first, last = int(rows[0]), int(rows[-1])
+        size = int(np.prod(self._shape[1:]))
+        self._file.seek(self._start + first * size)
+        data = self._file.read((last + 1 - first) * size)
+        if len(data) < (last + 1 - first) * size:
+            raise UserError(f"{self._path} ends before its image {last}")
+        images = np.frombuffer(data, np.uint8).reshape(-1, *self._shape[1:])
+        return images[rows - first]
+
+
+def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(file)
+    if version not in readers:
+        raise ValueError(f"its npy version is {version}")
+    shape, fortran_order, dtype = readers[version](file)
+    if fortran_order:
+        raise ValueError("it is in Fortran's order")
+    return shape, dtype
+
+
+def _read_labels(path: Path, num: int) -> np.ndarray | None:
+    with np.load(path) as arrays:
+        labels = arrays.get("arr_1")
+    return labels if labels is not None and labels.shape == (num,) else None
+
+
+class FileImages(ImageSet):
+    """The images of a folder and its sub-folders in the order of their names, as RGB.
+
+    They must be of one size: whoever makes them so chooses a filter, and the scores move with it.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._folder = Path(folder)
+        found = (path for path in self._folder.rglob("*") if path.is_file())
+        self._paths = sorted(x for x in found if x.suffix.lower() in SUFFIXES)
+        if not self._paths:
+            raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def facts(self) -> dict[str, Any]:
+        digest = hashlib.sha256()
+        for path in self._paths:
+            name = path.relative_to(self._folder).as_posix()
+            digest.update(f"{name} {sha256_of(path)}\n".encode())
+        return {"folder": self._folder.resolve().name, "sha256": digest.hexdigest()}
+
+    @functools.cached_property
+    def _size(self) -> tuple[int, ...]:
+        return self._decode(0).shape
+
+    def _decode(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+        try:
+            with Image.open(self._paths[row]) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._paths[row]} cannot be read: {error}") from error
+
+    def read(self, rows: Rows) -> ImageArray:
+        images = _in_threads(self._decode, rows)
+        for row, image in zip(rows, images):
+            if image.shape != self._size:
+                raise UserError(
+                    f"{self._paths[row]} is {image.shape[1]} x {image.shape[0]}, and {self._paths[0]} is "
+                    f"{self._size[1]} x {self._size[0]}: bring all images to one size first"
+                )
+        return np.stack(images)
+
+
+class SourceImages(ImageSet):
+    """The images of a split of the config's data, cropped as for training, in the order of the data set.
+
+    Labels come with them: `examples`.
+
+    Raises:
+        UserError: the data is missing or does not fit the config.
+    """
+
+    def __init__(self, config: Config, split: str):
+        self._source = open_images(config, split)
+        self._faults = Faults(config.data.on_error, num_records=len(self._source))
+        self._facts = {
+            "source": self._source.facts["source"],
+            "split": split,
+            "image_size": config.data.image_size,
+            "crop": "ADM: box halving, bicubic, centre",
+        }
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def facts(self) -> dict[str, Any]:
+        return self._facts
+
+    def read(self, rows: Rows) -> ImageArray:
+        return self.examples(rows)[0]
+
+    def examples(self, rows: Rows) -> tuple[ImageArray, Int[np.ndarray, " b"]]:
+        """Images and their labels; a bad record is replaced by the next, where the config skips such."""
+        found = _in_threads(
+            lambda row: read_good(self._source, row, False, self._faults), rows
+        )
+        images, labels = ([x[name] for x in found] for name in ("image", "label"))
+        return np.stack(images), np.stack(labels)
+
+
+def open_given(path: str | Path) -> ImageSet:
+    """Somebody's images: an npz file or a folder.
+
+    Raises:
+        UserError: it is neither.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return FileImages(path)
+    if path.is_file():
+        return NpzImages(path)
+    raise UserError(f"there are no images at {path}: give an npz or a folder")
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _in_threads(function: Callable, rows: Rows) -> list:
+    """Pillow lets other threads run while it decodes."""
+    with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, rows.tolist()))
+
+
+def batches_of(num: int, size: int) -> Iterator[Rows]:
+    """Positions 0 .. num in batches, the last one perhaps smaller."""
+    return (np.arange(i, min(i + size, num)) for i in range(0, num, size))

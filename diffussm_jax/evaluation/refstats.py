@@ -1,0 +1,76 @@
+"""`--mode=refstats`: statistics of the features of real images, once, as the reference of all scores."""
+
+import json
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffussm_jax.config import Config
+from diffussm_jax.data.names import portable_name
+from diffussm_jax.errors import UserError
+from diffussm_jax.evaluation.features import make_extractor
+from diffussm_jax.evaluation.image_sets import SourceImages
+from diffussm_jax.evaluation.reference import reference_path, write_reference
+from diffussm_jax.evaluation.statistics import measure
+from diffussm_jax.parallel.mesh import make_mesh
+
+logger = logging.getLogger(__name__)
+
+
+def refstats(config: Config, workdir: Path | None) -> None:
+    """Write the reference of the config's training split: moments of all its images and the first
+    `evaluate.reference_images` of a shuffle of them.
+
+    Raises:
+        UserError: the data or the extractor does not fit the config, or the file is there and of something else.
+    """
+    path = reference_path(config, workdir)
+    extractor = make_extractor(config, workdir)
+    images = SourceImages(config, config.data.split)
+    num_kept = min(config.evaluate.reference_images, len(images))
+    facts = images.facts() | {
+        "data.name": portable_name(config.data.name),
+        "num": len(images),
+        "num_kept": num_kept,
+        "extractor": extractor.facts,
+    }
+    if _is_there(path, facts):
+        logger.info("%s is there already", path)
+        return
+    logger.info("statistics of %d images of %s", len(images), config.data.name)
+    found = measure(
+        extractor,
+        images,
+        make_mesh(),
+        batch_size=config.evaluate.batch_size,
+        keep_features=False,
+    )
+    if jax.process_index() != 0:
+        return
+    rows = np.random.default_rng(0).permutation(len(images))[:num_kept]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_reference(path, found, images.read(np.sort(rows)), facts)
+    except OSError as error:
+        raise UserError(
+            f"config.evaluate.reference: {path} cannot be written: {error.strerror}"
+        ) from error
+    logger.info("wrote %s, with %d of the images", path, num_kept)
+
+
+def _is_there(path: Path, facts: dict) -> bool:
+    """Whether the file is that of these facts; another's is never overwritten."""
+    if not path.exists():
+        return False
+    try:
+        with np.load(path) as file:
+            found = json.loads(str(file["facts"]))
+    except (OSError, ValueError, KeyError):
+        found = None
+    if found == json.loads(json.dumps(facts)):
+        return True
+    raise UserError(
+        f"config.evaluate.reference: {path} is there and is another reference: remove it or name another file"
+    )

@@ -1,0 +1,257 @@
+"""References made and read, images scored: every score equals the formula on the pixels themselves."""
+
+import dataclasses
+import json
+import typing
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffussm_jax.config import EvaluateConfig
+from diffussm_jax.errors import UserError
+from diffussm_jax.evaluation import classifier
+from diffussm_jax.evaluation.evaluate import evaluate
+from diffussm_jax.evaluation.presets import PRESETS, sample_options
+from diffussm_jax.evaluation.refstats import refstats
+from diffussm_jax.training.loop import train
+from tests.conftest import merge
+from tests.evaluation.test_metrics import adm_precision_recall
+
+OWN = "tests.evaluation.test_evaluate:user_features"
+
+
+def user_features(images):
+    """Somebody's own extractor: the brightness of rows."""
+    return {"pool": images.mean(axis=(2, 3))}
+
+
+def as_pixels(images):
+    return images.reshape(len(images), -1) / 127.5 - 1
+
+
+def run(config, workdir):
+    evaluate(config, workdir)
+    name = config.evaluate.name or "default"
+    return json.loads((workdir / "evaluation" / f"{name}.json").read_text())
+
+
+def frechet_by_eigenvalues(x, mu, sigma):
+    """As torch-fidelity has it: also where covariances are singular, as those of digits with their empty corners."""
+    ours = np.cov(x, rowvar=False)
+    difference = x.mean(axis=0) - mu
+    root = np.sqrt(np.linalg.eigvals(ours @ sigma).astype(complex)).real.sum()
+    return difference @ difference + np.trace(ours + sigma) - 2 * root
+
+
+def write_npz(path, images, labels=None):
+    np.savez(path, *([images] if labels is None else [images, labels]))
+    return str(path)
+
+
+def changed(images, seed=0):
+    """Noisy copies: within the manifold of the real ones or near it."""
+    noise = np.random.default_rng(seed).normal(0, 40, images.shape)
+    return np.clip(images + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def reference(scored_values, tmp_path_factory):
+    """A work directory with the reference of the digits' training split, and the file."""
+    workdir = tmp_path_factory.mktemp("reference")
+    config = merge(scored_values, {})
+    refstats(config, workdir)
+    refstats(config, workdir)  # finds it there
+    return workdir, workdir / "evaluation" / "reference-pixels.npz"
+
+
+def test_a_reference_has_adms_form(reference):
+    with np.load(reference[1]) as file:
+        assert {"mu", "sigma", "arr_0", "facts"} == set(file.files)
+        assert file["arr_0"].shape == (200, 8, 8, 1)
+        assert file["arr_0"].dtype == np.uint8
+        facts = json.loads(str(file["facts"]))
+    assert facts["extractor"] == {"features": "pixels"}
+    assert facts["data.name"] == "digits"
+    assert facts["num"] > 1000
+
+
+def test_scores_of_an_npz_are_adms(scored_values, reference, digits, tmp_path):
+    workdir, path = reference
+    with np.load(path) as file:
+        kept, mu, sigma = file["arr_0"], file["mu"], file["sigma"]
+    samples = changed(digits[0][:333])
+    images = write_npz(tmp_path / "samples.npz", samples)
+    changes = {"images": images, "name": "given"}
+    result = run(merge(scored_values, {"evaluate": changes}), workdir)
+    found = result["scores"]
+    wanted = adm_precision_recall(as_pixels(kept), as_pixels(samples))
+    assert (found["precision"], found["recall"]) == pytest.approx(wanted, abs=1e-4)
+    frechet = frechet_by_eigenvalues(as_pixels(samples), mu, sigma)
+    assert found["frechet_distance"] == pytest.approx(frechet, rel=1e-4)
+    assert result["num_images"] == 333
+    assert result["reference"]["num_images"] == 200
+    assert len(result["images"]["sha256"]) == 64
+    assert result["versions"]["jax"]
+
+
+def test_a_folder_scores_as_its_npz(scored_values, reference, digits, tmp_path):
+    samples = changed(digits[0][:40])
+    colours = np.repeat(samples, 3, axis=3)
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    for index, image in enumerate(colours):
+        Image.fromarray(image).save(tmp_path / "folder" / "sub" / f"{index:03d}.png")
+    ref = write_npz(tmp_path / "ref.npz", np.repeat(digits[0][100:200], 3, axis=3))
+    results = [
+        run(
+            merge(scored_values, {"evaluate": {"images": str(x), "reference": ref}}),
+            tmp_path,
+        )
+        for x in (tmp_path / "folder", write_npz(tmp_path / "x.npz", colours))
+    ]
+    assert results[0]["scores"] == results[1]["scores"]
+    y = as_pixels(np.repeat(digits[0][100:200], 3, axis=3))
+    mean, covariance = y.mean(axis=0), np.cov(y, rowvar=False)
+    wanted = frechet_by_eigenvalues(as_pixels(colours), mean, covariance)
+    found = results[0]["scores"]["frechet_distance"]
+    assert found == pytest.approx(wanted, rel=1e-3)
+    assert results[0]["reference"]["moments_of"] == "arr_0"
+
+
+def test_the_model_is_scored(scored_values, reference, trained, tmp_path):
+    changes = {
+        "evaluate": {"reference": str(reference[1]), "name": "own"},
+        "sample": {"num": 24},
+    }
+    config = merge(scored_values, changes)
+    result = run(config, trained)
+    assert result["scores"].keys() == {"frechet_distance", "precision", "recall"}
+    assert result["images"]["sample"]["steps"] == 4
+    again = run(config, trained)
+    assert again == result
+
+
+def test_a_run_is_scored_while_it_trains(scored_values, reference, tmp_path):
+    changes = {
+        "training": {"evaluate_every": 4, "sample_every": None, "num_steps": 5},
+        "evaluate": {"reference": str(reference[1]), "training_num": 12},
+    }
+    train(merge(scored_values, changes), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    found = [x for x in map(json.loads, lines) if "score_frechet_distance" in x]
+    assert [x["step"] for x in found] == [4, 5]
+    assert all(0 <= x["score_precision"] <= 1 for x in found)
+
+
+def test_the_classifier_is_trained_once(scored_values, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "NUM_STEPS", 2)
+    path = write_npz(tmp_path / "x.npz", digits[0][:40], digits[1][:40])
+    changes = {"features": "classifier", "reference": path, "images": path}
+    config = merge(scored_values, {"evaluate": changes})
+    first, again = (run(config, tmp_path) for _ in range(2))
+    assert first == again
+    assert first["extractor"]["accuracy_on"] == "test"
+    assert first["scores"]["frechet_distance"] == pytest.approx(0, abs=1e-6)
+    assert {"inception_score", "class_agreement"} < first["scores"].keys()
+    kept = tmp_path / "evaluation" / classifier.FILE
+    kept.write_bytes(kept.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        evaluate(config, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_classifier_knows_digits(scored_values, digits, tmp_path, monkeypatch):
+    """Its agreement and its scores tell digits from other classes and from noise."""
+    monkeypatch.setattr(classifier, "NUM_STEPS", 150)
+    config = merge(scored_values, {"evaluate": {"features": "classifier"}})
+    refstats(config, tmp_path)
+    images, labels = digits[0][1500:], digits[1][1500:]
+    noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
+    found = []
+    for pixels, asked in ((images, labels), (images, (labels + 1) % 10), (noise, labels)):  # fmt: skip
+        path = write_npz(tmp_path / "x.npz", pixels, asked)
+        changes = {"evaluate": {"features": "classifier", "images": path}}
+        found.append(run(merge(scored_values, changes), tmp_path)["scores"])
+    real, wrong, noisy = found
+    assert real["class_agreement"] > 0.9
+    assert wrong["class_agreement"] < 0.1
+    assert real["frechet_distance"] < 0.1 * noisy["frechet_distance"]
+    assert real["inception_score"] > 5
+    assert real["precision"] > 0.9
+    assert noisy["precision"] < 0.5
+
+
+def test_somebodys_own_features(scored_values, digits, tmp_path):
+    ref = write_npz(tmp_path / "ref.npz", digits[0][:100])
+    images = write_npz(tmp_path / "x.npz", digits[0][100:150])
+    changes = {"features": OWN, "reference": ref, "images": images}
+    found = run(merge(scored_values, {"evaluate": changes}), tmp_path)
+    rows = [x.mean(axis=(2, 3)) for x in (digits[0][100:150], digits[0][:100])]
+    mean, covariance = rows[1].mean(axis=0), np.cov(rows[1], rowvar=False)
+    wanted = frechet_by_eigenvalues(rows[0], mean, covariance)
+    assert found["scores"]["frechet_distance"] == pytest.approx(wanted, rel=1e-3)
+    assert found["extractor"] == {"features": OWN}
+
+
+def test_presets_are_those_of_the_config(scored_values):
+    hint = typing.get_type_hints(EvaluateConfig)["preset"]
+    names = typing.get_args(typing.get_args(hint)[0])
+    assert set(PRESETS) == set(names)
+    for name in PRESETS:
+        changes = {"evaluate": {"preset": name}, "diffusion": {"num_steps": 1000}}
+        config = merge(scored_values, changes)
+        options = sample_options(config)
+        assert dataclasses.asdict(options).items() >= PRESETS[name].items()
+        assert options.batch_size == config.sample.batch_size
+    unconditional = merge(scored_values, changes | {"data": {"num_classes": 0}, "evaluate": {"preset": "dit_guided"}})  # fmt: skip
+    with pytest.raises(UserError, match="cfg_scale must be 1"):
+        sample_options(unconditional)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "none.npz"}, "make it with --mode=refstats"),
+        ({"images": "none"}, "there are no images at none"),
+        ({"features": "inception"}, "config.evaluate.weights.*convert_inception"),
+        ({"features": "vgg"}, "config.evaluate.features must be inception, pixels"),
+        ({"features": "math:sinus"}, "config.evaluate.features must be"),
+    ],
+)
+def test_mistakes_are_named(scored_values, reference, changes, message):
+    config = merge(scored_values, {"evaluate": {"name": "wrong"} | changes})
+    with pytest.raises(UserError, match=message):
+        evaluate(config, reference[0])
+
+
+def test_files_of_another_form_are_named(scored_values, reference, digits, tmp_path):
+    def attempt(message, **changes):
+        with pytest.raises(UserError, match=message):
+            evaluate(merge(scored_values, {"evaluate": changes}), reference[0])
+
+    path = tmp_path / "x.npz"
+    np.savez(path, other=np.zeros(3))
+    attempt("is not an npz of images", images=str(path))
+    attempt("neither moments of pixels features nor images", reference=str(path))
+    write_npz(path, digits[0][:4].astype(np.float32))
+    attempt("must be uint8 .num, height, width, 1 or 3., got float32", images=str(path))
+    path.write_bytes(b"no zip")
+    attempt("is not an npz of images", images=str(path))
+    attempt("cannot be read", reference=str(path))
+    (tmp_path / "empty").mkdir()
+    attempt("has no images", images=str(tmp_path / "empty"))
+    for name, size in (("a.png", (8, 8)), ("b.png", (8, 9))):
+        Image.new("L", size).save(tmp_path / "empty" / name)
+    attempt("b.png is 8 x 9, and .*a.png is 8 x 8", images=str(tmp_path / "empty"))
+
+
+def test_another_reference_is_not_overwritten(scored_values, reference):
+    config = merge(scored_values, {"evaluate": {"reference_images": 100}})
+    with pytest.raises(UserError, match="is another reference"):
+        refstats(config, reference[0])
+
+
+def test_a_reference_of_other_features_is_refused(scored_values, reference):
+    changes = {"features": OWN, "reference": str(reference[1])}
+    with pytest.raises(UserError, match="was made with features = 'pixels'"):
+        evaluate(merge(scored_values, {"evaluate": changes}), reference[0])
