@@ -7,6 +7,7 @@ facts            JSON of where they are from and of the extractor; ADM's files l
 """
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,18 @@ from jax.sharding import Mesh
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor
-from diffussm_jax.evaluation.image_sets import NpzImages, sha256_of
+from diffussm_jax.evaluation.image_sets import (
+    ImageSet,
+    NpzImages,
+    Rows,
+    batches_of,
+    sha256_of,
+)
 from diffussm_jax.evaluation.metrics import Moments
 from diffussm_jax.evaluation.statistics import Statistics, measure
-from diffussm_jax.images import ImageArray
+from diffussm_jax.images import save_npz
 
+_BATCH = 256  # images in memory at a time
 MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
@@ -102,17 +110,22 @@ def _require_same_features(path: Path, own: dict, extractor: Extractor) -> None:
 
 
 def write_reference(
-    path: Path, found: Statistics, images: ImageArray, facts: dict[str, Any]
+    path: Path, found: Statistics, images: ImageSet, rows: Rows, facts: dict[str, Any]
 ) -> None:
-    """Write a reference; the file appears when it is whole."""
-    arrays = {"arr_0": images, "facts": np.asarray(json.dumps(facts))}
+    """Write a reference with the images at rising positions, read a batch at a time; the file appears when it is whole."""
+    arrays = {"facts": np.asarray(json.dumps(facts))}
     for which, moments in (("pool", found.pool), ("spatial", found.spatial)):
         if moments is not None:
             pair = moments.mean, moments.covariance
             arrays |= dict(zip(MOMENTS[which], pair))
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    shape = len(rows), *images.read(rows[:1]).shape[1:]
+    batches = (images.read(rows[batch]) for batch in batches_of(len(rows), _BATCH))
+    temporary = path.with_name(f"{path.name}.unfinished")
+    save_npz(batches, temporary, shape=shape, labels=None)
+    with zipfile.ZipFile(temporary, "a") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
     temporary.replace(path)
 
 

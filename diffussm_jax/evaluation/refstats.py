@@ -49,10 +49,10 @@ def refstats(config: Config, workdir: Path | None) -> None:
     )
     if jax.process_index() != 0:
         return
-    rows = np.random.default_rng(0).permutation(len(images))[:num_kept]
+    rows = np.sort(np.random.default_rng(0).permutation(len(images))[:num_kept])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_reference(path, found, images.read(np.sort(rows)), facts)
+        write_reference(path, found, images, rows, facts)
     except OSError as error:
         raise UserError(
             f"config.evaluate.reference: {path} cannot be written: {error.strerror}"

@@ -1,18 +1,16 @@
 """Inception and the scores against torch-fidelity's and pytorch-fid's, on the same random weights."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffussm_jax.config import from_dict
 from diffussm_jax.evaluation.convert_inception import convert
+from diffussm_jax.evaluation.evaluate import evaluate
 from diffussm_jax.evaluation.inception import inception, load_weights, weight_shapes
-from diffussm_jax.evaluation.metrics import (
-    RunningInceptionScore,
-    RunningMoments,
-    frechet_distance,
-    precision_recall,
-)
 
 # Theirs: what PyTorch has deprecated, and torchvision without its compiled part.
 pytestmark = [
@@ -164,7 +162,7 @@ def test_scores_are_torch_fidelitys_end_to_end(files, features, tmp_path):
         feature_extractor_weights_path=str(files[0]),
         fid=True,
         isc=True,
-        isc_splits=2,
+        isc_splits=1,
         prc=True,
         samples_shuffle=False,
         cuda=False,
@@ -173,17 +171,31 @@ def test_scores_are_torch_fidelitys_end_to_end(files, features, tmp_path):
         save_cpu_ram=True,
         batch_size=8,
     )
-    ours, theirs = features(samples), features(reference)
-    moments = []
-    for found in (ours, theirs):
-        running = RunningMoments()
-        running.add(found["pool"])
-        moments.append(running.result())
+    np.savez(tmp_path / "reference.npz", reference)
+    evaluation = {
+        "weights": str(files[1]),
+        "reference": str(tmp_path / "reference.npz"),
+        "images": str(tmp_path / "samples"),
+        "batch_size": 8,
+    }
+    evaluate(from_dict({"evaluate": evaluation}), tmp_path)
+    result = json.loads((tmp_path / "evaluation" / "default.json").read_text())
+    assert result["extractor"]["published"] is False
+    found = result["scores"]
     fid = wanted["frechet_inception_distance"]
-    assert frechet_distance(*moments) == pytest.approx(fid, rel=1e-3)
-    score = RunningInceptionScore(split_size=NUM_IMAGES // 2)
-    score.add(ours["probabilities"])
-    assert score.result() == pytest.approx(wanted["inception_score_mean"], abs=1e-4)
-    precision, recall = precision_recall(theirs["pool"], ours["pool"])
-    assert precision == pytest.approx(wanted["precision"], abs=1e-4)
-    assert recall == pytest.approx(wanted["recall"], abs=1e-4)
+    assert found["fid"] == pytest.approx(fid, rel=1e-3)
+    score = wanted["inception_score_mean"]
+    assert found["inception_score"] == pytest.approx(score, rel=1e-4)
+    assert found["precision"] == pytest.approx(wanted["precision"], abs=1e-4)
+    assert found["recall"] == pytest.approx(wanted["recall"], abs=1e-4)
+    sfid = plain_frechet(*(features(x)["spatial"] for x in (samples, reference)))
+    assert found["sfid"] == pytest.approx(sfid, rel=1e-4)
+
+
+def plain_frechet(x, y) -> float:
+    """By the singular values of the images' products: tr (A B)^(1/2) where A = X'X / (n - 1) and B = Y'Y / (m - 1)."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    difference = x.mean(axis=0) - y.mean(axis=0)
+    x, y = ((z - z.mean(axis=0)) / (len(z) - 1) ** 0.5 for z in (x, y))
+    root = np.linalg.svd(x @ y.T, compute_uv=False).sum()
+    return difference @ difference + (x**2).sum() + (y**2).sum() - 2 * root
