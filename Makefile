@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := runs/digits
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo test test-all notebook parity lint format clean
+.PHONY: help install demo test test-all notebook chaos parity lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test-all: install  ## all tests, the demo's figures among them
 
 notebook: install  ## run the Colab notebook from top to bottom (four minutes on two cores)
 	$(BIN)/python -m colab.run
+
+chaos: install  ## kill runs again and again; they must end where the undisturbed ones do (fifteen minutes)
+	$(BIN)/python -m benchmarks.chaos
 
 parity: install  ## against other people's implementations, in PyTorch
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1 \

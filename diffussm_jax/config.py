@@ -123,18 +123,25 @@ class TrainingConfig:
     eval_batches: int = 8
     sample_every: int | None = 10_000  # steps between sample grids; None draws none
     evaluate_every: int | None = None  # steps between scores, by `evaluate`
+    # A work directory or an export whose EMA the run begins from; only a label table may have another shape.
+    init_from: str | None = None
     # Where the loss or the gradient is not finite: skip drops the update of that step.
     on_nonfinite: Literal["stop", "skip"] = "skip"
     max_nonfinite: int = 10  # dropped updates in a row that stop the run
     spike_threshold: float | None = (
         10.0  # robust deviations of a loss above the median that warn
     )
+    # Seconds without a finished step that end the process; the first may take half an hour more, to compile.
+    watchdog_seconds: float | None = 3600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 5_000
-    keep: int = 3  # newest checkpoints that are kept
+    keep: int = 3  # newest checkpoints that are kept; besides them
+    keep_every: int | None = None  # those of every so many steps, a multiple of `every`
+    keep_best: bool = True  # and that of the lowest evaluation loss
+    timeout: float = 1800.0  # seconds that a save may take in the background
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +213,8 @@ class ExportConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
+    # Folder of compiled programs, for the next start; None is JAX_COMPILATION_CACHE_DIR, or none.
+    compilation_cache_dir: str | None = None
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()

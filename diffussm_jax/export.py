@@ -28,7 +28,7 @@ from diffussm_jax.model_card import model_card
 from diffussm_jax.parallel.feed import collect
 from diffussm_jax.parallel.mesh import make_mesh, state_shardings
 from diffussm_jax.pretrained import read_tensors
-from diffussm_jax.training import checkpoint
+from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state
 
@@ -119,14 +119,14 @@ def load_weights(
     config = workdir_lib.read_config(folder)
     mesh = make_mesh(config.mesh) if mesh is None else mesh
     abstract = abstract_state(config, make_optimizer(config.optimizer), mesh)
-    with checkpoint.open_checkpoints(folder, config.checkpoint) as checkpoints:
-        state = checkpoint.restore(checkpoints, abstract, step=step)
-    if state is None:
+    with Checkpoints(folder, config.checkpoint) as checkpoints:
+        saved = checkpoints.restore(abstract, step=step)
+    if saved is None:
         raise UserError(
             f"{folder} has no checkpoint yet: train first, or lower checkpoint.every"
         )
-    params = state.ema if ema else state.params
-    return Weights(config, params, int(state.step), _class_names(folder))
+    params = saved.state.ema if ema else saved.state.params
+    return Weights(config, params, int(saved.state.step), _class_names(folder))
 
 
 def is_export(folder: Path) -> bool:
@@ -157,9 +157,11 @@ def _without_paths(config: Config) -> Config:
     """A config for other machines: any devices, no folders; a folder of images keeps its own name."""
     name = portable_name(config.data.name)
     data = dataclasses.replace(config.data, name=name, data_dir=None, latents_dir=None)
+    training = dataclasses.replace(config.training, init_from=None)
     return dataclasses.replace(
         config,
         data=data,
+        training=training,
         mesh=MeshConfig(),
         export=dataclasses.replace(config.export, folder=None),
     )

@@ -1,6 +1,7 @@
 """Command line: python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits [--mode=train]"""
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
@@ -20,6 +22,7 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.roll_call import Processes
 from diffussm_jax.preemption import EXIT_CODE, Preempted
+from diffussm_jax.training.background import CheckpointError
 
 
 class Mode(NamedTuple):
@@ -42,6 +45,8 @@ MODES = {
 }
 
 ALONE = ("plan", "flops")  # never a job of several processes
+
+_DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, as configs/digits.py."
@@ -82,6 +87,13 @@ def _errors_in_one_line() -> Iterator[None]:
         _exit(2, f"error: {error}")
     except FloatingPointError as error:
         _exit(1, f"error: {error}")
+    except CheckpointError as error:
+        _write_line(f"error: {error}")
+        os._exit(1)  # a write that hangs would be waited for
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _exit(1, f"error: {error.filename or _WORKDIR.value}: {error.strerror}")
     except Preempted as end:
         _exit(EXIT_CODE, f"preempted: {end}; the same command goes on")
 
@@ -92,6 +104,8 @@ def _find_processes() -> Processes | None:
 
 
 def _run(config: Config, workdir: Path | None) -> None:
+    if config.compilation_cache_dir is not None:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
     mode = MODES[_MODE.value]
     module, _, name = mode.function.partition(":")
     function = getattr(importlib.import_module(module), name)
@@ -151,8 +165,13 @@ def _start_logging(processes: Processes | None) -> None:
     logger.handlers, logger.propagate = [handler], False
 
 
+def _write_line(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
 def _exit(code: int, last_line: str) -> NoReturn:
-    sys.stderr.write(f"{last_line}\n")
+    _write_line(last_line)
     sys.exit(code)
 
 

@@ -15,7 +15,7 @@ from diffussm_jax.config import Config
 from diffussm_jax.diffusion.gaussian import make_diffusion, training_loss
 from diffussm_jax.export import flat_names
 from diffussm_jax.parallel.mesh import LAYERS, make_mesh
-from diffussm_jax.training import checkpoint
+from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.dump import Dump, read_newest
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.origin import find_origin
@@ -54,10 +54,10 @@ def _restore(config: Config, dump: Dump) -> TrainState:
     mesh = make_mesh(devices=jax.local_devices()[:1])
     optimizer = make_optimizer(dump.config.optimizer)
     abstract = abstract_state(config, optimizer, mesh)
-    with checkpoint.open_checkpoints(dump.folder, config.checkpoint) as checkpoints:
-        state = checkpoint.restore(checkpoints, abstract)
-    assert state is not None  # a dump is written after its checkpoint
-    return state
+    with Checkpoints(dump.folder, config.checkpoint) as checkpoints:
+        saved = checkpoints.restore(abstract)
+    assert saved is not None  # a dump is written after its checkpoint
+    return saved.state
 
 
 def _report(config: Config, dump: Dump, state: TrainState) -> Iterator[str]:

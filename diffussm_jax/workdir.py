@@ -122,6 +122,7 @@ def may_differ(field: str) -> bool:
 # files are, what is logged, kept, measured and drawn. A field that is not listed is refused.
 MAY_DIFFER = frozenset(
     {
+        "compilation_cache_dir",
         "model.remat",
         "model.scan_unroll",
         "model.ssm_implementation",
@@ -146,6 +147,7 @@ MAY_DIFFER = frozenset(
         "training.on_nonfinite",
         "training.max_nonfinite",
         "training.spike_threshold",
+        "training.watchdog_seconds",
         "checkpoint",
         "mesh",
         "plan",
@@ -167,7 +169,7 @@ def _require_same(workdir: Path, config: Config, fields: list[str]) -> None:
         if not same and not may_differ(field):
             raise UserError(
                 f"--workdir={workdir} holds a run with {field} = {theirs!r}, but this config has {ours!r}: use its "
-                "config or another work directory"
+                "config, or another work directory (--config.training.init_from begins from the weights of this one)"
             )
 
 

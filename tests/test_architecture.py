@@ -16,6 +16,7 @@ ALLOWED = {
     "parallel": {"config", "errors", "ops", "shapes"},
     "training": {
         "config",
+        "config_parsing",
         "data",
         "diffusion",
         "errors",

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from diffussm_jax.main import MODES
+
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
 
@@ -89,4 +91,4 @@ def test_a_finished_run_of_another_model_and_sampling(trained, tmp_path):
 def test_help_lists_the_flags():
     result = run("--help")
     assert "--workdir" in result.stdout
-    assert "<train|sample|export|replay|encode|plan>" in result.stdout
+    assert f"<{'|'.join(MODES)}>" in result.stdout

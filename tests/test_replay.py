@@ -11,10 +11,12 @@ from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.replay import replay
-from diffussm_jax.training import checkpoint, loop
+from diffussm_jax.training import loop
+from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.dump import read_newest
 from diffussm_jax.training.numerics import NonFiniteError
 from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.record import describe
 from diffussm_jax.training.state import abstract_state
 from tests.conftest import merge
 
@@ -25,12 +27,12 @@ def stop_with(tiny_config, trained, workdir, damage, **training):
     shutil.copytree(trained, workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
     abstract = abstract_state(config, make_optimizer(config.optimizer), make_mesh())
-    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
-        state = checkpoint.restore(checkpoints, abstract)
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        state = checkpoints.restore(abstract).state
     shutil.rmtree(workdir / "checkpoints")
     damaged = dataclasses.replace(state, params=damage(state.params))
-    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
-        checkpoint.save(checkpoints, damaged)
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        checkpoints.save(3, damaged, describe(config, 3))
     with pytest.raises(NonFiniteError, match="--mode=replay looks into it") as error:
         loop.train(config, workdir)
     return config, error.value

@@ -21,8 +21,10 @@ from diffussm_jax.config import Config
 from diffussm_jax.data.pipeline import Batch, example_indices, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.errors import UserError
-from diffussm_jax.training import checkpoint
+from diffussm_jax.training.background import CheckpointError
+from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.numerics import NonFiniteError
+from diffussm_jax.training.record import describe
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir import write_atomically
 
@@ -58,8 +60,8 @@ def dump_at_nonfinite(
         folder = workdir / FAULTS_FOLDER / f"step_{error.step:07d}"
         try:
             _write(folder, config, source, state(), error)
-        except OSError as failure:
-            logger.warning("%s cannot be written: %s", folder, failure.strerror)
+        except (OSError, CheckpointError) as failure:
+            logger.warning("%s cannot be written: %s", folder, failure)
             raise error from failure
         text = f"{error}. --mode=replay looks into it ({folder})"
         raise NonFiniteError(text, step=error.step) from error
@@ -73,8 +75,9 @@ def _write(
     error: NonFiniteError,
 ) -> None:
     keep_one = dataclasses.replace(config.checkpoint, keep=1)
-    with checkpoint.open_checkpoints(folder, keep_one) as checkpoints:
-        checkpoint.save(checkpoints, state)
+    step = int(state.step)
+    with Checkpoints(folder, keep_one) as checkpoints:
+        checkpoints.save(step, state, describe(config, step))
     if jax.process_index() != 0:
         return
     before = error.step - 1

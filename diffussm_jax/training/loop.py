@@ -23,11 +23,13 @@ from diffussm_jax.parallel.mesh import (
     replicated,
 )
 from diffussm_jax.preemption import Preempted, PreemptionNotice
-from diffussm_jax.training import checkpoint
+from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.dump import dump_at_nonfinite
 from diffussm_jax.training.ema_snapshots import save_snapshots
+from diffussm_jax.training.init_from import init_from
 from diffussm_jax.training.metrics import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.record import Record, describe, require_same_position
 from diffussm_jax.training.state import (
     TrainState,
     abstract_model,
@@ -35,6 +37,7 @@ from diffussm_jax.training.state import (
     init_state,
 )
 from diffussm_jax.training.step import make_eval_step, make_train_step
+from diffussm_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ def train(config: Config, workdir: Path) -> None:
         UserError: the work directory, the data or a checkpoint does not fit the config.
         NonFiniteError: the loss or the gradient of too many steps in a row was not finite.
         Preempted: the process was told to stop; the step in hand is saved.
+        CheckpointError: a checkpoint could not be written, or not in time.
     """
     with PreemptionNotice() as notice:
         _train(config, workdir, notice)
@@ -71,8 +75,15 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
     generator = _generator(config, workdir, graphdef, mesh)
     scorer = make_scorer(config, workdir, generator)
 
-    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
-        state, step = _first_state(config, checkpoints, optimizer, abstract)
+    with (
+        Checkpoints(workdir, config.checkpoint) as checkpoints,
+        Watchdog(config.training.watchdog_seconds) as watchdog,
+    ):
+        state, record = _first_state(config, checkpoints, optimizer, abstract)
+        step = record["step"]
+        if step == 0 and config.training.init_from is not None:
+            names = source.facts["class_names"]
+            state = init_from(config, state, mesh, class_names=names)
         if step >= num_steps:
             logger.info("%s is done: step %d of %d", workdir, step, num_steps)
             return
@@ -86,9 +97,7 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
         )
         is_preempted = False
         with (
-            TrainingLog(
-                config, workdir, start_step=step, num_examples=len(source)
-            ) as log,
+            TrainingLog(config, workdir, record, num_examples=len(source)) as log,
             dump_at_nonfinite(config, workdir, source, lambda: state),
         ):
             while step < num_steps and not is_preempted:
@@ -97,16 +106,17 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
                 state, metrics = train_step(state, batch)
                 step += 1
                 log.record(metrics)
+                watchdog.watch(metrics)
+                checkpoints.check()
                 is_preempted = notice.reached()
+                losses = {}
                 if _is_due(step, config.training.eval_every, num_steps):
                     with log.pause():
-                        log.write(evaluate(state))
+                        losses = evaluate(state)
+                        log.write(losses)
                 if generator and _is_due(step, config.training.sample_every, num_steps):
                     with log.pause():
-                        images, labels = generator.draw(state.ema, config.sample)
-                        if jax.process_index() == 0:
-                            path = workdir / "samples" / f"step_{step:07d}.png"
-                            save_grid(images, path, labels=labels)
+                        _draw_grid(config, workdir, generator, state, step)
                 if scorer and _is_due(step, config.training.evaluate_every, num_steps):
                     with log.pause():
                         log.write(scorer(state.ema))
@@ -114,24 +124,28 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
                     with log.pause():
                         widths = config.training.ema_lengths
                         save_snapshots(workdir, state.averages, widths, step=step)
-                if is_preempted or _is_due(step, config.checkpoint.every, num_steps):
-                    log.report()  # raises before a state that is not finite is saved
+                is_due = _is_due(step, config.checkpoint.every, num_steps)
+                if is_due:
+                    log.report()  # raises where a run should stop
+                if is_due or is_preempted:
                     with log.pause():
-                        checkpoint.save(checkpoints, state)
+                        record = describe(config, step, losses, log.unreported())
+                        checkpoints.save(step, state, record)
     if step < num_steps:
         raise Preempted(f"step {step} of {num_steps} is saved in {workdir}")
     logger.info("%s is done: step %d of %d", workdir, step, num_steps)
 
 
-def _first_state(config, checkpoints, optimizer, abstract) -> tuple[TrainState, int]:
-    """The latest checkpoint's state, or a new one, each array where `abstract` has it."""
-    state = checkpoint.restore(checkpoints, abstract)
-    if state is None:
+def _first_state(config, checkpoints, optimizer, abstract) -> tuple[TrainState, Record]:
+    """What the newest checkpoint holds, or a new state, each array where `abstract` has it."""
+    saved = checkpoints.resume(abstract)
+    if saved is None:
         places = jax.tree.map(lambda a: a.sharding, abstract)
         init = jax.jit(lambda: init_state(config, optimizer), out_shardings=places)
-        return init(), 0
-    logger.info("resuming from step %d", state.step)
-    return state, int(state.step)
+        return init(), describe(config, 0)
+    require_same_position(saved.record, config)
+    logger.info("resuming from step %d", saved.record["step"])
+    return saved
 
 
 def _compile_steps(config: Config, graphdef, optimizer, abstract, mesh):
@@ -176,6 +190,13 @@ def _generator(config: Config, workdir: Path, graphdef, mesh) -> Generator | Non
     if config.training.sample_every is None and config.training.evaluate_every is None:
         return None
     return Generator(config, graphdef, mesh, make_decoder(config, workdir, mesh))
+
+
+def _draw_grid(config: Config, workdir: Path, generator, state, step: int) -> None:
+    images, labels = generator.draw(state.ema, config.sample)
+    if jax.process_index() == 0:
+        path = workdir / "samples" / f"step_{step:07d}.png"
+        save_grid(images, path, labels=labels)
 
 
 def _is_due(step: int, every: int | None, num_steps: int) -> bool:

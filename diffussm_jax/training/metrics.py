@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 SKIP_COUNTS = {"skipped", "skipped_in_a_row"}
+_TYPES = {float: np.float32, int: np.int32}  # of metrics that come out of a checkpoint
 
 
 class JsonlWriter(metric_writers.LoggingWriter):
@@ -50,14 +52,26 @@ class TrainingLog:
     """Collects each step's metrics on the device and reports their means every `training.log_every` steps.
 
     Nothing waits for the device between two reports. Used as a context manager; leaving it closes the files.
+
+    Args:
+        record: of the checkpoint that the run goes on from.
     """
 
     def __init__(
-        self, config: Config, workdir: Path, *, start_step: int, num_examples: int
+        self,
+        config: Config,
+        workdir: Path,
+        record: Mapping[str, Any],
+        *,
+        num_examples: int,
     ):
+        start_step: int = record["step"]
         self._config, self._step = config, start_step
         self._monitor = NumericsMonitor(config, num_examples=num_examples)
-        self._pending: list[dict[str, jax.Array]] = []
+        self._pending: list[dict] = [
+            {name: _TYPES[type(x)](x) for name, x in metrics.items()}
+            for metrics in record["unreported"]
+        ]
         self._paused, self._waited = _Stopwatch(), _Stopwatch()
         self._since, self._num_timed = 0.0, 0
         num_steps = config.training.num_steps
@@ -117,6 +131,13 @@ class TrainingLog:
         self._writer.write_scalars(self._step, means)
         self._pending = []
         self._restart()
+
+    def unreported(self) -> list[dict[str, float]]:
+        """Metrics of the steps since the last report, for a checkpoint: the next report is then what it would have been."""
+        return [
+            {name: np.asarray(x).item() for name, x in metrics.items()}
+            for metrics in jax.device_get(self._pending)
+        ]
 
     def write(self, scalars: dict[str, float]) -> None:
         """Write scalars of another kind, if any, at the step in hand."""

@@ -13,7 +13,8 @@ from diffussm_jax.config import from_dict
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.training import checkpoint, loop
+from diffussm_jax.training import loop
+from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.metrics import JsonlWriter
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state, init_state
@@ -31,8 +32,8 @@ def read_metrics(workdir):
 def read_state(config, workdir, step=None):
     mesh = make_mesh(config.mesh)
     abstract = abstract_state(config, make_optimizer(config.optimizer), mesh)
-    with checkpoint.open_checkpoints(workdir, config.checkpoint) as checkpoints:
-        return checkpoint.restore(checkpoints, abstract, step=step)
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        return checkpoints.restore(abstract, step=step).state
 
 
 def assert_equal(a, b):

@@ -1,0 +1,282 @@
+"""Does a run that is killed again and again end where the undisturbed run ends? python -m benchmarks.chaos [--short]
+
+Runs of a tiny model on this machine's CPU, each a process of its own that is ended from outside:
+- kills: SIGKILL at random times, a third of them while a checkpoint is being written;
+- terms: SIGTERM at random times, after which the run saves its step and ends with 75;
+- processes: jobs of two processes of which one is killed or told to stop;
+- devices: restarts on 1, 2 and 4 devices in turn.
+All but the last must end bit for bit where the undisturbed run ends: parameters, EMA, optimizer state, and each step's loss and
+gradient norm, each step logged once. With other devices sums are added in another order: the losses must agree to 1e-5 within 20
+steps of a restart and to 1e-3 at the end. Prints every kill; exits with 1 if a comparison fails.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.preemption import EXIT_CODE
+from diffussm_jax.training.checkpoint import Checkpoints
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.state import abstract_state
+
+FIELDS = {"model.depth": 1, "model.width": 16, "model.state_size": 4, "training.batch_size": 16,
+          "training.log_every": 1, "training.eval_every": 50, "training.eval_batches": 1,
+          "training.sample_every": 10**6, "checkpoint.every": 5, "checkpoint.keep": 2,
+          "sample.num": 4, "sample.batch_size": 4, "sample.steps": 2}  # fmt: skip
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+               "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}  # fmt: skip
+TIMED = {"images_per_second", "input_wait"}  # of a metrics line, what may differ
+PATIENCE = 300.0  # seconds for a run to come to the next event
+STEPS_PER_LIFE = 20
+Line = dict[str, float]
+
+
+class Run:
+    """One work directory, and the process that trains in it when there is one."""
+
+    def __init__(
+        self, folder: Path, options: argparse.Namespace, *, processes: int = 1
+    ):
+        self.folder, self._processes = folder, processes
+        shutil.rmtree(folder, ignore_errors=True)
+        fields = FIELDS | {
+            "training.num_steps": options.num_steps,
+            "compilation_cache_dir": options.folder / "compiled",
+        }
+        if options.data_dir is not None:
+            fields["data.data_dir"] = options.data_dir
+        main = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py", f"--workdir={folder}"]  # fmt: skip
+        self._command = main + [f"--config.{k}={v}" for k, v in fields.items()]
+        if processes > 1:
+            launcher = [sys.executable, "-m", "launch.local", f"--processes={processes}", "--devices=1", "--"]  # fmt: skip
+            self._command = launcher + self._command
+
+    def start(self, num_devices: int = 1) -> None:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+        devices = {} if self._processes > 1 else {"JAX_NUM_CPU_DEVICES": str(num_devices)}  # fmt: skip
+        self.log = self.folder.with_suffix(".log")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                self._command, env=kept | ENVIRONMENT | devices, stdout=log, stderr=log
+            )
+
+    def finish(self) -> None:
+        """Let it run to its end."""
+        if code := self.process.wait():
+            self._fail(f"ended with {code}")
+
+    def lines(self) -> list[Line]:
+        """The metrics so far; a line that is being written is left out."""
+        path = self.folder / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def step(self) -> int:
+        """The last step in the log that is in hand now."""
+        return max((line["step"] for line in self.lines()), default=0)
+
+    def await_start(self) -> int:
+        """Wait until it goes on, and give the step that it goes on from."""
+        while "step " not in (text := self.log.read_text()):
+            self._keep_waiting()
+        resumed = text.partition("resuming from step ")[2]
+        return int(resumed.split()[0]) if resumed else 0
+
+    def await_step(self, step: int) -> None:
+        self._deadline = time.monotonic() + PATIENCE
+        while self.step() < step:
+            self._keep_waiting()
+
+    def await_write(self) -> None:
+        """Wait until a checkpoint is being written."""
+        while not self.unfinished():
+            self._keep_waiting()
+
+    def unfinished(self) -> list[str]:
+        """Checkpoints that are begun and not complete."""
+        folder = self.folder / "checkpoints"
+        paths = list(folder.iterdir()) if folder.exists() else []
+        return [p.name for p in paths if not (p / "manifest.json").exists()]
+
+    def _keep_waiting(self) -> None:
+        if self.process.poll() is not None:
+            self._fail(f"ended by itself with {self.process.returncode}")
+        time.sleep(0.001)
+
+    def _fail(self, what: str) -> None:
+        raise SystemExit(
+            f"error: {self.folder} {what}:\n{self.log.read_text()[-3000:]}"
+        )
+
+    def child(self, index: int) -> int:
+        """The id of a process of the job."""
+        variable = f"JAX_PROCESS_ID={index}"
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                is_child = f"PPid:\t{self.process.pid}\n" in (folder / "status").read_text()  # fmt: skip
+                if is_child and variable in (folder / "environ").read_text().split("\0"):  # fmt: skip
+                    return int(folder.name)
+            except OSError:
+                continue
+        raise SystemExit(f"error: process {index} of {self.folder} is gone")
+
+
+def undisturbed(options: argparse.Namespace, name: str, *, processes: int = 1) -> Run:
+    run = Run(options.folder / name, options, processes=processes)
+    run.start()
+    run.finish()
+    return run
+
+
+def kills(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
+    """SIGKILL at a random time after the first step, or in a write."""
+    run, num_in_write = Run(options.folder / "kills", options), 0
+    wanted = -(-options.kills // 3)
+    for number in range(1, options.kills + 1):
+        run.start()
+        start = run.await_start()
+        if num_in_write < wanted and rng.random() < 0.6 or options.kills - number < wanted - num_in_write:  # fmt: skip
+            run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
+            run.await_write()
+            time.sleep(rng.uniform(0, 0.04))
+        else:
+            run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
+            time.sleep(rng.uniform(0, 0.1))
+        run.process.kill()
+        run.process.wait()
+        torn = run.unfinished()
+        num_in_write += bool(torn)
+        say(f"kill {number}: went on from step {start}, SIGKILL after step {run.step()}" + (f", while {torn[0]} was written" if torn else ""))  # fmt: skip
+    run.start()
+    run.finish()
+    say(f"{options.kills} kills, {num_in_write} of them during a checkpoint write")
+    compare(run, reference)
+    if num_in_write < wanted:
+        raise SystemExit(f"error: only {num_in_write} kills met a write")
+
+
+def terms(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
+    """SIGTERM at a random time: the step is saved."""
+    run = Run(options.folder / "terms", options)
+    for number in range(1, options.terms + 1):
+        run.start()
+        start = run.await_start()
+        run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
+        time.sleep(rng.uniform(0, 0.05))
+        run.process.terminate()
+        code = run.process.wait()
+        say(f"SIGTERM {number}: went on from step {start}, saved step {run.step()}, exit code {code}")  # fmt: skip
+        if code != EXIT_CODE:
+            raise SystemExit(f"error: exit code {code}, not {EXIT_CODE}")
+    run.start()
+    run.finish()
+    compare(run, reference)
+
+
+def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
+    """One of two processes is killed, or told to stop."""
+    run = Run(options.folder / "processes", options, processes=2)
+    for number in range(1, options.job_ends + 1):
+        run.start()
+        start = run.await_start()
+        run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
+        victim = rng.randrange(2)
+        how = rng.choice([signal.SIGKILL, signal.SIGTERM])
+        os.kill(run.child(victim), how)
+        code = run.process.wait()
+        say(f"job {number}: went on from step {start}, {how.name} to process {victim} after step {run.step()}, exit code {code}")  # fmt: skip
+        if code != (EXIT_CODE if how == signal.SIGTERM else 128 + how):
+            raise SystemExit(f"error: exit code {code}:\n{run.log.read_text()[-3000:]}")
+    run.start()
+    run.finish()
+    compare(run, undisturbed(options, "undisturbed_processes", processes=2))
+
+
+def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
+    """Told to stop again and again, each time going on with another number of devices."""
+    run, starts, num = Run(options.folder / "devices", options), [], 0
+    while run.step() < options.num_steps:
+        run.start(num_devices := (1, 2, 4)[num % 3])
+        num += 1
+        start = run.await_start()
+        starts.append(start)
+        if num <= options.moves:
+            run.await_step(start + rng.randrange(20, 20 + STEPS_PER_LIFE))
+            run.process.terminate()
+        run.process.wait()
+        say(f"from step {start} to {run.step()} on {num_devices} device(s)")
+    ours, theirs = run.lines(), reference.lines()
+    errors = np.array([abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs) if "loss" in b])  # fmt: skip
+    after = [errors[start : start + 20].max() for start in starts]
+    say(f"relative error of the loss within 20 steps of each restart: {', '.join(f'{x:.1e}' for x in after)}; at the end {errors[-1]:.1e}")  # fmt: skip
+    if max(after) > 1e-5 or errors[-1] > 1e-3:
+        raise SystemExit("error: the losses differ")
+
+
+def compare(run: Run, reference: Run) -> None:
+    """End the program unless two runs have the same log and the same state."""
+    ours, theirs = (
+        [{k: v for k, v in line.items() if k not in TIMED} for line in x.lines()]
+        for x in (run, reference)
+    )
+    if ours != theirs:
+        first = next(((a, b) for a, b in zip(ours, theirs) if a != b), "the number of lines")  # fmt: skip
+        raise SystemExit(f"error: the logs differ: {first}")
+    leaves = [jax.tree_util.tree_leaves_with_path(state(x.folder)) for x in (run, reference)]  # fmt: skip
+    for (path, a), (_, b) in zip(*leaves, strict=True):
+        if np.asarray(a).tobytes() != np.asarray(b).tobytes():
+            raise SystemExit(f"error: {jax.tree_util.keystr(path)} differs")
+    say(f"{run.folder.name}: {len(ours)} log lines and {len(leaves[0])} arrays are bit for bit those of the undisturbed run")  # fmt: skip
+
+
+def state(folder: Path):
+    config = workdir_lib.read_config(folder)
+    mesh = make_mesh(devices=jax.local_devices()[:1])
+    with Checkpoints(folder, config.checkpoint) as checkpoints:
+        return checkpoints.restore(abstract_state(config, make_optimizer(config.optimizer), mesh)).state  # fmt: skip
+
+
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+SCENARIOS = {"kills": kills, "terms": terms, "processes": processes, "devices": devices}  # fmt: skip
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--short", action="store_true", help="3 kills and a SIGTERM: a minute")  # fmt: skip
+    parser.add_argument("--only", choices=SCENARIOS, help="one kind of disturbance")
+    parser.add_argument("--folder", type=Path, default=Path("runs/chaos"))
+    parser.add_argument("--data_dir", help="of the prepared digits; default: TFDS's")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    options.folder = options.folder.absolute()
+    sizes = {"num_steps": 400, "kills": 30, "terms": 10, "job_ends": 6, "moves": 8}
+    if options.short:
+        sizes |= {"num_steps": 60, "kills": 3, "terms": 1}
+    vars(options).update(sizes)
+    chosen = [options.only] if options.only else list(SCENARIOS)[: 2 if options.short else None]  # fmt: skip
+    began, rng = time.monotonic(), random.Random(options.seed)
+    reference = undisturbed(options, "undisturbed")
+    for name in chosen:
+        SCENARIOS[name](options, rng, reference)
+    say(f"all as it should be, in {time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

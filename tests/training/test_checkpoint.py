@@ -1,0 +1,304 @@
+"""Checkpoints: placed anywhere, kept by rule, never read when damaged, loud when they cannot be written."""
+
+import contextlib
+import itertools
+import json
+import logging
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from diffussm_jax.config import MeshConfig, from_dict
+from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.preemption import Preempted, PreemptionNotice
+from diffussm_jax.training import integrity, loop
+from diffussm_jax.training.background import CheckpointError
+from diffussm_jax.training.checkpoint import Checkpoints
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.record import describe
+from diffussm_jax.training.state import abstract_state
+from tests.conftest import merge
+
+
+def abstract(config, mesh=None):
+    mesh = make_mesh(config.mesh) if mesh is None else mesh
+    return abstract_state(config, make_optimizer(config.optimizer), mesh)
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def restored(config, workdir, **options):
+    with Checkpoints(workdir, config.checkpoint) as checkpoints:
+        return checkpoints.restore(abstract(config), **options)
+
+
+def test_a_record_says_where_the_run_is_and_what_made_it(trained, tiny_config):
+    record = restored(from_dict(tiny_config), trained).record
+    assert record["step"] == 6
+    assert record["examples"] == 6 * 16
+    assert record["config"]["model"]["width"] == 16
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["eval_loss"] > 0
+    assert restored(from_dict(tiny_config), trained, step=3).record["eval_loss"] is None
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+WAYS = {
+    "truncated": truncate,
+    "emptied": lambda path: path.write_bytes(b""),
+    "bit-flipped": flip_bit,
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_damage_of_any_file_is_found(way, trained, tmp_path):
+    newest = trained / "checkpoints" / "6"
+    files = [p.relative_to(newest) for p in newest.rglob("*") if p.is_file()]
+    assert len(files) > 8
+    for file in files:
+        copy = epath.Path(tmp_path / str(file).replace("/", "_"))
+        shutil.copytree(newest, copy)
+        assert integrity.find_damage(copy) is None
+        WAYS[way](Path(copy / file))
+        damage = integrity.find_damage(copy)
+        assert damage is not None
+        assert str(file) in damage or file.name == integrity.MANIFEST_FILE
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(
+    way, trained, tiny_config, tmp_path, caplog
+):
+    config = from_dict(tiny_config)
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    newest = tmp_path / "checkpoints" / "6"
+    WAYS[way](newest / "state" / "manifest.ocdbt")
+    assert restored(config, tmp_path).record["step"] == 3
+    text = f"checkpoint {newest} is damaged (state/manifest.ocdbt"
+    assert text in caplog.text
+    with pytest.raises(UserError, match=f"{newest} is damaged: state/manifest.ocdbt"):
+        restored(config, tmp_path, step=6)
+
+
+def test_training_goes_on_from_the_one_before_and_comes_to_the_same_end(
+    trained, tiny_config, tmp_path, caplog
+):
+    config = from_dict(tiny_config)
+    shutil.copytree(trained, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    truncate(folder / "6" / "state" / "_METADATA")
+    (folder / "9.orbax-checkpoint-tmp").mkdir()
+    with caplog.at_level(logging.INFO):
+        loop.train(config, tmp_path / "run")
+    assert "resuming from step 3" in caplog.text
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
+    assert_equal(
+        restored(config, tmp_path / "run").state, restored(config, trained).state
+    )
+
+
+def test_where_none_is_whole_nothing_is_made_anew(trained, tiny_config, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    for step in ("3", "6"):
+        (folder / step / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
+        loop.train(from_dict(tiny_config), tmp_path / "run")
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
+
+
+def test_a_first_save_that_was_killed_is_made_again(trained, tiny_config, tmp_path):
+    """Between Orbax's end and the manifest; the same without its mark would be damage."""
+    shutil.copytree(trained, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(folder / "6")
+    (folder / "3" / "manifest.json").unlink()
+    (folder / "3.saving").touch()
+    config = from_dict(tiny_config)
+    assert restored(config, tmp_path / "run") is None
+    loop.train(config, tmp_path / "run")
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
+    assert_equal(
+        restored(config, tmp_path / "run").state, restored(config, trained).state
+    )
+
+
+WIDE = {"model": {"width": 64, "state_size": 16}}  # enough to be split
+
+
+def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
+    """8 devices, replicated -> 4 by fsdp -> 1 -> 8 by both; and as bfloat16."""
+    config = merge(tiny_config, WIDE)
+    meshes = [
+        make_mesh(MeshConfig(**axes), jax.devices()[:num])
+        for num, axes in ((8, {}), (4, {"fsdp": -1}), (1, {}), (8, {"fsdp": 2}))
+    ]
+    optimizer, first = make_optimizer(config.optimizer), abstract(config, meshes[0])
+    state = jax.jit(
+        lambda: loop.init_state(config, optimizer),
+        out_shardings=jax.tree.map(lambda a: a.sharding, first),
+    )()
+    original = jax.device_get(state)
+    for step, mesh in enumerate(meshes[1:], 1):
+        wanted = abstract(config, mesh)
+        with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+            checkpoints.save(step, state, describe(config, step))
+            checkpoints.wait()
+            state = checkpoints.restore(wanted).state
+        assert_equal(jax.device_get(state), original)
+        places = jax.tree.map(lambda a, b: a.sharding == b.sharding, state, wanted)
+        assert all(jax.tree.leaves(places))
+    halves = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(
+            a.shape,
+            jnp.bfloat16 if a.dtype == jnp.float32 else a.dtype,
+            sharding=a.sharding,
+        ),
+        wanted,
+    )
+    with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+        ema = checkpoints.restore(halves).state.ema
+    assert_equal(ema, jax.tree.map(lambda a: a.astype(jnp.bfloat16), original.ema))
+
+
+def test_what_is_kept(tiny_config, tmp_path):
+    """The newest two, those of every fourth step, and the best."""
+    rules = {"keep": 2, "keep_every": 4}
+    config = merge(tiny_config, {"checkpoint": rules})
+    state = {"params": {"a": jnp.zeros(3)}}
+    losses = {1: 0.9, 2: 0.3, 3: 0.5, 5: 0.4}
+    with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+        for step in range(1, 8):
+            eval_losses = {"eval_loss": losses[step]} if step in losses else {}
+            checkpoints.save(step, state, describe(config, step, eval_losses))
+            checkpoints.wait()
+        assert checkpoints.steps() == [2, 4, 6, 7]
+
+
+def failing(seconds):
+    def write_manifest(folder):
+        time.sleep(seconds)
+        raise OSError(28, "No space left on device")
+
+    return write_manifest
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timeout", "message"),
+    [
+        (0, 60, r"step 3 could not be written: .*No space left on device; there is none"),
+        (60, 1, r"step 3 was not written within 1 s \(config.checkpoint.timeout\)"),
+    ],
+)  # fmt: skip
+def test_a_failed_save_ends_the_run_soon(
+    seconds, timeout, message, tiny_config, tmp_path, monkeypatch
+):
+    changes = {"checkpoint": {"every": 3, "timeout": timeout}, "training": {"num_steps": 10**6}}  # fmt: skip
+    config = merge(tiny_config, changes)
+    monkeypatch.setattr(integrity, "write_manifest", failing(seconds))
+    with pytest.raises(CheckpointError, match=message):
+        loop.train(config, tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB of its own."""
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path],
+        capture_output=True,
+        check=False,
+    )
+    if mount.returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def fill(disk: Path) -> None:
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", 0) as file:
+        while file.write(bytes(512)):
+            pass
+
+
+def lock(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+
+def unlock(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+    (disk / "filler").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(fill, "No space left on device"), (lock, "Read-only file system")],
+)
+def test_a_disk_that_takes_no_more_is_named_and_the_last_checkpoint_is_good(
+    spoil, message, small_disk, trained, tiny_config, monkeypatch
+):
+    config, workdir = from_dict(tiny_config), small_disk / "run"
+    shutil.copytree(trained, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "6")
+    with monkeypatch.context() as patch:
+        save = Checkpoints.save
+
+        def spoilt(self, *arguments):
+            spoil(small_disk)
+            save(self, *arguments)
+
+        patch.setattr(Checkpoints, "save", spoilt)
+        with pytest.raises(
+            (CheckpointError, OSError), match=f"{message}.*|.*step 6.*{message}"
+        ) as error:
+            loop.train(config, workdir)
+    assert "step 3" in str(error.value)
+    unlock(small_disk)
+    loop.train(config, workdir)
+    assert_equal(restored(config, workdir).state, restored(config, trained).state)
+
+
+TIMED = {"images_per_second", "input_wait"}
+
+
+def test_a_report_begun_before_the_save_is_what_it_would_have_been(
+    tiny_config, tmp_path, monkeypatch
+):
+    """Told to stop at step 3, where a report is of 4 steps."""
+    few = {"training": {"log_every": 4}, "checkpoint": {"every": 100}}
+    config = merge(tiny_config, few)
+    loop.train(config, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        turns = itertools.count(1)
+        patch.setattr(PreemptionNotice, "reached", lambda self: next(turns) == 3)
+        with pytest.raises(Preempted, match="step 3 of 6 is saved"):
+            loop.train(config, tmp_path / "stopped")
+    loop.train(config, tmp_path / "stopped")
+    straight, stopped = (
+        [
+            {k: v for k, v in json.loads(line).items() if k not in TIMED}
+            for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in ("straight", "stopped")
+    )
+    assert straight == stopped
+    assert [line["step"] for line in straight if "loss" in line] == [4, 6]
