@@ -107,6 +107,8 @@ def _match(hint: Any, value: Any) -> tuple[bool, Any]:
 def _match_tuple(items: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
     if not isinstance(value, (tuple, list)):
         return False, value
+    if len(value) == 1 and isinstance(value[0], str):
+        value = [x for x in value[0].split(",") if x]  # how flags give a,b
     if items[-1] is Ellipsis:
         items = items[:1] * len(value)
     matches = [_match(hint, item) for hint, item in zip(items, value)]
@@ -120,4 +122,6 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(option) for option in options)
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return "a tuple, each item " + _describe(typing.get_args(hint)[0])
     return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))

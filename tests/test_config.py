@@ -177,3 +177,13 @@ def test_every_field_is_read_somewhere():
         if dataclasses.is_dataclass(section.type):
             for field in dataclasses.fields(section.type):
                 assert f".{field.name}" in code, field.name
+
+
+def test_flags_give_lists_of_names_with_commas():
+    """As ml_collections hands them over: one string."""
+    values = {"plan": {"topologies": ("a,b",)}, "sample": {"outputs": ("png,npz",)}}
+    config = from_dict(values)
+    assert config.plan.topologies == ("a", "b")
+    assert config.sample.outputs == ("png", "npz")
+    with pytest.raises(ConfigError, match="each item one of 'grid', 'npz', 'png'"):
+        from_dict({"sample": {"outputs": ("npx",)}})

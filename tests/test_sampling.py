@@ -235,7 +235,7 @@ def test_the_command_survives_sigkill(trained, tmp_path):
                "--config.model.depth=2", "--config.model.width=16", "--config.model.state_size=8", "--config.model.scan_unroll=1",
                "--config.diffusion.num_steps=20", "--config.diffusion.prediction=eps", "--config.diffusion.schedule=linear",
                "--config.diffusion.variance=learned_range", "--config.diffusion.clip_x0=False", "--config.sample.steps=20",
-               "--config.sample.num=400", "--config.sample.batch_size=4", "--config.sample.outputs=npz,"]  # fmt: skip
+               "--config.sample.num=400", "--config.sample.batch_size=4", "--config.sample.outputs=npz"]  # fmt: skip
     parts, npz = tmp_path / "samples" / "parts", tmp_path / "samples" / "samples.npz"
     job = subprocess.Popen(command)
     deadline = time.monotonic() + 300
