@@ -7,7 +7,6 @@ without the tools of training.
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from diffussm_jax import config_parsing, config_rules
@@ -237,7 +236,7 @@ def grid_shape(config: Config) -> tuple[int, int, int]:
     return side, side, config.autoencoder.channels
 
 
-def from_dict(values: Mapping[str, Any]) -> Config:
+def from_dict(values: Any) -> Config:
     """Build and validate a Config from nested mappings; missing fields take their default.
 
     Raises:

@@ -63,7 +63,8 @@ def _unknown_field(root: Any, path: str) -> ConfigError:
 
 def _build(cls: Any, values: Any, path: str, *, root: Any):
     if not isinstance(values, Mapping):
-        raise ConfigError(f"config.{path[:-1]} is a section of fields, got {values!r}")
+        name = f"config.{path}".rstrip(".")
+        raise ConfigError(f"{name} is a section of fields, got {values!r}")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:

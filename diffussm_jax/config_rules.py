@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 MAX_EMA_LENGTH = 0.25  # that of gamma = 0, the plain mean of all steps, is 0.289
 
+Number = int | float
+
 _MAY_BE_ZERO = {
     "seed",
     "data.num_classes",
@@ -23,7 +25,14 @@ _MAY_BE_ZERO = {
     "sample.eta",
     "sample.seed",
     "sample.cfg_scale",
+    "sample.cfg_interval",
+    "sample.classes",
+    "optimizer.betas",
 }
+_MAY_BE_EMPTY = {"training.ema_lengths"}
+_MAY_BE_INFINITE = {"sample.cfg_interval"}
+_SHARES = {"training.ema_decay", "training.label_dropout", "optimizer.betas"}
+MAX_INTEGER = 2**31 - 1  # steps, seeds and indices are int32 on the devices
 
 
 def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
@@ -33,7 +42,7 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
         grid: (h, w, c) of what the model denoises.
     """
     model, data, sample = config.model, config.data, config.sample
-    _require_positive(config)
+    _check_values(config)
     height, width, _ = grid
     factor = config.autoencoder.factor
     if data.space == "latents" and data.image_size % factor:
@@ -129,18 +138,25 @@ def _check_guidance(config: "Config") -> None:
         )
 
 
-def _require_positive(config: "Config") -> None:
-    """Numbers are positive (a few may be 0), and shares stay below 1."""
+def _check_values(config: "Config") -> None:
+    """Numbers are positive (a few may be 0), finite and of 32 bits, shares below 1; texts and lists are not empty."""
     for path in config_parsing.field_names(type(config)):
         value = config_parsing.get_field(config, path)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if path.startswith("mesh.") and value == -1:
-            continue
-        if not (value > 0 or (value == 0 and path in _MAY_BE_ZERO)) or value == float(
-            "inf"
-        ):
-            wanted = "at least 0" if path in _MAY_BE_ZERO else "positive"
-            raise ConfigError(f"config.{path} must be {wanted} and finite, got {value}")
-        if path in {"training.ema_decay", "training.label_dropout"} and value >= 1:
-            raise ConfigError(f"config.{path} must be below 1, got {value}")
+        items = value if isinstance(value, tuple) else (value,)
+        if (not items and path not in _MAY_BE_EMPTY) or "" in items:
+            raise ConfigError(f"config.{path} must not be empty, got {value!r}")
+        for item in items:
+            is_number = isinstance(item, (int, float)) and not isinstance(item, bool)
+            if is_number and not (path.startswith("mesh.") and item == -1):
+                _check_number(path, item)
+
+
+def _check_number(path: str, value: Number) -> None:
+    is_allowed = value > 0 or (value == 0 and path in _MAY_BE_ZERO)
+    if not is_allowed or (value == float("inf") and path not in _MAY_BE_INFINITE):
+        wanted = "at least 0" if path in _MAY_BE_ZERO else "positive"
+        raise ConfigError(f"config.{path} must be {wanted} and finite, got {value}")
+    if path in _SHARES and value >= 1:
+        raise ConfigError(f"config.{path} must be below 1, got {value}")
+    if isinstance(value, int) and value > MAX_INTEGER:
+        raise ConfigError(f"config.{path} must be at most {MAX_INTEGER}, got {value}")

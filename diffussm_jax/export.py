@@ -89,7 +89,9 @@ def load_export(folder: str | Path) -> Weights:
     params = jax.tree_util.tree_map_with_path(
         lambda path, _: tensors[_dotted(path)], shapes
     )
-    return Weights(config, params, step, _class_names(folder))
+    return Weights(
+        config, params, step, workdir_lib.read_data_facts(folder).get("class_names")
+    )
 
 
 def load_weights(
@@ -126,7 +128,8 @@ def load_weights(
             f"{folder} has no checkpoint yet: train first, or lower checkpoint.every"
         )
     params = saved.state.ema if ema else saved.state.params
-    return Weights(config, params, int(saved.state.step), _class_names(folder))
+    names = workdir_lib.read_data_facts(folder).get("class_names")
+    return Weights(config, params, int(saved.state.step), names)
 
 
 def is_export(folder: Path) -> bool:
@@ -197,6 +200,8 @@ def write_export(
         folder / workdir_lib.CONFIG_FILE, config_lib.to_json(config)
     )
     workdir_lib.write_data_facts(folder, facts)
+    # safetensors lets nobody but the writer read.
+    (folder / WEIGHTS_FILE).chmod((folder / workdir_lib.CONFIG_FILE).stat().st_mode)
     num_parameters = sum(x.size for x in tensors.values())
     card = model_card(config, facts, step=step, num_parameters=num_parameters)
     workdir_lib.write_atomically(folder / CARD_FILE, card)
@@ -253,13 +258,3 @@ def require_same_tensors(
             raise UserError(
                 f"{path} is of another model: {name} is {theirs} there and {ours} in the model of its config"
             )
-
-
-def _class_names(folder: Path) -> list[str] | None:
-    names = workdir_lib.read_data_facts(folder).get("class_names")
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if names is not None and not is_list:
-        raise UserError(
-            f"{folder / workdir_lib.DATA_FILE} is damaged: class_names is {names!r}"
-        )
-    return names

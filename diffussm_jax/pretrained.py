@@ -130,7 +130,8 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
+    # An AttributeError: an element type that NumPy has not.
+    except (OSError, ValueError, AttributeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 

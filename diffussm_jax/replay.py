@@ -13,6 +13,7 @@ from flax import nnx
 from diffussm_jax import config_parsing
 from diffussm_jax.config import Config
 from diffussm_jax.diffusion.gaussian import make_diffusion, training_loss
+from diffussm_jax.errors import UserError
 from diffussm_jax.export import flat_names
 from diffussm_jax.parallel.mesh import LAYERS, make_mesh
 from diffussm_jax.training.checkpoint import Checkpoints
@@ -56,7 +57,8 @@ def _restore(config: Config, dump: Dump) -> TrainState:
     abstract = abstract_state(config, optimizer, mesh)
     with Checkpoints(dump.folder, config.checkpoint) as checkpoints:
         saved = checkpoints.restore(abstract)
-    assert saved is not None  # a dump is written after its checkpoint
+    if saved is None:
+        raise UserError(f"{dump.folder} is damaged: its checkpoint is missing")
     return saved.state
 
 

@@ -54,10 +54,8 @@ def _create(workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir} cannot be written: {error.strerror}"
-        ) from error
+    except (OSError, ValueError) as error:  # a ValueError: a NUL in the name
+        raise UserError(f"--workdir={workdir} cannot be written: {error}") from error
 
 
 def read_config(workdir: Path) -> Config:
@@ -73,7 +71,8 @@ def read_config(workdir: Path) -> Config:
         raise UserError(
             f"--workdir={workdir} holds no run ({CONFIG_FILE} is missing)"
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, UserError) as error:
+    # A UserError is a ValueError; so are damaged JSON and text.
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or of another version: {error}") from error
 
 
@@ -93,10 +92,16 @@ def read_data_facts(workdir: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; remove it") from error
     if not isinstance(facts, dict):
-        raise UserError(f"{path} is damaged: it holds {facts!r}; remove it")
+        raise UserError(f"{path} is damaged: it holds no facts; remove it")
+    names = facts.get("class_names")
+    texts = [facts.get("source", ""), facts.get("autoencoder.sha256", "")]
+    if names is not None and not isinstance(names, list):
+        raise UserError(f"{path} is damaged: class_names is no list; remove it")
+    if not all(isinstance(text, str) for text in [*texts, *(names or [])]):
+        raise UserError(f"{path} is damaged: a name is no text; remove it")
     return facts
 
 

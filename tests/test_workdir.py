@@ -51,7 +51,8 @@ def candidates(value, hint):
     elif isinstance(value, (int, float)):
         yield from (value * 2, value + 1, value / 2, 3, 2, 1)
     elif isinstance(value, tuple):
-        yield tuple(x / 2 for x in value)
+        yield value[:1]
+        yield tuple(x / 2 for x in value if isinstance(x, float))
     yield from ("other", 7, 0.5, (3, 1), ("v5e:4x4",))
 
 

@@ -112,11 +112,11 @@ def read_newest(workdir: Path) -> Dump:
         with np.load(folder / BATCH_FILE, allow_pickle=False) as arrays:
             batch = dict(arrays)
         indices = batch.pop(INDICES)
-        config = config_lib.from_dict(values)
+        config, step = config_lib.from_dict(values), int(step)
     # Of damaged zip files anything at all is raised.
     except Exception as error:
         raise UserError(
             f"{folder} is damaged ({type(error).__name__} on reading {DUMP_FILE} and {BATCH_FILE}): it cannot be "
             "replayed"
         ) from error
-    return Dump(folder, int(step), str(text), config, batch, indices)
+    return Dump(folder, step, str(text), config, batch, indices)

@@ -1,5 +1,6 @@
 """`training.init_from`: a run that begins from the weights of another one, or of an export."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,7 @@ def init_from(
     *,
     class_names: Sequence[str] | None,
 ) -> TrainState:
-    """A new state whose parameters and EMA are the EMA of `training.init_from`, reported one by one.
+    """A new state whose parameters and averages are the EMA of `training.init_from`, reported one by one.
 
     A label table of other classes keeps its initial values. The step and the optimizer begin anew.
 
@@ -59,9 +60,12 @@ def init_from(
     _report_differences(config, weights.config)
     taken = {name for name, verdict in verdicts.items() if verdict == "loaded"}
     params = _replace(state.params, {name: theirs[name] for name in taken})
-    # Buffers of their own: the train step gives both away.
-    ema = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(params)
-    return TrainState(state.step, params, ema, state.optimizer, state.skipped)
+    # Buffers of their own: the train step gives all away.
+    copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    averages = tuple(copy(params) for _ in state.averages)
+    return dataclasses.replace(
+        state, params=params, ema=copy(params), averages=averages
+    )
 
 
 def _verdict(name: str, ours: dict, theirs: dict, same_classes: bool) -> str:

@@ -155,6 +155,6 @@ def test_a_wrong_beginning_can_be_mended(tiny_config, trained, tmp_path):
     values = {"training": {"init_from": str(trained)}, "model": {"depth": 3}}
     with pytest.raises(UserError, match="config.training.init_from"):
         loop.train(merge(tiny_config, values), tmp_path / "run")
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
     short = {"training": {"num_steps": 1, "sample_every": None}}
     loop.train(merge(tiny_config, short), tmp_path / "run")

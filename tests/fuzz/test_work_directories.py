@@ -1,0 +1,263 @@
+"""Work directories, exports and dumps with damaged files: refused in one line, with nothing written."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from diffussm_jax import generate
+from diffussm_jax.config import from_dict
+from diffussm_jax.export import CHECKED_FILES, _sha256, export, load_export
+from diffussm_jax.replay import replay
+from diffussm_jax.training import loop
+from diffussm_jax.workdir import read_data_facts
+from tests.conftest import merge
+from tests.fuzz.one_line import JSON_DAMAGE, error_of, files_of
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    """A copy to damage and mend, without its samples."""
+    return shutil.copytree(trained, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tiny_config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "weights"
+    export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained)
+    return folder
+
+
+@pytest.fixture
+def replaced(request):
+    """Writes files for a test and puts the old ones back."""
+    saved = {}
+
+    def write(path, data):
+        saved.setdefault(path, path.read_bytes() if path.exists() else None)
+        path.write_bytes(data)
+
+    yield write
+    for path, data in saved.items():
+        if data is None:
+            path.unlink()
+        else:
+            path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", JSON_DAMAGE)
+def test_the_config_of_a_run(run, tiny_config, replaced, damage):
+    replaced(run / "config.json", JSON_DAMAGE[damage])
+    before = files_of(run)
+    config = from_dict(tiny_config)
+    for use in (
+        lambda: generate.load(run),
+        lambda: generate.sample(config, run),
+        lambda: export(config, run),
+        lambda: loop.train(config, run),
+    ):
+        assert "config.json" in error_of(use)
+    assert files_of(run) == before
+
+
+def test_a_config_of_the_defaults_is_another_run(run, tiny_config, replaced):
+    replaced(run / "config.json", b"{}")
+    assert "holds a run with" in error_of(
+        lambda: loop.train(from_dict(tiny_config), run)
+    )
+
+
+# JSON objects are facts, whatever they are of.
+NO_OBJECTS = set(JSON_DAMAGE) - {"unknown", "nan", "huge", "section"}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *(JSON_DAMAGE[name] for name in sorted(NO_OBJECTS)),
+        b'{"class_names": 3}',
+        b'{"class_names": [1, 2]}',
+        b'{"class_names": {"a": 1}}',
+        b'{"class_names": ["a", null]}',
+        b'{"autoencoder.sha256": 3}',
+        b'{"source": 3}',
+    ],
+)
+def test_the_data_facts_of_a_run(run, replaced, facts):
+    replaced(run / "data.json", facts)
+    assert "data.json" in error_of(lambda: read_data_facts(run))
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        *JSON_DAMAGE.values(),
+        b'{"format": 1}',
+        b'{"format": 1, "step": 6, "sha256": []}',
+        b'{"format": 1, "step": 6, "sha256": {}}',
+        b'{"format": 1, "step": 6, "sha256": {"../config.json": "0"}}',
+    ],
+)
+def test_the_summary_of_an_export(exported, replaced, summary):
+    replaced(exported / "export.json", summary)
+    assert "export.json" in error_of(lambda: load_export(exported))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("format", value) for value in (0, 2, "1", None, [], {})),
+        *(("step", value) for value in (-1, "6", None, True, 1.5, [6], {})),
+        *(
+            ("sha256", {name: value for name in CHECKED_FILES})
+            for value in ("", "0" * 64, None, 7, [])
+        ),
+    ],
+)
+def test_fields_of_the_summary(exported, replaced, field, value):
+    summary = json.loads((exported / "export.json").read_text())
+    replaced(exported / "export.json", json.dumps(summary | {field: value}).encode())
+    error_of(lambda: load_export(exported))
+
+
+def header(text):
+    return len(text).to_bytes(8, "little") + text
+
+
+SAFETENSORS = {
+    "empty": b"",
+    "short": b"1234567",
+    "length": b"\xff" * 8,
+    "length beyond the end": (10**6).to_bytes(8, "little") + b"{}",
+    "no json": header(b"not json"),
+    "a list": header(b"[1, 2, 3]"),
+    "binary": header(b"\xff\xfe\x00\x01"),
+    "deep": header(b"[" * 1000),
+    "nothing": header(b"{}"),
+    "no dtype": header(b'{"a": {"shape": [1], "data_offsets": [0, 4]}}') + b"1234",
+    "dtype": header(b'{"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}')
+    + b"1234",
+    "offsets": header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [8, 4]}}')
+    + b"1234",
+    "offsets beyond": header(
+        b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}'
+    )
+    + b"1234",
+    "shape": header(b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}')
+    + b"1234",
+    "huge shape": header(
+        b'{"a": {"dtype": "F32", "shape": [99999999999, 99999999999], "data_offsets": [0, 4]}}'
+    )
+    + b"1234",
+    "float8": header(
+        b'{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}'
+    )
+    + b"1234",
+    "a path": header(
+        b'{"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
+    )
+    + b"1234",
+    "pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}\x94.",
+    "zip": b"PK\x03\x04" + bytes(60),
+}
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_the_weights_of_an_export(exported, replaced, name):
+    """With checksums that agree, so that only the reader stands between them and the run."""
+    replaced(exported / "model.safetensors", SAFETENSORS[name])
+    note_checksums(exported, replaced)
+    assert "model.safetensors" in error_of(lambda: load_export(exported))
+
+
+@pytest.mark.parametrize("kind", ["dtype", "shape", "missing", "extra", "transposed"])
+def test_arrays_of_an_export(exported, replaced, kind):
+    path = exported / "model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    names = sorted(tensors)
+    for name in (names[0], names[-1], names[len(names) // 2]):
+        changed, x = dict(tensors), tensors[name]
+        if kind == "missing":
+            del changed[name]
+        else:
+            target = name + "2" if kind == "extra" else name
+            changed[target] = {
+                "dtype": x.astype(np.float64),
+                "shape": x[..., None],
+                "extra": x,
+                "transposed": np.ascontiguousarray(np.concatenate([x, x]).T),
+            }[kind]
+        replaced(path, safetensors.numpy.save(changed))
+        note_checksums(exported, replaced)
+        assert name in error_of(lambda: load_export(exported))
+
+
+def note_checksums(folder, replaced):
+    summary = json.loads((folder / "export.json").read_text())
+    summary["sha256"] = {name: _sha256(folder / name) for name in CHECKED_FILES}
+    replaced(folder / "export.json", json.dumps(summary).encode())
+
+
+@pytest.mark.parametrize("config", JSON_DAMAGE.values(), ids=JSON_DAMAGE)
+def test_the_config_of_an_export(exported, replaced, config):
+    replaced(exported / "config.json", config)
+    note_checksums(exported, replaced)
+    assert "config.json" in error_of(lambda: generate.load(exported))
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        *JSON_DAMAGE.values(),
+        b'{"step": 1, "error": "", "config": []}',
+        b'{"step": "x", "error": "", "config": {}}',
+        b'{"step": -1, "error": "", "config": {}}',
+        b'{"step": 1, "error": "", "config": {"../x": 1}}',
+    ],
+)
+def test_a_dump(tiny_config, tmp_path, facts):
+    folder = tmp_path / "faults" / "step_0000001"
+    folder.mkdir(parents=True)
+    (folder / "dump.json").write_bytes(facts)
+    np.savez(folder / "batch.npz", indices=np.arange(2), image=np.zeros(2))
+    before = files_of(tmp_path)
+    error_of(lambda: replay(from_dict(tiny_config), tmp_path))
+    assert files_of(tmp_path) == before
+
+
+def test_a_dump_with_objects_is_not_unpickled(tiny_config, tmp_path):
+    folder = tmp_path / "faults" / "step_0000001"
+    folder.mkdir(parents=True)
+    facts = {"step": 1, "error": "", "config": {}}
+    (folder / "dump.json").write_text(json.dumps(facts))
+    np.savez(folder / "batch.npz", indices=np.array([object()], object))
+    line = error_of(lambda: replay(from_dict(tiny_config), tmp_path))
+    assert "is damaged (ValueError" in line
+
+
+@pytest.mark.parametrize("what", ["nothing", "file", "empty", "link", "loop", "nul"])
+def test_paths_that_are_no_run(tiny_config, tmp_path, what):
+    path = tmp_path / "run"
+    if what == "file":
+        path.write_text("x")
+    elif what == "empty":
+        path.mkdir()
+    elif what == "link":
+        path.symlink_to(tmp_path / "nowhere")
+    elif what == "loop":
+        path.symlink_to(path)
+    elif what == "nul":
+        path = tmp_path / "a\0b"
+    config = from_dict(tiny_config)
+    before = files_of(tmp_path)
+    for use in (generate.sample, export, replay):
+        error_of(lambda use=use: use(config, path))
+    training = {"init_from": str(path)}
+    begun = merge(tiny_config, {"training": training})
+    error_of(lambda: loop.train(begun, tmp_path / "new"))
+    assert not list((tmp_path / "new").glob("checkpoints/[0-9]*"))
+    if what in ("file", "link", "loop", "nul"):
+        error_of(lambda: loop.train(config, path))
+        assert {k: v for k, v in files_of(tmp_path).items() if "new" not in k} == before
