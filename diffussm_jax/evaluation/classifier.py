@@ -34,7 +34,16 @@ NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 500, 128, 2e-3
 
 
 def features(params: Params, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
-    """The mean over places of the last convolution, the probabilities of the classes, and the likeliest class."""
+    """The mean over places of the last convolution, the probabilities of the classes, and the likeliest class.
+
+    Raises:
+        UserError: the images have other channels than those that it was trained on.
+    """
+    channels = params["conv0.kernel"].shape[2]
+    if images.shape[-1] != channels:
+        raise UserError(
+            f"config.evaluate.features: the run's classifier takes images of {channels} channels, got {images.shape[-1]}"
+        )
     pool, logits = _forward(params, images)
     return {
         "pool": pool,

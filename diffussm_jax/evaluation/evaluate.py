@@ -40,12 +40,13 @@ def evaluate(config: Config, workdir: Path) -> None:
     if config.evaluate.images is None:
         images = _drawn(config, workdir)
     else:
-        images = open_given(config.evaluate.images)
+        images = open_given(config.evaluate.images, channels=config.data.channels)
     found = score(config, images, extractor, reference, mesh)
     result = {"scores": found} | ingredients(config, images, extractor, reference)
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        workdir_lib.write_atomically(path, json.dumps(result, indent=1) + "\n")
+    if jax.process_index() != 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workdir_lib.write_atomically(path, json.dumps(result, indent=1) + "\n")
     for name, value in found.items():
         logger.info("%-17s %.4f", name, value)
     logger.info("wrote %s", path)

@@ -155,21 +155,28 @@ def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
 def _read_labels(path: Path, num: int) -> np.ndarray | None:
     with np.load(path) as arrays:
         labels = arrays.get("arr_1")
-    return labels if labels is not None and labels.shape == (num,) else None
+    if labels is None or labels.shape != (num,) or labels.dtype.kind not in "iu":
+        return None
+    return labels
 
 
 class FileImages(ImageSet):
-    """The images of a folder and its sub-folders in the order of their names, as RGB.
+    """The images of a folder and its sub-folders in the order of their names: RGB, unless they and the data are grey.
 
     They must be of one size: whoever makes them so chooses a filter, and the scores move with it.
+
+    Args:
+        channels: of the run's data.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, *, channels: int):
         self._folder = Path(folder)
         found = (path for path in self._folder.rglob("*") if path.is_file())
         self._paths = sorted(x for x in found if x.suffix.lower() in SUFFIXES)
         if not self._paths:
             raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
+        self._mode: str | None = None
+        self._mode = "L" if channels == 1 and self._decode(0).ndim == 2 else "RGB"
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -185,10 +192,11 @@ class FileImages(ImageSet):
     def _size(self) -> tuple[int, ...]:
         return self._decode(0).shape
 
-    def _decode(self, row: int) -> UInt8[np.ndarray, "h w 3"]:
+    def _decode(self, row: int) -> UInt8[np.ndarray, "..."]:
+        """[h w] where it is grey."""
         try:
             with Image.open(self._paths[row]) as image:
-                return np.asarray(image.convert("RGB"))
+                return np.asarray(image.convert(self._mode))
         except (OSError, ValueError) as error:
             raise UserError(f"{self._paths[row]} cannot be read: {error}") from error
 
@@ -200,7 +208,8 @@ class FileImages(ImageSet):
                     f"{self._paths[row]} is {image.shape[1]} x {image.shape[0]}, and {self._paths[0]} is "
                     f"{self._size[1]} x {self._size[0]}: bring all images to one size first"
                 )
-        return np.stack(images)
+        stacked = np.stack(images)
+        return stacked[..., None] if self._mode == "L" else stacked
 
 
 class SourceImages(ImageSet):
@@ -240,15 +249,15 @@ class SourceImages(ImageSet):
         return np.stack(images), np.stack(labels)
 
 
-def open_given(path: str | Path) -> ImageSet:
-    """Somebody's images: an npz file or a folder.
+def open_given(path: str | Path, *, channels: int) -> ImageSet:
+    """Somebody's images: an npz file, or a folder of images of which those of grey data are grey.
 
     Raises:
         UserError: it is neither.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return FileImages(path)
+        return FileImages(path, channels=channels)
     if path.is_file():
         return NpzImages(path)
     raise UserError(f"there are no images at {path}: give an npz or a folder")

@@ -7,6 +7,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
+from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor, make_extractor
 from diffussm_jax.evaluation.image_sets import ArrayImages, ImageSet
 from diffussm_jax.evaluation.presets import sample_options
@@ -25,7 +26,11 @@ def score(
     reference: Reference,
     mesh: Mesh,
 ) -> dict[str, float]:
-    """Scores of images by name, as many as the extractor and the reference give; FID is Inception's Frechet distance."""
+    """Scores of images by name, as many as the extractor and the reference give; FID is Inception's Frechet distance.
+
+    Raises:
+        UserError: they are too few, or do not fit the extractor or the reference.
+    """
     found = measure(
         extractor,
         images,
@@ -33,6 +38,12 @@ def score(
         batch_size=config.evaluate.batch_size,
         keep_features=reference.features is not None,
     )
+    ours, theirs = (len(moments.mean) for moments in (found.pool, reference.pool))
+    if ours != theirs:
+        raise UserError(
+            f"the images have {ours} {extractor.facts['features']} features, and the reference "
+            f"{reference.facts['file']} has {theirs}: their sizes or channels differ"
+        )
     compared = scores(
         found,
         pool=reference.pool,

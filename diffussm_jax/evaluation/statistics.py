@@ -6,9 +6,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
+from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor, stream
 from diffussm_jax.evaluation.image_sets import ImageSet
 from diffussm_jax.evaluation.metrics import (
+    NEIGHBOURS,
     Moments,
     RunningInceptionScore,
     RunningMoments,
@@ -37,7 +39,15 @@ def measure(
     batch_size: int,
     keep_features: bool,
 ) -> Statistics:
-    """Statistics of all images of a set; with `keep_features` also the features, for precision and recall."""
+    """Statistics of all images of a set; with `keep_features` also the features, for precision and recall.
+
+    Raises:
+        UserError: there are too few images, or they do not fit the extractor.
+    """
+    if len(images) <= NEIGHBOURS:
+        raise UserError(
+            f"scores take {NEIGHBOURS + 1} images or more, got {len(images)}"
+        )
     moments = {"pool": RunningMoments(), "spatial": RunningMoments()}
     score, kept = RunningInceptionScore(), {"classes": [], "pool": []}  # type: ignore[var-annotated]
     for outputs in stream(extractor, images, mesh, batch_size=batch_size):

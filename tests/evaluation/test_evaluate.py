@@ -95,24 +95,24 @@ def test_scores_of_an_npz_are_adms(scored_values, reference, digits, tmp_path):
     assert result["versions"]["jax"]
 
 
-def test_a_folder_scores_as_its_npz(scored_values, reference, digits, tmp_path):
-    samples = changed(digits[0][:40])
-    colours = np.repeat(samples, 3, axis=3)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_scores_as_its_npz(scored_values, digits, tmp_path, channels):
+    samples = np.repeat(changed(digits[0][:40]), channels, axis=3)
+    real = np.repeat(digits[0][100:200], channels, axis=3)
     (tmp_path / "folder" / "sub").mkdir(parents=True)
-    for index, image in enumerate(colours):
-        Image.fromarray(image).save(tmp_path / "folder" / "sub" / f"{index:03d}.png")
-    ref = write_npz(tmp_path / "ref.npz", np.repeat(digits[0][100:200], 3, axis=3))
-    results = [
-        run(
-            merge(scored_values, {"evaluate": {"images": str(x), "reference": ref}}),
-            tmp_path,
-        )
-        for x in (tmp_path / "folder", write_npz(tmp_path / "x.npz", colours))
-    ]
+    for index, image in enumerate(samples):
+        path = tmp_path / "folder" / "sub" / f"{index:03d}.png"
+        Image.fromarray(image[..., 0] if channels == 1 else image).save(path)
+    reference = write_npz(tmp_path / "ref.npz", real)
+    results = []
+    for images in (tmp_path / "folder", write_npz(tmp_path / "x.npz", samples)):
+        changes = {"images": str(images), "reference": reference}
+        config = merge(scored_values, {"evaluate": changes})
+        results.append(run(config, tmp_path))
     assert results[0]["scores"] == results[1]["scores"]
-    y = as_pixels(np.repeat(digits[0][100:200], 3, axis=3))
+    y = as_pixels(real)
     mean, covariance = y.mean(axis=0), np.cov(y, rowvar=False)
-    wanted = frechet_by_eigenvalues(as_pixels(colours), mean, covariance)
+    wanted = frechet_by_eigenvalues(as_pixels(samples), mean, covariance)
     found = results[0]["scores"]["frechet_distance"]
     assert found == pytest.approx(wanted, rel=1e-3)
     assert results[0]["reference"]["moments_of"] == "arr_0"
@@ -240,8 +240,12 @@ def test_files_of_another_form_are_named(scored_values, reference, digits, tmp_p
     attempt("cannot be read", reference=str(path))
     (tmp_path / "empty").mkdir()
     attempt("has no images", images=str(tmp_path / "empty"))
-    for name, size in (("a.png", (8, 8)), ("b.png", (8, 9))):
-        Image.new("L", size).save(tmp_path / "empty" / name)
+    write_npz(path, digits[0][:3])
+    attempt("scores take 4 images or more, got 3", images=str(path))
+    write_npz(path, np.repeat(digits[0][:9], 3, axis=3))
+    attempt("images have 192 pixels features, and the reference", images=str(path))
+    for name, size in zip("abcd", ((8, 8), (8, 9), (8, 8), (8, 8))):
+        Image.new("L", size).save(tmp_path / "empty" / f"{name}.png")
     attempt("b.png is 8 x 9, and .*a.png is 8 x 8", images=str(tmp_path / "empty"))
 
 

@@ -178,7 +178,8 @@ def test_scores_are_torch_fidelitys_end_to_end(files, features, tmp_path):
         "images": str(tmp_path / "samples"),
         "batch_size": 8,
     }
-    evaluate(from_dict({"evaluate": evaluation}), tmp_path)
+    values = {"evaluate": evaluation, "data": {"channels": 3}}
+    evaluate(from_dict(values), tmp_path)
     result = json.loads((tmp_path / "evaluation" / "default.json").read_text())
     assert result["extractor"]["published"] is False
     found = result["scores"]
