@@ -1,6 +1,7 @@
 """Does a run that is killed again and again end where the undisturbed run ends? python -m benchmarks.chaos [--short]
 
-Runs of a tiny model on this machine's CPU, each a process of its own that is ended from outside:
+Runs of a tiny model on this machine's CPU, each a process of its own that is ended from outside (a fork of this one, which
+imports what `main` will need once for all):
 - kills: SIGKILL at random times, a third of them while a checkpoint is being written;
 - terms: SIGTERM at random times, after which the run saves its step and ends with 75;
 - processes: jobs of two processes of which one is killed or told to stop;
@@ -12,18 +13,21 @@ steps of a restart and to 1e-3 at the end. Prints every kill; exits with 1 if a 
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 
+import diffussm_jax.training.loop  # noqa: F401 - before the fork, for all
+from diffussm_jax import main as command_line
 from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.preemption import EXIT_CODE
@@ -35,12 +39,13 @@ FIELDS = {"model.depth": 1, "model.width": 16, "model.state_size": 4, "training.
           "training.log_every": 1, "training.eval_every": 50, "training.eval_batches": 1,
           "training.sample_every": 10**6, "checkpoint.every": 5, "checkpoint.keep": 2,
           "sample.num": 4, "sample.batch_size": 4, "sample.steps": 2}  # fmt: skip
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TF_CPP_MIN_LOG_LEVEL": "2",
                "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}  # fmt: skip
 TIMED = {"images_per_second", "input_wait"}  # of a metrics line, what may differ
-PATIENCE = 300.0  # seconds for a run to come to the next event
+PATIENCE = 600.0  # seconds for a run to come to its end from outside
 STEPS_PER_LIFE = 20
 Line = dict[str, float]
+_FORK = multiprocessing.get_context("fork")
 
 
 class Run:
@@ -57,25 +62,27 @@ class Run:
         }
         if options.data_dir is not None:
             fields["data.data_dir"] = options.data_dir
-        main = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py", f"--workdir={folder}"]  # fmt: skip
-        self._command = main + [f"--config.{k}={v}" for k, v in fields.items()]
-        if processes > 1:
-            launcher = [sys.executable, "-m", "launch.local", f"--processes={processes}", "--devices=1", "--"]  # fmt: skip
-            self._command = launcher + self._command
+        self._command = ["-m", "diffussm_jax.main", "--config=configs/digits.py", f"--workdir={folder}"]  # fmt: skip
+        self._command += [f"--config.{k}={v}" for k, v in fields.items()]
 
     def start(self, num_devices: int = 1) -> None:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-        devices = {} if self._processes > 1 else {"JAX_NUM_CPU_DEVICES": str(num_devices)}  # fmt: skip
         self.log = self.folder.with_suffix(".log")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                self._command, env=kept | ENVIRONMENT | devices, stdout=log, stderr=log
-            )
+        self.log.unlink(missing_ok=True)  # of the life before
+        work = _run_main if self._processes == 1 else _run_job
+        arguments = (self._command, self.log, self._processes, num_devices)
+        self.process = _FORK.Process(target=work, args=arguments)
+        self.process.start()
+        self._deadline = time.monotonic() + PATIENCE
+
+    def wait(self) -> int | None:
+        """Its exit code, once it has ended."""
+        self.process.join()
+        return self.process.exitcode
 
     def finish(self) -> None:
         """Let it run to its end."""
-        if code := self.process.wait():
+        if code := self.wait():
             self._fail(f"ended with {code}")
 
     def lines(self) -> list[Line]:
@@ -90,13 +97,12 @@ class Run:
 
     def await_start(self) -> int:
         """Wait until it goes on, and give the step that it goes on from."""
-        while "step " not in (text := self.log.read_text()):
+        while not self.log.exists() or "step " not in (text := self.log.read_text()):
             self._keep_waiting()
         resumed = text.partition("resuming from step ")[2]
         return int(resumed.split()[0]) if resumed else 0
 
     def await_step(self, step: int) -> None:
-        self._deadline = time.monotonic() + PATIENCE
         while self.step() < step:
             self._keep_waiting()
 
@@ -112,8 +118,10 @@ class Run:
         return [p.name for p in paths if not (p / "manifest.json").exists()]
 
     def _keep_waiting(self) -> None:
-        if self.process.poll() is not None:
-            self._fail(f"ended by itself with {self.process.returncode}")
+        if self.process.exitcode is not None:
+            self._fail(f"ended by itself with {self.process.exitcode}")
+        if time.monotonic() > self._deadline:
+            self._fail(f"waits for more than {PATIENCE:g} s")
         time.sleep(0.001)
 
     def _fail(self, what: str) -> None:
@@ -132,6 +140,37 @@ class Run:
             except OSError:
                 continue
         raise SystemExit(f"error: process {index} of {self.folder} is gone")
+
+
+def _run_main(command: list[str], log: Path, processes: int, devices: int) -> None:
+    """In a fork: what `python command` does."""
+    _write_to(log)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    sys.argv = command[1:]
+    command_line.run()
+
+
+def _run_job(command: list[str], log: Path, processes: int, devices: int) -> None:
+    _write_to(log)
+    launcher = ["-m", "launch.local", f"--processes={processes}", f"--devices={devices}", "--", sys.executable]  # fmt: skip
+    os.execv(sys.executable, [sys.executable, *launcher, *command])
+
+
+def _write_to(log: Path) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def in_fork(function: Callable, *arguments) -> None:
+    """Run what uses JAX, which a process that forks must not have begun; ends the program if it fails."""
+    process = _FORK.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
 
 
 def undisturbed(options: argparse.Namespace, name: str, *, processes: int = 1) -> Run:
@@ -156,14 +195,14 @@ def kills(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
             run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
             time.sleep(rng.uniform(0, 0.1))
         run.process.kill()
-        run.process.wait()
+        run.wait()
         torn = run.unfinished()
         num_in_write += bool(torn)
         say(f"kill {number}: went on from step {start}, SIGKILL after step {run.step()}" + (f", while {torn[0]} was written" if torn else ""))  # fmt: skip
     run.start()
     run.finish()
     say(f"{options.kills} kills, {num_in_write} of them during a checkpoint write")
-    compare(run, reference)
+    in_fork(compare, run, reference)
     if num_in_write < wanted:
         raise SystemExit(f"error: only {num_in_write} kills met a write")
 
@@ -177,13 +216,13 @@ def terms(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
         run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
         time.sleep(rng.uniform(0, 0.05))
         run.process.terminate()
-        code = run.process.wait()
+        code = run.wait()
         say(f"SIGTERM {number}: went on from step {start}, saved step {run.step()}, exit code {code}")  # fmt: skip
         if code != EXIT_CODE:
             raise SystemExit(f"error: exit code {code}, not {EXIT_CODE}")
     run.start()
     run.finish()
-    compare(run, reference)
+    in_fork(compare, run, reference)
 
 
 def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
@@ -196,13 +235,13 @@ def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -
         victim = rng.randrange(2)
         how = rng.choice([signal.SIGKILL, signal.SIGTERM])
         os.kill(run.child(victim), how)
-        code = run.process.wait()
+        code = run.wait()
         say(f"job {number}: went on from step {start}, {how.name} to process {victim} after step {run.step()}, exit code {code}")  # fmt: skip
         if code != (EXIT_CODE if how == signal.SIGTERM else 128 + how):
             raise SystemExit(f"error: exit code {code}:\n{run.log.read_text()[-3000:]}")
     run.start()
     run.finish()
-    compare(run, undisturbed(options, "undisturbed_processes", processes=2))
+    in_fork(compare, run, undisturbed(options, "undisturbed_processes", processes=2))
 
 
 def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
@@ -216,7 +255,7 @@ def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> 
         if num <= options.moves:
             run.await_step(start + rng.randrange(20, 20 + STEPS_PER_LIFE))
             run.process.terminate()
-        run.process.wait()
+        run.wait()
         say(f"from step {start} to {run.step()} on {num_devices} device(s)")
     ours, theirs = run.lines(), reference.lines()
     errors = np.array([abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs) if "loss" in b])  # fmt: skip
@@ -271,6 +310,7 @@ def main(argv: list[str] | None = None) -> None:
         sizes |= {"num_steps": 60, "kills": 3, "terms": 1}
     vars(options).update(sizes)
     chosen = [options.only] if options.only else list(SCENARIOS)[: 2 if options.short else None]  # fmt: skip
+    os.environ |= ENVIRONMENT
     began, rng = time.monotonic(), random.Random(options.seed)
     reference = undisturbed(options, "undisturbed")
     for name in chosen:

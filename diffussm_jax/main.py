@@ -119,9 +119,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
             if override := re.match(r"--?config\.([^=]+)", argument):
                 check_field(Config, override[1])
         rest = flags.FLAGS(argv)
-        # absl's own default is every library's chatter.
+        # absl's own default is every library's chatter; what they log as an error, pages of it, they also raise.
         if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = absl_logging.WARNING  # type: ignore[assignment]
+            flags.FLAGS.verbosity = absl_logging.FATAL  # type: ignore[assignment]
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         return rest
     # Config files are the user's code and may raise anything.
     except Exception as error:  # noqa: BLE001
@@ -154,7 +155,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _start_logging(processes: Processes | None) -> None:
-    """Show the package's own log on stderr; libraries speak up from warnings on unless --verbosity says more."""
+    """Show the package's own log on stderr; libraries speak up where --verbosity says so."""
     tag = f" [{processes.index}/{processes.num}]" if processes else ""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # on, it announces itself

@@ -120,12 +120,21 @@ class Checkpoints:
                 integrity.write_manifest(self._folder / str(step))
                 self._mark(step).unlink()
         except BaseException:
-            with contextlib.suppress(OSError):
-                self._delete_unfinished()  # a full disk may be full of them
+            try:
+                self._find_disk_error()
+            finally:
+                with contextlib.suppress(OSError):
+                    self._delete_unfinished()  # a full disk may be full of them
             raise
         if jax.process_index() == 0:
             for old in set(self.steps()) - self._kept():
                 self._delete(old)
+
+    def _find_disk_error(self) -> None:
+        """Raise the OSError of a disk that takes nothing: what Orbax raises then may be of any kind."""
+        probe = self._folder / f"probe{_MARK}"
+        probe.write_bytes(bytes(2**16))
+        probe.unlink()
 
     def _kept(self) -> set[int]:
         """The newest ones, every `keep_every`th step, and the one of the lowest evaluation loss."""
