@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
@@ -39,8 +40,10 @@ def save_grid(
     grid = grid[: len(grid) - gap, : grid.shape[1] - gap]
     zoom = -(-32 // height)
     grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    _picture(grid).save(path)
+    target = epath.Path(path)  # of a work directory, which may be in a bucket
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        _picture(grid).save(file, format="png")
 
 
 def save_pngs(batches: Iterable[np.ndarray], folder: Path) -> None:

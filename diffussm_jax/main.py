@@ -9,11 +9,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn, cast
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from etils import epath
 from ml_collections import config_flags
 
 from diffussm_jax.config import Config, from_dict
@@ -144,8 +145,13 @@ def _read_run(argv: list[str]) -> tuple[Config, Path | None]:
         values = _CONFIG.value.to_dict()
     except OSError as error:  # a config file that cannot be read speaks up only here
         raise UserError(f"--config: {_one_line(error)}") from error
-    workdir = Path(_WORKDIR.value).expanduser() if _WORKDIR.value else None
-    return from_dict(values), workdir
+    return from_dict(values), _as_path(_WORKDIR.value) if _WORKDIR.value else None
+
+
+def _as_path(name: str) -> Path:
+    """gs://... becomes an object with a Path's methods."""
+    is_remote = name.startswith("gs://")
+    return cast(Path, epath.Path(name)) if is_remote else Path(name).expanduser()
 
 
 def _one_line(error: Exception) -> str:

@@ -9,7 +9,6 @@ samples/                grids of the training run and what --mode=sample draws
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +37,7 @@ def begin(workdir: Path, config: Config) -> None:
     if path.exists() and has_checkpoint(workdir):
         require_same_run(workdir, config)
     if jax.process_index() == 0:
-        _create(workdir)
-        write_atomically(path, config_lib.to_json(config))
+        _create(workdir, config)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("work directory")
     if not path.exists():
@@ -49,11 +47,10 @@ def begin(workdir: Path, config: Config) -> None:
         )
 
 
-def _create(workdir: Path) -> None:
+def _create(workdir: Path, config: Config) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        write_atomically(workdir / CONFIG_FILE, config_lib.to_json(config))
     except (OSError, ValueError) as error:  # a ValueError: a NUL in the name
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from error
 

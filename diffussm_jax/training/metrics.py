@@ -1,5 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard, the log and a progress bar."""
 
+import contextlib
 import datetime
 import json
 import logging
@@ -37,7 +38,8 @@ class JsonlWriter(metric_writers.LoggingWriter):
         write_atomically(
             path, "".join(line for line in lines if _step_of(line) <= start_step)
         )
-        self._file = path.open("a")
+        self._stack = contextlib.ExitStack()  # of a bucket, open() gives a context
+        self._file = self._stack.enter_context(path.open("a"))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]):
         values = {name: float(value) for name, value in scalars.items()}
@@ -45,7 +47,7 @@ class JsonlWriter(metric_writers.LoggingWriter):
         self._file.flush()
 
     def close(self):
-        self._file.close()
+        self._stack.close()
 
 
 class TrainingLog:

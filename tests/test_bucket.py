@@ -1,0 +1,52 @@
+"""A work directory at gs://, on TensorFlow's file system in memory: all but the arrays, which Orbax writes to buckets itself."""
+
+import os
+import subprocess
+import sys
+
+PROGRAM = """
+import numpy as np
+from etils import epath
+from etils.epath import gpath
+
+name = gpath.PosixGPath._path_str.fget
+gpath.PosixGPath._path_str = property(lambda self: name(self).replace("gs://", "ram://"))
+
+from diffussm_jax import images, main, workdir
+from diffussm_jax.config import from_dict
+from diffussm_jax.training import integrity
+from diffussm_jax.training.metrics import JsonlWriter
+
+run, config = main._as_path("gs://bucket/run"), from_dict({})
+for _ in range(2):
+    workdir.begin(run, config)
+assert workdir.read_config(run) == config
+
+path = run / "metrics.jsonl"
+for start, steps in ((0, (1, 2)), (1, (2, 3))):
+    writer = JsonlWriter(path, start_step=start)
+    for step in steps:
+        writer.write_scalars(step, {"loss": 0.5})
+    writer.close()
+assert [line[9] for line in path.read_text().splitlines()] == ["1", "2", "3"]
+
+images.save_grid(np.zeros((4, 8, 8, 1), np.uint8), run / "samples" / "grid.png")
+assert (run / "samples" / "grid.png").read_bytes()[1:4] == b"PNG"
+
+folder = run / "checkpoints" / "5"
+(folder / "state").mkdir(parents=True)
+(folder / "state" / "a").write_bytes(b"abc")
+integrity.write_manifest(folder)
+assert integrity.find_damage(folder) is None
+(folder / "state" / "a").unlink()
+assert integrity.find_damage(folder) == "state/a is missing"
+assert workdir.has_checkpoint(run)
+"""
+
+
+def test_what_a_run_writes_beside_its_arrays():
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
