@@ -28,7 +28,7 @@ from diffussm_jax.evaluation.metrics import Moments, RunningMoments, frechet_dis
 from diffussm_jax.generate import TrainedModel
 from diffussm_jax.generator import sampling_program
 from diffussm_jax.images import save_grid
-from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.parallel.mesh import make_mesh, replicated
 from diffussm_jax.training.state import abstract_model
 
 REFERENCE = {"sampler": "ddpm", "steps": 250}
@@ -84,7 +84,8 @@ def guidance_cost(model: TrainedModel, *, batch: int, steps: int, repeats: int) 
 
         return jax.lax.scan(call, x, jnp.arange(steps))[0]
 
-    params, indices = model.params, jnp.arange(batch, dtype=jnp.int32)
+    params = jax.device_put(model.params, replicated(mesh))
+    indices = jnp.arange(batch, dtype=jnp.int32)
     labels = indices % config.data.num_classes
     x = jax.random.normal(jax.random.key(0), (2 * batch, *grid_shape(config)))
     both = jnp.concatenate([labels, jnp.full_like(labels, config.data.num_classes)])
@@ -108,8 +109,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--num", type=int, default=2000, help="images a sampler")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 1.5])
+    parser.add_argument("--num", type=int, default=1000, help="images a sampler")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.5, 1.0])
     parser.add_argument("--repeats", type=int, default=20, help="of each timing")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
     flags = parser.parse_args()
@@ -119,7 +120,7 @@ def main() -> None:
     for scale in flags.scales:
         for chosen in [REFERENCE, *OTHERS]:
             options = SampleConfig(
-                num=flags.num, batch_size=500, cfg_scale=scale, **chosen
+                num=flags.num, batch_size=50, cfg_scale=scale, **chosen
             )
             row = quality(model, options, folder)
             samplers.append(row)

@@ -108,7 +108,7 @@ def estimate(config: Config, topology: str) -> Plan:
     start = time.monotonic()
     step, state, batch = programs.train_step(config, mesh)
     found.parameters_gib = _bytes_on_a_chip(state.params) / GIB
-    found.ema_gib = _bytes_on_a_chip(state.ema) / GIB
+    found.ema_gib = _bytes_on_a_chip((state.ema, state.averages)) / GIB
     found.optimizer_gib = _bytes_on_a_chip(state.optimizer) / GIB
     compiled = _compile(step, state, batch)
     if isinstance(compiled, float):

@@ -5,8 +5,11 @@ import sys
 
 import numpy as np
 
+from benchmarks import sampling
 from benchmarks.ssm import __main__ as ssm
 from benchmarks.ssm import host
+from diffussm_jax import generate
+from diffussm_jax.config import SampleConfig
 from tests.ops.s4d_reference import error, make_input, make_parameters, recurrence
 
 
@@ -26,3 +29,14 @@ def test_a_table_a_file_and_a_plot(tmp_path, monkeypatch, capsys):
     assert all(row["error"] < 2e-5 and row["both_ms"] > 0 for row in rows)
     assert (tmp_path / "ssm.png").stat().st_size > 1000
     assert "fft / chunked" in capsys.readouterr().out
+
+
+def test_figures_of_samplers(trained):
+    model = generate.load(trained)
+    cost = sampling.guidance_cost(model, batch=2, steps=2, repeats=1)
+    assert cost["guided_step_ms"] > 0
+    assert cost["plain_call_ms"] > 0
+    real = sampling.real_moments()
+    assert sampling.frechet_distance(real, real) < 1e-6
+    images, _ = model.draw(SampleConfig(num=70, batch_size=70, steps=4))
+    assert sampling.frechet_distance(sampling.moments(images), real) > 10
