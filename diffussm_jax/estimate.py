@@ -148,9 +148,16 @@ def _compile(function: Any, *arguments: Any) -> Any:
     try:
         return function.lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
-        if match := _TOO_LARGE.search(str(error)):
-            return float(match[1]) * (1.0 if match[2] == "G" else 1 / 1024)
+        if (needed := needed_gib(error)) is not None:
+            return needed
         raise
+
+
+def needed_gib(error: jax.errors.JaxRuntimeError) -> float | None:
+    """The GiB that a program needs which the compiler refused for lack of memory; None where it failed for else."""
+    if match := _TOO_LARGE.search(str(error)):
+        return float(match[1]) * (1.0 if match[2] == "G" else 1 / 1024)
+    return None
 
 
 def _bytes_on_a_chip(tree: Any) -> int:

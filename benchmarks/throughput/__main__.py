@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--max-gib", type=float, default=4.5, help="what needs more is not run")  # fmt: skip
     parser.add_argument("--count", action="store_true", help="multiply-adds of XL instead")  # fmt: skip
     parser.add_argument("--tpu", help="a topology: its compiler's estimates instead")
-    parser.add_argument("--lengths-tpu", help="likewise, as the tokens grow; of 4 chips")  # fmt: skip
+    parser.add_argument("--lengths-tpu", help="likewise, of a block as the tokens grow")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,7 @@ def by_compiler(args: argparse.Namespace) -> None:
     if args.tpu:
         print(table(tpu.models(args.tpu, store)))
     if args.lengths_tpu:
-        print(table(tpu.lengths(args.lengths_tpu, args.sides, store)))
+        print(table(tpu.lengths(args.lengths_tpu, args.sides)))
 
 
 def counts() -> list[dict[str, Any]]:

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.throughput.subjects import (
-    DIFFUSSM,
-    SAME_TOKENS,
-    changed,
-    extra_large,
-    of_side,
-)
-from diffussm_jax.config import Config
-from diffussm_jax.estimate import estimate
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from benchmarks.ssm.tpu import WIDTH, Estimator, block, gradient, operator
+from benchmarks.throughput.subjects import DIFFUSSM, SAME_TOKENS, extra_large
+from diffussm_jax.config import DIT_SIZES, ModelConfig
+from diffussm_jax.estimate import needed_gib
+from diffussm_jax.models.dit import TransformerBlock
+from diffussm_jax.ops.s4d import Operator
+from diffussm_jax.parallel.chips import GIB
 from diffussm_jax.plan import make_plan
 from diffussm_jax.workdir import write_atomically
 
@@ -31,29 +33,45 @@ def models(topology: str, store: Path) -> list[dict[str, Any]]:
     return [_row(name, plan) for name, plan in found.items()]
 
 
-def lengths(topology: str, sides: list[int], store: Path) -> list[dict[str, Any]]:
-    """Plans of two layers of width 1152, as many images a chip as make 16,384 tokens."""
-    rows = []
+def lengths(topology: str, sides: list[int]) -> list[dict[str, Any]]:
+    """A block of each at width 1152, forward and backward, on as many images as make 16,384 tokens."""
+    estimator, rows = Estimator(topology), []
     for side in sides:
-        subjects = extra_large()
-        for name in (DIFFUSSM, SAME_TOKENS):
-            config = _two_layers(subjects[name], side)
-            key = f"{name} {side} {topology}"
-            plan = _kept(store, key, lambda config=config: estimate(config, topology))  # fmt: skip
-            rows.append({"tokens": side**2} | _row(name, plan))
+        l = side**2
+        b = TOKENS_OF_A_CHIP // l
+        blocks = {
+            DIFFUSSM: block(_kernels(estimator), b, l),
+            SAME_TOKENS: _transformer_block(b, l),
+        }
+        for name, (function, arguments) in blocks.items():
+            rows.append({"block": name, "images": b, "tokens": l})
+            rows[-1] |= _estimate(estimator, name, b, l, function, *arguments)
     return rows
 
 
-def _two_layers(config: Config, side: int) -> Config:
-    """On four chips, each with its own images."""
-    config = of_side(changed(config, depth=2, remat="full"), side)
-    return dataclasses.replace(
-        config,
-        mesh=dataclasses.replace(config.mesh, fsdp=1),
-        training=dataclasses.replace(
-            config.training, batch_size=4 * TOKENS_OF_A_CHIP // side**2
-        ),
-    )
+def _estimate(estimator: Estimator, *program) -> dict[str, Any]:
+    try:
+        row = estimator.row(*program)
+    except jax.errors.JaxRuntimeError as error:
+        if (needed := needed_gib(error)) is None:
+            raise
+        return {"million_cycles": "does not fit", "temporary_gib": needed}
+    return {"million_cycles": row.total, "temporary_gib": row.temporary_mb * 1e6 / GIB}
+
+
+def _kernels(estimator: Estimator) -> Operator:
+    return lambda *arguments, direction: operator(estimator.pallas_tpu)(*arguments)
+
+
+def _transformer_block(b: int, l: int) -> tuple[Callable, tuple[Any, ...]]:
+    """A block of DiT-XL, forward and backward, and its abstract arguments."""
+    config = ModelConfig(name="dit", width=WIDTH, num_heads=DIT_SIZES["XL"][2])
+    model = jax.eval_shape(lambda: TransformerBlock(config, rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model, nnx.Param)
+    x = jax.ShapeDtypeStruct((b, l, WIDTH), jnp.bfloat16)
+    c = jax.ShapeDtypeStruct((b, WIDTH), jnp.bfloat16)
+    both = gradient(lambda params, x, c: nnx.merge(graphdef, params)(x, c))
+    return (lambda *arguments: both(*arguments)[1]), (x, params, x, c)
 
 
 def _kept(store: Path, key: str, make: Callable[[], Any]) -> dict[str, Any]:
