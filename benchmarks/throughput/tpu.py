@@ -21,7 +21,7 @@ from diffussm_jax.parallel.chips import GIB
 from diffussm_jax.plan import make_plan
 from diffussm_jax.workdir import write_atomically
 
-TOKENS_OF_A_CHIP = 16384
+TOKENS_OF_A_CHIP = 32768
 
 
 def models(topology: str, store: Path) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ def models(topology: str, store: Path) -> list[dict[str, Any]]:
 
 
 def lengths(topology: str, sides: list[int]) -> list[dict[str, Any]]:
-    """A block of each at width 1152, forward and backward, on as many images as make 16,384 tokens."""
+    """A block of each at width 1152, forward and backward, on as many images as make 32,768 tokens."""
     estimator, rows = Estimator(topology), []
     for side in sides:
         l = side**2
