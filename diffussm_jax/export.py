@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +58,8 @@ def export(config: Config, workdir: Path) -> None:
     """
     workdir_lib.require_same_model(workdir, config)
     weights = load_weights(workdir)
-    folder = Path(config.export.folder or workdir / "export").expanduser()
+    named = config.export.folder
+    folder = Path(os.path.expanduser(named)) if named else workdir / "export"
     if jax.process_index() == 0:
         _require_free(folder)
     tensors = {name: collect(x) for name, x in flat_names(weights.params).items()}
@@ -80,7 +82,7 @@ def load_export(folder: str | Path) -> Weights:
     Raises:
         UserError: it is missing, unfinished, damaged, or its weights are not those of its config.
     """
-    folder = Path(folder)
+    folder = Path(folder) if isinstance(folder, str) else folder
     step = _check_files(folder)
     config = workdir_lib.read_config(folder)
     tensors = read_tensors(folder / WEIGHTS_FILE)
@@ -108,7 +110,7 @@ def load_weights(
     Raises:
         UserError: there is no run, no such checkpoint, or the files do not fit together.
     """
-    folder = Path(folder)
+    folder = Path(folder) if isinstance(folder, str) else folder
     if is_export(folder):
         weights = load_export(folder)
         if step not in (None, weights.step) or not ema:
@@ -195,13 +197,11 @@ def write_export(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / EXPORT_FILE).unlink(missing_ok=True)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    safetensors.numpy.save_file(tensors, folder / WEIGHTS_FILE)
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
     workdir_lib.write_atomically(
         folder / workdir_lib.CONFIG_FILE, config_lib.to_json(config)
     )
     workdir_lib.write_data_facts(folder, facts)
-    # safetensors lets nobody but the writer read.
-    (folder / WEIGHTS_FILE).chmod((folder / workdir_lib.CONFIG_FILE).stat().st_mode)
     num_parameters = sum(x.size for x in tensors.values())
     card = model_card(config, facts, step=step, num_parameters=num_parameters)
     workdir_lib.write_atomically(folder / CARD_FILE, card)

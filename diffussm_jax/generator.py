@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,7 +103,7 @@ class Generator:
 
     @functools.cache  # noqa: B019  # a generator lives as long as its process
     def _load_guide(self, folder: str) -> Weights:
-        guide = load_on(self._mesh, Path(folder).expanduser())
+        guide = load_on(self._mesh, Path(os.path.expanduser(folder)))
         _require_same_process(self._config, guide.config, folder)
         return guide
 

@@ -151,7 +151,7 @@ def _read_run(argv: list[str]) -> tuple[Config, Path | None]:
 def _as_path(name: str) -> Path:
     """gs://... becomes an object with a Path's methods."""
     is_remote = name.startswith("gs://")
-    return cast(Path, epath.Path(name)) if is_remote else Path(name).expanduser()
+    return cast(Path, epath.Path(name)) if is_remote else Path(os.path.expanduser(name))
 
 
 def _one_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import safetensors.numpy
 from flax import nnx
 from huggingface_hub import snapshot_download
 
+from diffussm_jax import config_parsing
 from diffussm_jax.errors import UserError
 from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
+MAX_NUMBER, MAX_LAYERS = 2**16, 64  # of a config; more is damage
 # Attention as weights older than diffusers 0.17 name it.
 OLD_NAMES = {
     "query": "to_q",
@@ -93,9 +96,10 @@ def find_autoencoder(name: str) -> Path:
     Raises:
         UserError: it is neither.
     """
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     try:
+        if folder.is_dir():
+            return folder
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except Exception as error:
         raise UserError(
@@ -107,19 +111,41 @@ def find_autoencoder(name: str) -> Path:
 def _read_config(path: Path) -> AutoencoderKLConfig:
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is no config of an autoencoder")
     for field, supported in SUPPORTED.items():
         values = found.get(field)
         for value in values if isinstance(values, list) else [values]:
-            if field in found and value not in supported:
+            if field in found and not any(value == x for x in supported):
                 raise UserError(f"{path}: {field} = {value!r} is not supported")
     known = {field.name for field in dataclasses.fields(AutoencoderKLConfig)}
     values = {name: value for name, value in found.items() if name in known}
     if not isinstance(values.get("block_out_channels"), list):
         raise UserError(f"{path}: block_out_channels must be a list of widths")
-    values["block_out_channels"] = tuple(values["block_out_channels"])
-    return AutoencoderKLConfig(**values)
+    try:
+        config = config_parsing.build(AutoencoderKLConfig, values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    _check_numbers(config, path)
+    return config
+
+
+def _check_numbers(config: AutoencoderKLConfig, path: Path) -> None:
+    """Raise UserError unless a network of such numbers can be made."""
+    for field, value in dataclasses.asdict(config).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not numbers or not all(0 < number <= MAX_NUMBER for number in numbers):
+            raise UserError(
+                f"{path}: {field} must be positive and at most {MAX_NUMBER}, got {value!r}"
+            )
+    if max(config.layers_per_block, len(config.block_out_channels)) > MAX_LAYERS:
+        raise UserError(f"{path}: more than {MAX_LAYERS} blocks or layers of a block")
+    if any(width % config.norm_num_groups for width in config.block_out_channels):
+        raise UserError(
+            f"{path}: norm_num_groups must divide block_out_channels, got {config.norm_num_groups}"
+        )
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -136,10 +162,10 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _new_name(name: str) -> str:
-    *path, layer, kind = name.split(".")
+    *path, layer, kind = ["", *name.split(".")]
     if "attentions" in path:
         layer = OLD_NAMES.get(layer, layer)
-    return ".".join([*path, layer, kind])
+    return ".".join([*path, layer, kind]).removeprefix(".")
 
 
 def _parameter(weights: dict, path: tuple, wanted: Any, folder: Path) -> np.ndarray:
@@ -150,8 +176,10 @@ def _parameter(weights: dict, path: tuple, wanted: Any, folder: Path) -> np.ndar
         raise UserError(f"{folder / WEIGHTS_FILE} has no {name}")
     value = weights.pop(name).astype(np.float32)
     if kind == "kernel" and len(wanted.shape) == 2:
-        value = value.reshape(value.shape[:2]).T  # old attention has 1x1 convolutions
-    elif kind == "kernel":
+        if value.shape[2:] == (1, 1):  # old attention has 1x1 convolutions
+            value = value[..., 0, 0]
+        value = value.T
+    elif kind == "kernel" and value.ndim == 4:
         value = np.transpose(value, (2, 3, 1, 0))
     if value.shape != wanted.shape:
         raise UserError(

@@ -7,6 +7,7 @@
 
 import json
 import logging
+import os
 import re
 import resource
 from pathlib import Path
@@ -54,7 +55,7 @@ def cache_folder(config: Config, split: str) -> Path:
         root = f"{config.data.data_dir or tfds.core.constants.DATA_DIR}/latents"
     name = re.sub(r"[^\w.-]+", "_", portable_name(config.data.name))
     part = re.sub(r"[^\w.-]+", "_", split).strip("_")
-    return Path(root).expanduser() / f"{name}-{config.data.image_size}" / part
+    return Path(os.path.expanduser(root)) / f"{name}-{config.data.image_size}" / part
 
 
 def shared_fields(config: Config, split: str) -> dict[str, Any]:
@@ -89,11 +90,28 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}; remove {folder}") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("shards"), list):
+    if not isinstance(manifest, dict) or not _lists_shards(manifest):
         raise UserError(f"{path} is no manifest of latents; remove {folder}")
     return manifest
+
+
+def _lists_shards(manifest: dict[str, Any]) -> bool:
+    """Whether the shards are files of the manifest's own folder, and the classes texts."""
+    shards, names = manifest.get("shards"), manifest.get("class_names")
+    return (
+        isinstance(shards, list)
+        and all(isinstance(shard, dict) for shard in shards)
+        and all(_is_file_name(shard.get("file")) for shard in shards)
+        and all(isinstance(shard.get("num_bytes"), int) for shard in shards)
+        and (names is None or isinstance(names, list))
+        and all(isinstance(name, str) for name in names or ())
+    )
+
+
+def _is_file_name(name: Any) -> bool:
+    return isinstance(name, str) and re.fullmatch(r"[\w.-]*\w", name) is not None
 
 
 class LatentSource:
@@ -107,7 +125,7 @@ class LatentSource:
         folder = cache_folder(config, split)
         self.facts = _finished_manifest(config, split, folder)
         shards = self.facts.pop("shards")
-        check_num_classes(config.data, self.facts["class_names"])
+        check_num_classes(config.data, self.facts.get("class_names"))
         paths = [str(folder / shard["file"]) for shard in shards]
         _allow_open_files(len(paths))
         try:

@@ -1,5 +1,6 @@
 """What data sets are called."""
 
+import os
 from pathlib import Path
 
 FOLDER = "folder:"  # before the path of a folder of images
@@ -7,7 +8,7 @@ FOLDER = "folder:"  # before the path of a folder of images
 
 def portable_name(name: str) -> str:
     """A name without the place of its folder, which differs from machine to machine; other names as they are."""
-    folder = Path(name.removeprefix(FOLDER)).expanduser()
+    folder = Path(os.path.expanduser(name.removeprefix(FOLDER)))
     if name.startswith(FOLDER):
         return FOLDER + folder.resolve().name
     return folder.resolve().name if folder.is_dir() else name

@@ -1,6 +1,7 @@
 """Data sets as random-access sources of examples: images through TFDS, or cached latents."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -130,7 +131,7 @@ def _builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     name, _, category = config.name.partition("/")
     options = {"data_dir": config.data_dir, "file_format": ARRAY_RECORD}
     if config.name.startswith(FOLDER):
-        folder = Path(config.name.removeprefix(FOLDER)).expanduser()
+        folder = Path(os.path.expanduser(config.name.removeprefix(FOLDER)))
         builder = image_folder_dataset_builder.Builder(
             folder, allow_empty_classes=config.on_error == "skip", **options
         )
@@ -168,6 +169,10 @@ def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         builder = tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
         raise UserError(f"config.data.name: TFDS has no data set {name!r}") from error
+    except ValueError as error:  # a page on how names are written
+        raise UserError(
+            f"config.data.name: {name!r} is no name of a TFDS data set, folder:<path> or lsun/<category>"
+        ) from error
     where = f", data_dir={data_dir!r}" if data_dir else ""
     if not builder.is_prepared():
         raise UserError(

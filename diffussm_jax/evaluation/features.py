@@ -10,6 +10,7 @@ It takes uint8 images [b h w c] and gives, by name:
 import dataclasses
 import functools
 import importlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def _inception(config: Config) -> Extractor:
         raise UserError(
             f"config.evaluate.weights: inception needs its weights, a file made with {CONVERT}"
         )
-    weights, hashes = load_weights(Path(path).expanduser())
+    weights, hashes = load_weights(Path(os.path.expanduser(path)))
     published = hashes["source_sha256"].startswith(PUBLISHED_SHA256)
     facts = {"features": "inception", "published": published} | hashes
     return Extractor(_inception_of_any, weights, facts)

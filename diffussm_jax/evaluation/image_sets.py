@@ -255,7 +255,7 @@ def open_given(path: str | Path, *, channels: int) -> ImageSet:
     Raises:
         UserError: it is neither.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         return FileImages(path, channels=channels)
     if path.is_file():

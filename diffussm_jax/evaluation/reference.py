@@ -7,6 +7,7 @@ facts            JSON of where they are from and of the extractor; ADM's files l
 """
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def reference_path(config: Config, workdir: Path | None) -> Path:
         UserError: there is neither.
     """
     if config.evaluate.reference is not None:
-        return Path(config.evaluate.reference).expanduser()
+        return Path(os.path.expanduser(config.evaluate.reference))
     if workdir is None:
         raise UserError(
             "config.evaluate.reference: name a file, or give the --workdir that keeps it"

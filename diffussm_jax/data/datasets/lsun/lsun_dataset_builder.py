@@ -72,12 +72,15 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     def _generate_examples(self, split: str):
         folder = str(self.lmdb_folder(split))
-        with (
-            lmdb.open(folder, readonly=True, lock=False, readahead=False) as database,
-            database.begin() as transaction,
-        ):
-            for index, (key, value) in enumerate(transaction.cursor()):
-                yield index, {"image": bytes(value), "file_name": key}
+        try:
+            with (
+                lmdb.open(folder, readonly=True, lock=False, readahead=False) as data,
+                data.begin() as transaction,
+            ):
+                for index, (key, value) in enumerate(transaction.cursor()):
+                    yield index, {"image": bytes(value), "file_name": key}
+        except lmdb.Error as error:
+            raise UserError(f"{folder}/data.mdb is damaged: {error}") from error
 
 
 def open_builder(category: str, **options) -> Builder:

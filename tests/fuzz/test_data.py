@@ -1,0 +1,306 @@
+"""Autoencoders, caches of latents and data sets that are damaged, misnamed or point elsewhere."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from diffussm_jax.autoencoding import Autoencoder
+from diffussm_jax.config import from_dict
+from diffussm_jax.data import latents
+from diffussm_jax.data.latents import SHARED_FIELDS, LatentSource, record_dtype
+from diffussm_jax.data.pipeline import open_source, train_batches
+from diffussm_jax.encode import write_shard
+from diffussm_jax.models.autoencoder_kl import AutoencoderKLConfig
+from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.pretrained import load_autoencoder, read_tensors, save_autoencoder
+from examples.photos import random_autoencoder
+from tests.conftest import merge
+from tests.fuzz.one_line import JSON_DAMAGE, error_of, files_of
+from tests.fuzz.test_work_directories import SAFETENSORS
+
+AUTOENCODER = AutoencoderKLConfig(
+    block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
+)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole_autoencoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("autoencoder")
+    save_autoencoder(random_autoencoder(AUTOENCODER), folder)
+    return folder
+
+
+@pytest.fixture
+def autoencoder(whole_autoencoder, tmp_path):
+    return shutil.copytree(whole_autoencoder, tmp_path / "autoencoder")
+
+
+@pytest.mark.parametrize("damage", JSON_DAMAGE)
+def test_the_config_of_an_autoencoder(autoencoder, damage):
+    (autoencoder / "config.json").write_bytes(JSON_DAMAGE[damage])
+    assert "config.json" in error_of(lambda: load_autoencoder(autoencoder))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(
+            (field, value)
+            for field in ("in_channels", "latent_channels", "layers_per_block")
+            for value in (0, -1, 2.5, "3", None, True, [3], {}, 10**9, 10**30)
+        ),
+        *(
+            ("block_out_channels", value)
+            for value in ([], [0], [-8], ["8"], [None], [[8]], "8", 8, {}, [8] * 99)
+        ),
+        *(("norm_num_groups", value) for value in (0, 3, -4, "4", 1.5, None, [])),
+        *(("scaling_factor", value) for value in (0, -1, "x", None, [], float("nan"))),
+        *(("act_fn", value) for value in ("relu", None, 3, ["x"], {}, [{}], [[]])),
+        *(("down_block_types", value) for value in ("x", ["x"], [{}], [None], [[1]])),
+        *(("shift_factor", value) for value in (0.1, "x", [1], {})),
+        ("use_quant_conv", False),
+        ("mid_block_add_attention", "no"),
+    ],
+)
+def test_fields_of_an_autoencoder(autoencoder, field, value):
+    path = autoencoder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    error_of(lambda: load_autoencoder(autoencoder))
+
+
+@pytest.mark.parametrize("name", SAFETENSORS)
+def test_the_weights_of_an_autoencoder(autoencoder, name):
+    (autoencoder / WEIGHTS).write_bytes(SAFETENSORS[name])
+    assert WEIGHTS in error_of(lambda: load_autoencoder(autoencoder))
+
+
+@pytest.mark.parametrize(
+    "change", ["missing", "flat", "scalar", "more", "undotted", "transposed"]
+)
+def test_arrays_of_an_autoencoder(autoencoder, change):
+    tensors = read_tensors(autoencoder / WEIGHTS)
+    name = "decoder.conv_in.weight"
+    x = tensors[name]
+    changed = {
+        "missing": {k: v for k, v in tensors.items() if k != name},
+        "flat": tensors | {name: x.reshape(-1)},
+        "scalar": tensors | {name: np.array(3, np.float32)},
+        "more": tensors | {name: x[None]},
+        "undotted": tensors | {"weight": x},
+        "transposed": tensors | {name: np.ascontiguousarray(x.T)},
+    }[change]
+    safetensors.numpy.save_file(changed, autoencoder / WEIGHTS)
+    assert "weight" in error_of(lambda: load_autoencoder(autoencoder))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../nowhere", "/", "a/b/c", "..", "x" * 300, "a b", "\u2028", "~nosuchuser/x"],
+)
+def test_names_that_are_no_autoencoder(tiny_config, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    config = merge(tiny_config, {"autoencoder": {"name": name}})
+    mesh = make_mesh(devices=jax.devices()[:1])
+    error_of(lambda: Autoencoder(config, mesh))
+
+
+@pytest.fixture(scope="module")
+def whole_cache(tiny_config, tmp_path_factory):
+    """A config and the cache of latents that it trains from."""
+    root = tmp_path_factory.mktemp("latents")
+    data = {
+        "space": "latents",
+        "image_size": 32,
+        "channels": 3,
+        "num_classes": 2,
+        "name": "pictures",
+        "latents_dir": str(root),
+    }
+    config = merge(tiny_config, {"data": data})
+    folder = latents.cache_folder(config, "train")
+    folder.mkdir(parents=True)
+    path = folder / "moments-00000-of-00001.array_record"
+    record = np.zeros((), record_dtype(config)).tobytes()
+    write_shard(path, iter([(record, record)] * 4))
+    shard = json.loads(path.with_suffix(".json").read_text())
+    names = {"class_names": ["a", "b"], "shards": [shard]}
+    manifest = latents.shared_fields(config, "train") | names
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    LatentSource(config, "train")
+    return config, folder
+
+
+@pytest.fixture
+def cache(whole_cache):
+    """The same, mended after the test."""
+    config, folder = whole_cache
+    before = files_of(folder)
+    yield config, folder
+    for name, data in before.items():
+        with open(name, "wb") as file:
+            file.write(data)
+
+
+def edit(folder, **changes):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("damage", JSON_DAMAGE)
+def test_manifests(cache, damage):
+    config, folder = cache
+    (folder / "manifest.json").write_bytes(JSON_DAMAGE[damage])
+    assert "manifest" in error_of(lambda: LatentSource(config, "train"))
+
+
+@pytest.mark.parametrize(
+    "shards",
+    [
+        *(None, 3, "x", {}, [3], [None], ["x"], [[]], [{}], []),
+        [{"file": 3, "num_bytes": 3}],
+        [{"file": None, "num_bytes": 3}],
+        *(
+            [{"file": name, "num_bytes": 1}]
+            for name in ("", ".", "..", "../x", "/etc/hostname", "a/b", "x\0y", "~")
+        ),
+        *([{"file": "manifest.json", "num_bytes": x}] for x in (None, "3", -1, 0, [])),
+    ],
+)
+def test_shards_of_a_manifest(cache, shards):
+    config, folder = cache
+    edit(folder, shards=shards)
+    error_of(lambda: LatentSource(config, "train"))
+
+
+def test_a_shard_outside_the_folder_is_not_read(cache):
+    """A whole shard, with its right size, beside the folder."""
+    config, folder = cache
+    shard = next(folder.glob("*.array_record"))
+    shutil.copy(shard, folder.parent / "moved.array_record")
+    size = shard.stat().st_size
+    edit(folder, shards=[{"file": "../moved.array_record", "num_bytes": size}])
+    assert "is no manifest" in error_of(lambda: LatentSource(config, "train"))
+
+
+@pytest.mark.parametrize("field", SHARED_FIELDS)
+@pytest.mark.parametrize("value", ["other", None, 7, []])
+def test_fields_of_a_manifest(cache, field, value):
+    config, folder = cache
+    edit(folder, **{field: value})
+    assert field in error_of(lambda: LatentSource(config, "train"))
+
+
+@pytest.mark.parametrize("names", [3, "ab", [1, 2], {}, {"a": 1}, [None], ["a"], None])
+def test_classes_of_a_manifest(cache, names):
+    config, folder = cache
+    edit(folder, class_names=names)
+    error_of(lambda: LatentSource(config, "train"))
+
+
+@pytest.mark.parametrize("damage", ["emptied", "torn", "zeros", "missing"])
+def test_shards(cache, damage):
+    config, folder = cache
+    shard = next(folder.glob("*.array_record"))
+    data = shard.read_bytes()
+    new = {"torn": data[:-9], "zeros": bytes(len(data))}.get(damage, b"")
+    shard.write_bytes(new)
+    if damage == "missing":
+        shard.unlink()
+
+    def read():
+        next(train_batches(config, LatentSource(config, "train")))
+
+    error_of(read)
+
+
+def config_of(name, tmp_path, **data):
+    values = {"name": name, "data_dir": str(tmp_path / "tfds"), "channels": 3}
+    return from_dict({"data": values | {"num_classes": 0, "image_size": 16} | data})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["nothing", "file", "empty", "texts", "beside", "empty class", "hidden", "links"],
+)
+def test_folders_of_images(tmp_path, kind):
+    folder = tmp_path / "images"
+    if kind == "file":
+        folder.write_text("x")
+    elif kind != "nothing":
+        folder.mkdir()
+    if kind == "texts":
+        (folder / "a.txt").write_text("x")
+    elif kind in ("beside", "empty class"):
+        (folder / "cats").mkdir()
+        if kind == "beside":
+            (folder / "0.png").write_bytes(b"x")
+    elif kind == "hidden":
+        (folder / ".0.png").write_bytes(b"x")
+    elif kind == "links":
+        (folder / "0.png").symlink_to(tmp_path / "nowhere.png")
+    config = config_of(f"folder:{folder}", tmp_path)
+    assert "config.data.name" in error_of(lambda: open_source(config, "train"))
+    assert not (tmp_path / "tfds").exists()
+
+
+PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR"
+IMAGES = {
+    "empty": b"",
+    "text": b"no image",
+    "signature": PNG[:8],
+    "header": PNG,
+    "huge": PNG
+    + b"\x7f\xff\xff\xff\x7f\xff\xff\xff\x08\x02\x00\x00\x00\x00\x00\x00\x00",
+    "jpeg": b"\xff\xd8\xff\xe0" + bytes(20),
+    "gif": b"GIF89a" + b"\xff" * 20,
+    "pickle": b"\x80\x04N.",
+    "zip": b"PK\x03\x04" + bytes(40),
+}
+
+
+def test_files_that_are_no_images(tmp_path):
+    """Each is named when it is read."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, data in IMAGES.items():
+        (folder / f"{name}.png").write_bytes(data)
+    config = config_of(f"folder:{folder}", tmp_path)
+    source = open_source(config, "train")
+    for index, name in enumerate(sorted(IMAGES)):
+        line = error_of(lambda i=index: source.example(i, mirrored=False))
+        assert f"{name}.png" in line
+
+
+@pytest.mark.parametrize(
+    "split",
+    ["trian", "train[", "train[:", "train[x:]", "train[50%", "train+", "[]", "*"],
+)
+def test_splits(tiny_config, split):
+    config = merge(tiny_config, {"data": {"split": split}})
+    assert "split" in error_of(lambda: open_source(config, split))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["lsun", "lsun/", "lsun/attic", "folder:", "nothing", "../x", "a b", "mnist:9"],
+)
+def test_names_of_data_sets(tmp_path, name):
+    config = config_of(name, tmp_path)
+    error_of(lambda: open_source(config, "train"))
+
+
+@pytest.mark.parametrize("data", [b"", b"\0" * 8192, b"x" * 100])
+def test_an_lmdb(tmp_path, data):
+    for part in ("train", "val"):
+        folder = tmp_path / f"tfds/downloads/manual/church_outdoor_{part}_lmdb"
+        folder.mkdir(parents=True)
+        (folder / "data.mdb").write_bytes(data)
+    config = config_of("lsun/church_outdoor", tmp_path)
+    assert "data.mdb" in error_of(lambda: open_source(config, "train"))
+    assert not list((tmp_path / "tfds/lsun").rglob("dataset_info.json"))

@@ -1,0 +1,146 @@
+"""Command lines, parsed in this process; a few as a user has them, in a process of their own."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from diffussm_jax import main
+from tests.fuzz.one_line import LIMIT, error_of, files_of
+
+ROOT = Path(__file__).parents[2]
+DIGITS = "--config=configs/digits.py"
+
+
+def start(*arguments):
+    """What main does before it does anything."""
+    flags.FLAGS.unparse_flags()
+    main._read_run(main._parse_flags(["main", *arguments]))
+
+
+@pytest.fixture(autouse=True)
+def run_from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    saved = flags.FLAGS.flag_values_dict() if flags.FLAGS.is_parsed() else {}
+    yield
+    flags.FLAGS.unparse_flags()
+    for name, value in saved.items():
+        if name in ("config", "workdir", "mode"):
+            flags.FLAGS[name].value = value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--config="],
+        ["--config"],
+        ["--config=nowhere.py"],
+        ["--config=configs"],
+        ["--config=/dev/null"],
+        ["--config=README.md"],
+        ["--config=../x.py"],
+        ["--config=configs/digits.py:argument"],
+        ["--config=configs/imagenet256.py:XXL"],
+        ["--config=a\0b.py"],
+        [DIGITS, "--workdir="],
+        [DIGITS, "--mode="],
+        [DIGITS, "--mode=TRAIN", "--workdir=x"],
+        [DIGITS, "--mode=train,sample", "--workdir=x"],
+        [DIGITS, "--workdir=x", "--"],
+        [DIGITS, "--workdir=x", "--", "y"],
+        [DIGITS, "--workdir=x", "y"],
+        [DIGITS, "--workdir=x", "--num_processes=two"],
+        [DIGITS, "--workdir=x", "--start_timeout=0"],
+        [DIGITS, "--workdir=x", "--start_timeout=-1"],
+        [DIGITS, "--workdir=x", "--process_id=1.5"],
+        [DIGITS, "--workdir=x", "---workdir"],
+        [DIGITS, "--workdir=x", "--=x"],
+        [DIGITS, "--workdir=x", "--config.=3"],
+        [DIGITS, "--workdir=x", "--config.model=3"],
+        [DIGITS, "--workdir=x", "--config.model={}"],
+        [DIGITS, "--workdir=x", "--config.model.depth"],
+        [DIGITS, "--workdir=x", "--config.model.depth="],
+        [DIGITS, "--workdir=x", "--config.model.depth=1e3"],
+        [DIGITS, "--workdir=x", "--config.model.depth=0x10"],
+        [DIGITS, "--workdir=x", "--config.model.depth=None"],
+        [DIGITS, "--workdir=x", "--config.model.depth=" + "9" * 5000],
+        [DIGITS, "--workdir=x", "--config.model.depth=-1"],
+        [DIGITS, "--workdir=x", "--config.model.depth.x=1"],
+        [DIGITS, "--workdir=x", "--config.model.__class__=1"],
+        [DIGITS, "--workdir=x", "--config.__init__=1"],
+        [DIGITS, "--workdir=x", "--config.model.gate=maybe"],
+        [DIGITS, "--workdir=x", "--config.model.dt_range=1"],
+        [DIGITS, "--workdir=x", "--config.model.dt_range=(1,"],
+        [DIGITS, "--workdir=x", "--config.model.dt_range=__import__('os')"],
+        [DIGITS, "--workdir=x", "--config.optimizer.betas=(0.9,1.0)"],
+        [DIGITS, "--workdir=x", "--config.optimizer.betas=(0.9,)"],
+        [DIGITS, "--workdir=x", "--config.optimizer.learning_rate=nan"],
+        [DIGITS, "--workdir=x", "--config.optimizer.learning_rate=inf"],
+        [DIGITS, "--workdir=x", "--config.optimizer.learning_rate=1e-3x"],
+        [DIGITS, "--workdir=x", "--config.data.name="],
+        [DIGITS, "--workdir=x", "--config.training.init_from="],
+        [DIGITS, "--workdir=x", "--config.seed=-1"],
+        [DIGITS, "--workdir=x", "--config.seed=2147483648"],
+        [DIGITS, "--workdir=x", "--config.sample.classes=(1,x)"],
+        [DIGITS, "--workdir=x", "--config.mesh.data=0"],
+        [DIGITS, "--workdir=x", "--config.mesh.data=-2"],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:60].replace("\0", "0"),
+)
+def test_command_lines(arguments):
+    error_of(lambda: start(*arguments))
+    assert not (ROOT / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "",
+        "def get_config(:",
+        "get_config = 3",
+        "def get_config(): pass",
+        "def get_config(): return {}",
+        "def get_config(): return 3",
+        "def get_config(): return 1 / 0",
+        "def get_config(): raise KeyError",
+        "import nowhere",
+        "raise Exception('several\\nlines')",
+        "from configs import common\ndef get_config():\n c = common.get_config()\n c.x = 3\n return c",
+        "from configs import common\ndef get_config():\n c = common.get_config()\n c.model = 3\n return c",
+        "from configs import common\ndef get_config():\n c = common.get_config()\n c.seed = 10**5000\n return c",
+        "import ml_collections\ndef get_config(): return ml_collections.ConfigDict({'model': {'x': 1}})",
+        "\x00",
+    ],
+)
+def test_config_files(code, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(code)
+    error_of(lambda: start(f"--config={path}", "--workdir=x"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--workdir={tmp}/file/run"],
+        ["--workdir={tmp}/nowhere", "--mode=replay"],
+        ["--workdir=~nosuchuser/run", "--mode=sample"],
+    ],
+    ids=" ".join,
+)
+def test_in_a_process_of_its_own(arguments, tmp_path, data_dir):
+    (tmp_path / "file").write_text("x")
+    command = [sys.executable, "-m", "diffussm_jax.main", DIGITS]
+    command.append(f"--config.data.data_dir={data_dir}")
+    command += [argument.format(tmp=tmp_path) for argument in arguments]
+    began = time.monotonic()
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert time.monotonic() - began < 5 * LIMIT  # compilation on a busy machine
+    assert not [name for name in files_of(tmp_path) if "checkpoints" in name]
