@@ -29,7 +29,7 @@ PACKAGES = ("diffussm-jax", "flax", "jax", "jaxlib", "numpy", "pillow")
 def evaluate(config: Config, workdir: Path) -> None:
     """Write `evaluation/<name>.json` into a work directory: scores of images that its model draws, or of `evaluate.images`.
 
-    What the model draws stays in `evaluation/<name>/`: after a kill the same command goes on.
+    What the model draws stays in `evaluation/<preset>/`: after a kill the same command goes on, and other features are scored of it.
 
     Raises:
         UserError: the run, the images, the reference or the extractor is missing or does not fit.
@@ -62,7 +62,8 @@ def _drawn(config: Config, workdir: Path) -> ImageSet:
     options = sample_options(config)
     model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
     logger.info("sampling %d images from step %d", options.num, model.step)
-    folder = result_path(config, workdir).with_suffix("")
+    # Not by the result's name: other features of the same images draw nothing again.
+    folder = workdir / "evaluation" / (config.evaluate.preset or "default")
     return DrawnImages(draw_to(folder, model, options))
 
 

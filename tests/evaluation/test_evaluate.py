@@ -127,8 +127,11 @@ def test_the_model_is_scored(scored_values, reference, trained, tmp_path):
     result = run(config, trained)
     assert result["scores"].keys() == {"frechet_distance", "precision", "recall"}
     assert result["images"]["sample"]["steps"] == 4
-    again = run(config, trained)
-    assert again == result
+    files = list((trained / "evaluation" / "default").glob("*.npy"))
+    before = [path.stat().st_mtime_ns for path in files]
+    assert before
+    assert run(config, trained) == result
+    assert [path.stat().st_mtime_ns for path in files] == before
 
 
 def test_a_run_is_scored_while_it_trains(scored_values, reference, tmp_path):
