@@ -31,10 +31,11 @@ is_running() { [ -f "$JOB/pid" ] && kill -0 -- "-$(cat "$JOB/pid")" 2>/dev/null;
 
 start() { # the command's words
     if is_running; then echo "a job runs already; stop it first" >&2; exit 3; fi
-    rm -f "$JOB/pid" "$JOB/code"
+    rm -f "$JOB/pid" "$JOB/code" "$JOB/stopped"
     cd "$ROOT/source"
     export PATH="$ROOT/venv/bin:$PATH" PYTHONPATH="$ROOT/source" JAX_COMPILATION_CACHE_DIR="$ROOT/compiled"
-    setsid --fork bash -c 'echo $$ >"$0/pid"; "${@}" >>"$0/log" 2>&1 </dev/null; echo $? >"$0/code"' "$JOB" "$@" >/dev/null 2>&1 </dev/null
+    setsid --fork bash -c 'echo $$ >"$0/pid"; "${@}" >>"$0/log" 2>&1 </dev/null; code=$?
+        if [ $code = 75 ] && [ -f "$0/stopped" ]; then code=143; fi; echo $code >"$0/code"' "$JOB" "$@" >/dev/null 2>&1 </dev/null
     for _ in $(seq 100); do [ -f "$JOB/pid" ] && return; sleep 0.1; done
     echo "the job did not start" >&2
     exit 3
@@ -50,6 +51,7 @@ state() { # one line that launch.tpu_vm reads
 
 stop() { # as preemption does: the job saves, then ends; only the job gets the signal, not the shell that keeps its exit code
     if ! is_running; then return; fi
+    touch "$JOB/stopped" # so that its 75 is not taken for a preemption, after which it would be started again
     pkill -TERM -P "$(cat "$JOB/pid")" || true
     for _ in $(seq $GRACE); do is_running || return 0; sleep 1; done
     kill -KILL -- "-$(cat "$JOB/pid")"

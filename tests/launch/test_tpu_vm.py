@@ -107,8 +107,8 @@ def test_a_failure_ends_with_its_code_and_last_lines(stub, capfd):
 
 
 def test_stop_lets_the_job_save(stub):
-    """The job gets SIGTERM and ends by itself, with its own code."""
-    saving = "import signal,sys,time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(9))\nopen(sys.argv[1],'w')\ntime.sleep(60)"
+    """The job gets SIGTERM, saves and ends with 75; who watches it does not start it again."""
+    saving = "import signal,sys,time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nopen(sys.argv[1],'w')\ntime.sleep(60)"
     launcher = subprocess.Popen(
         [sys.executable, "-m", "launch.tpu_vm", "run", "--name=church", "--zone=z", "--poll=0.2", "--",
          sys.executable, "-c", saving, str(stub / "ready")]
@@ -118,7 +118,7 @@ def test_stop_lets_the_job_save(stub):
         time.sleep(0.05)
     time.sleep(0.5)
     assert call("stop") == 0
-    assert launcher.wait(timeout=30) == 9
+    assert launcher.wait(timeout=30) == 143
 
 
 def test_wrong_use_is_one_line(stub, capfd):
