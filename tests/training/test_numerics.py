@@ -176,6 +176,5 @@ def test_a_run_that_diverges_stops_before_it_is_saved(tiny_config, tmp_path):
     )
     with pytest.raises(NonFiniteError, match=r"step \d: .* is (nan|inf)") as error:
         loop.train(config, tmp_path)
-    folder = tmp_path / "checkpoints"
-    saved = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+    saved = [int(p.name) for p in tmp_path.glob("checkpoints/[0-9]*")]
     assert all(step < error.value.step for step in saved)
