@@ -145,7 +145,18 @@ def _read_run(argv: list[str]) -> tuple[Config, Path | None]:
         values = _CONFIG.value.to_dict()
     except OSError as error:  # a config file that cannot be read speaks up only here
         raise UserError(f"--config: {_one_line(error)}") from error
-    return from_dict(values), _as_path(_WORKDIR.value) if _WORKDIR.value else None
+    return from_dict(values), _find_workdir()
+
+
+def _find_workdir() -> Path | None:
+    if not _WORKDIR.value:
+        return None
+    if _WORKDIR.value.startswith("gs://") and _MODE.value != "train":
+        raise UserError(
+            f"--workdir={_WORKDIR.value}: --mode={_MODE.value} needs a local folder; copy the run first, "
+            f"`gcloud storage rsync --recursive {_WORKDIR.value} FOLDER`"
+        )
+    return _as_path(_WORKDIR.value)
 
 
 def _as_path(name: str) -> Path:

@@ -30,6 +30,7 @@ def run(*arguments):
         ((DIGITS, "--workdir={tmp}", "--config.model.depth=three"), "model.depth"),
         ((DIGITS, "--workdir={tmp}", "--config.model.depth=2.5"), "model.depth"),
         ((DIGITS, "--workdir={tmp}", "--config.model=3"), "model"),
+        ((DIGITS, "--workdir=gs://a/b", "--mode=sample"), "rsync"),
         (
             (DIGITS, "--workdir={tmp}", "--config.model.m=3"),
             "config.model.m must divide the 64 tokens",
