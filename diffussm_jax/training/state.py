@@ -32,7 +32,7 @@ class TrainState:
     ema: dict
     optimizer: optax.OptState
     skipped: Any
-    averages: tuple[dict, ...] = ()
+    averages: Any = ()
 
 
 def abstract_model(
