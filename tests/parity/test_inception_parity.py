@@ -59,20 +59,6 @@ def random_images(seed: int) -> np.ndarray:
     return np.stack(images).astype(np.uint8)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def torchvision():
-    """Imported even where its compiled operators are of another build of PyTorch: none of them is needed here."""
-    torch = pytest.importorskip("torch")
-    try:
-        yield pytest.importorskip("torchvision")
-    except RuntimeError:
-        operators = torch.library.Library("torchvision", "FRAGMENT")
-        arguments = "Tensor dets, Tensor scores, float iou_threshold"
-        operators.define(f"nms({arguments}) -> Tensor")
-        operators.define(f"qnms({arguments}) -> Tensor")
-        yield pytest.importorskip("torchvision"), operators
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """The random weights as PyTorch keeps them, and converted."""

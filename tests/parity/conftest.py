@@ -1,0 +1,17 @@
+"""What the parity tests share."""
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torchvision():
+    """Imported even where its compiled operators are of another build of PyTorch: none of them is needed here."""
+    torch = pytest.importorskip("torch")
+    try:
+        yield pytest.importorskip("torchvision")
+    except RuntimeError:
+        operators = torch.library.Library("torchvision", "FRAGMENT")
+        arguments = "Tensor dets, Tensor scores, float iou_threshold"
+        operators.define(f"nms({arguments}) -> Tensor")
+        operators.define(f"qnms({arguments}) -> Tensor")
+        yield pytest.importorskip("torchvision"), operators
