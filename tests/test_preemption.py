@@ -96,7 +96,7 @@ def test_encoding_keeps_its_finished_shards(config, monkeypatch):  # noqa: F811
 LONG = {"training.num_steps": 10**6, "training.sample_every": 10**9, "checkpoint.every": 10**6}  # fmt: skip
 
 
-@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("num", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_saves_its_step_and_goes_on(tmp_path, data_dir, num):
     """With two processes the second alone is told."""
     launcher = [sys.executable, "-m", "launch.local", f"--processes={num}", "--"]

@@ -36,6 +36,7 @@ def test_published_sizes():
     assert all(row[subjects.DIFFUSSM] < row[subjects.SAME_TOKENS] for row in rows)
 
 
+@pytest.mark.slow
 def test_a_row_is_filled_or_says_what_it_would_need(tmp_path):
     name = subjects.PATCHES
     config = tiny()[name]

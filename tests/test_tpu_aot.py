@@ -108,6 +108,7 @@ def test_operator_in_float32(compile_for):
     compile_for("v5e:2x2", operator, *operator_shapes(jnp.float32))
 
 
+@pytest.mark.slow
 def test_states_and_a_rest(compile_for):
     """A length that the chunks do not divide, states in and out, few pairs."""
     state = jax.ShapeDtypeStruct((2, 8, WIDTH, 4, 2), jnp.float32)
