@@ -103,11 +103,13 @@ def read_data_facts(workdir: Path) -> dict[str, Any]:
 
 
 def require_same_model(workdir: Path, config: Config) -> None:
-    """Raise UserError if the run in `workdir` has a model or process other than the config's."""
+    """Raise UserError if the run in `workdir` has a model or process other than the config's.
+
+    The dtype of activations may be another: a model trained in float32 samples in bfloat16 too.
+    """
     names = config_parsing.field_names(Config)
-    _require_same(
-        workdir, config, [n for n in names if n.startswith(("model.", "diffusion."))]
-    )
+    of_the_model = [n for n in names if n.startswith(("model.", "diffusion."))]
+    _require_same(workdir, config, [n for n in of_the_model if n != "model.dtype"])
 
 
 def require_same_run(workdir: Path, config: Config) -> None:

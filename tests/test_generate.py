@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffussm_jax import generate
+from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config_parsing import ConfigError
 from diffussm_jax.errors import UserError
 from tests.conftest import merge
@@ -46,6 +47,15 @@ def test_the_lines_of_the_readme(trained, tmp_path, monkeypatch):
     exec(block.replace("steps=50", steps), names)  # noqa: S102
     assert names["images"].shape == (5, 8, 8, 1)
     assert (tmp_path / "pi.png").exists()
+
+
+def test_a_float32_run_samples_in_bfloat16(trained, tiny_config, model):
+    config = merge(tiny_config, {"model": {"dtype": "bfloat16"}})
+    workdir_lib.require_same_model(trained, config)
+    rough = generate.load(trained, config=config)
+    assert rough.config.model.dtype == "bfloat16"
+    images = rough.sample(num=10, sampler="ddpm").astype(int)
+    assert np.abs(images - model.sample(num=10, sampler="ddpm")).mean() < 4  # of 255
 
 
 def test_the_batch_size_changes_no_image(model):
