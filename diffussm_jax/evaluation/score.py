@@ -64,9 +64,7 @@ def open_reference(
     return Reference(path, extractor, mesh, batch_size=config.evaluate.batch_size)
 
 
-def make_scorer(
-    config: Config, workdir: Path, generator: Generator | None
-) -> Scorer | None:
+def make_scorer(config: Config, workdir: Path, generator: Generator) -> Scorer:
     """For `training.evaluate_every`: a function from parameters to the scores, by name, of `evaluate.training_num` images.
 
     Fewer images than a published score has make another number: compare such scores with one another alone.
@@ -74,8 +72,6 @@ def make_scorer(
     Raises:
         UserError: the reference or the extractor is missing or does not fit; at the start, not hours later.
     """
-    if config.training.evaluate_every is None or generator is None:
-        return None
     mesh, extractor = make_mesh(), make_extractor(config, workdir)
     reference = open_reference(config, workdir, extractor, mesh)
     num = config.evaluate.training_num

@@ -1,7 +1,8 @@
 """`--mode=train`: the whole of a training run."""
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -41,6 +42,8 @@ from diffussm_jax.training.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
+Action = tuple[int, Callable[[TrainState, int], dict[str, float]]]
+
 
 def train(config: Config, workdir: Path) -> None:
     """Train to `training.num_steps`, from the latest checkpoint in `workdir` if any.
@@ -72,8 +75,7 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
     train_step, evaluate = _compile_steps(config, graphdef, optimizer, abstract, mesh)
     if jax.process_index() == 0:
         workdir_lib.write_data_facts(workdir, source.facts)
-    generator = _generator(config, workdir, graphdef, mesh)
-    scorer = make_scorer(config, workdir, generator)
+    at_times = _actions(config, workdir, graphdef, mesh, evaluate)
 
     with (
         Checkpoints(workdir, config.checkpoint) as checkpoints,
@@ -109,27 +111,18 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
                 watchdog.watch(metrics)
                 checkpoints.check()
                 is_preempted = notice.reached()
-                losses = {}
-                if _is_due(step, config.training.eval_every, num_steps):
-                    with log.pause():
-                        losses = evaluate(state)
-                        log.write(losses)
-                if generator and _is_due(step, config.training.sample_every, num_steps):
-                    with log.pause():
-                        _draw_grid(config, workdir, generator, state, step)
-                if scorer and _is_due(step, config.training.evaluate_every, num_steps):
-                    with log.pause():
-                        log.write(scorer(state.ema))
-                if _is_due(step, config.training.ema_snapshot_every, num_steps):
-                    with log.pause():
-                        widths = config.training.ema_lengths
-                        save_snapshots(workdir, state.averages, widths, step=step)
+                scores: dict[str, float] = {}
+                for every, action in at_times:
+                    if _is_due(step, every, num_steps):
+                        with log.pause():
+                            scores |= action(state, step)
+                log.write(scores)
                 is_due = _is_due(step, config.checkpoint.every, num_steps)
                 if is_due:
                     log.report()  # raises where a run should stop
                 if is_due or is_preempted:
                     with log.pause():
-                        record = describe(config, step, losses, log.unreported())
+                        record = describe(config, step, scores, log.unreported())
                         checkpoints.save(step, state, record)
     if step < num_steps:
         raise Preempted(f"step {step} of {num_steps} is saved in {workdir}")
@@ -165,7 +158,7 @@ def _compile_steps(config: Config, graphdef, optimizer, abstract, mesh):
     size = config.training.batch_size
     batches = _eval_batches(config, local_rows(mesh, size))
 
-    def evaluate(state: TrainState) -> dict[str, float]:
+    def evaluate(state: TrainState, step: int) -> dict[str, float]:
         losses = [
             eval_step(state.ema, shard_batch(mesh, batch, batch_size=size), index)
             for index, batch in enumerate(batches)
@@ -185,20 +178,38 @@ def _eval_batches(config: Config, rows: np.ndarray) -> Sequence[dict[str, np.nda
     return eval_batches(config, source, rows=rows)
 
 
-def _generator(config: Config, workdir: Path, graphdef, mesh) -> Generator | None:
-    """What draws images during training, with the autoencoder where it takes one; None where none are asked for."""
-    if config.training.sample_every is None and config.training.evaluate_every is None:
-        return None
-    return Generator(config, graphdef, mesh, make_decoder(config, workdir, mesh))
+def _actions(config: Config, workdir: Path, graphdef, mesh, evaluate) -> list[Action]:
+    """What is done every so many steps besides training: how many, and a function of state and step that gives what to log."""
+    training = config.training
+    actions: list[Action] = [(training.eval_every, evaluate)]
+    if training.sample_every is not None or training.evaluate_every is not None:
+        decode = make_decoder(config, workdir, mesh)
+        generator = Generator(config, graphdef, mesh, decode)
+    if training.sample_every is not None:
+        draw = functools.partial(_draw_grid, config, workdir, generator)
+        actions.append((training.sample_every, draw))
+    if training.evaluate_every is not None:
+        score = make_scorer(config, workdir, generator)
+        actions.append((training.evaluate_every, lambda state, step: score(state.ema)))
+    if training.ema_lengths:
+        keep = functools.partial(_keep_averages, workdir, training.ema_lengths)
+        actions.append((training.ema_snapshot_every, keep))
+    return actions
 
 
-def _draw_grid(config: Config, workdir: Path, generator, state, step: int) -> None:
+def _draw_grid(config: Config, workdir: Path, generator, state, step: int) -> dict:
     images, labels = generator.draw(state.ema, config.sample)
     if jax.process_index() == 0:
         path = workdir / "samples" / f"step_{step:07d}.png"
         save_grid(images, path, labels=labels)
+    return {}
 
 
-def _is_due(step: int, every: int | None, num_steps: int) -> bool:
+def _keep_averages(workdir: Path, widths: Sequence[float], state, step: int) -> dict:
+    save_snapshots(workdir, state.averages, widths, step=step)
+    return {}
+
+
+def _is_due(step: int, every: int, num_steps: int) -> bool:
     """Every `every` steps, and after the last one."""
-    return every is not None and (step % every == 0 or step == num_steps)
+    return step % every == 0 or step == num_steps
