@@ -68,3 +68,13 @@ def trained(tiny_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained") / "run"
     train(from_dict(tiny_config), workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tiny_config, tmp_path_factory):
+    """The export of that run; a module may damage it."""
+    from diffussm_jax.export import export
+
+    folder = tmp_path_factory.mktemp("exported") / "weights"
+    export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained)
+    return folder

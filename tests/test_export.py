@@ -16,13 +16,6 @@ from diffussm_jax.pretrained import read_tensors
 from tests.conftest import merge
 
 
-@pytest.fixture(scope="module")
-def exported(trained, tiny_config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "weights"
-    export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained)
-    return folder
-
-
 @pytest.fixture
 def folder(exported, tmp_path):
     """A copy to damage."""

@@ -23,13 +23,6 @@ def run(trained, tmp_path_factory):
     return shutil.copytree(trained, tmp_path_factory.mktemp("run") / "run")
 
 
-@pytest.fixture(scope="module")
-def exported(trained, tiny_config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported") / "weights"
-    export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained)
-    return folder
-
-
 @pytest.fixture
 def replaced(request):
     """Writes files for a test and puts the old ones back."""

@@ -61,7 +61,10 @@ def randomized(config, seed=0):
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_output_shape_and_gradients_reach_every_parameter(options):
-    config = tiny(**options)
+    assert_gradients_reach_all(tiny(**options))
+
+
+def assert_gradients_reach_all(config):
     graphdef, params = randomized(config)
 
     @jax.jit

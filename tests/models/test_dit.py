@@ -1,7 +1,6 @@
 """The attention baseline: the published counts, and the properties that every backbone has."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -12,7 +11,12 @@ from diffussm_jax.models.dit import position_code
 from diffussm_jax.training.loop import train
 from diffussm_jax.training.state import abstract_model
 from tests.conftest import merge
-from tests.models.test_diffussm import inputs, randomized, tiny
+from tests.models.test_diffussm import (
+    assert_gradients_reach_all,
+    inputs,
+    randomized,
+    tiny,
+)
 
 TINY = {"name": "dit", "num_heads": 4}
 
@@ -33,21 +37,7 @@ def test_parameters_are_those_of_the_released_models():
     "options", [{}, {"patch_size": 2}, {"dtype": "bfloat16"}, {"remat": "dots"}], ids=str
 )  # fmt: skip
 def test_output_shape_and_gradients_reach_every_parameter(options):
-    graphdef, params = randomized(tiny(**TINY | options))
-
-    @jax.jit
-    def gradients(params):
-        def total(params):
-            output = nnx.merge(graphdef, params)(*inputs())
-            return jnp.sum(jnp.square(output)), output
-
-        return jax.grad(total, has_aux=True)(params)
-
-    grads, output = gradients(params)
-    assert (output.shape, output.dtype) == ((3, 8, 8, 2), jnp.float32)
-    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-        assert np.isfinite(grad).all(), path
-        assert np.any(grad != 0), jax.tree_util.keystr(path)
+    assert_gradients_reach_all(tiny(**TINY | options))
 
 
 def test_without_position_code_it_is_equivariant_to_a_permutation_of_patches():

@@ -1,13 +1,9 @@
 """Checkpoints: placed anywhere, kept by rule, never read when damaged, loud when they cannot be written."""
 
-import contextlib
-import gc
 import itertools
 import json
 import logging
 import shutil
-import subprocess
-import time
 from pathlib import Path
 
 import jax
@@ -21,7 +17,6 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.preemption import Preempted, PreemptionNotice
 from diffussm_jax.training import integrity, loop
-from diffussm_jax.training.background import CheckpointError
 from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.record import describe
@@ -199,89 +194,6 @@ def test_what_is_kept(tiny_config, tmp_path):
             checkpoints.save(step, state, describe(config, step, eval_losses))
             checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 6, 7]
-
-
-def failing(seconds):
-    def write_manifest(folder):
-        time.sleep(seconds)
-        raise OSError(28, "No space left on device")
-
-    return write_manifest
-
-
-@pytest.mark.parametrize(
-    ("seconds", "timeout", "message"),
-    [
-        (0, 60, r"step 3 could not be written: .*No space left on device; there is none"),
-        (60, 1, r"step 3 was not written within 1 s \(config.checkpoint.timeout\)"),
-    ],
-)  # fmt: skip
-def test_a_failed_save_ends_the_run_soon(
-    seconds, timeout, message, tiny_config, tmp_path, monkeypatch
-):
-    changes = {"checkpoint": {"every": 3, "timeout": timeout}, "training": {"num_steps": 10**6}}  # fmt: skip
-    config = merge(tiny_config, changes)
-    monkeypatch.setattr(integrity, "write_manifest", failing(seconds))
-    with pytest.raises(CheckpointError, match=message):
-        loop.train(config, tmp_path)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 16 MiB of its own, for the checkpoints of a run."""
-    disk = tmp_path / "run" / "checkpoints"
-    disk.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def fill(disk: Path) -> None:
-    with contextlib.suppress(OSError), (disk / "filler").open("wb", 0) as file:
-        while file.write(bytes(512)):
-            pass
-
-
-def lock(disk: Path) -> None:
-    """A disk with a file open for writing is busy: wait for Orbax to close its own."""
-    remount = ["mount", "-o", "remount,ro", disk]
-    for _ in range(100):
-        if not subprocess.run(remount, capture_output=True, check=False).returncode:
-            return
-        time.sleep(0.1)
-    pytest.fail("the disk is still busy")
-
-
-# Orbax leaves coroutines of the failed save to the garbage collector.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [(fill, "No space left on device"), (lock, "Read-only file system")],
-)
-def test_a_disk_that_takes_no_more_is_named_and_the_last_checkpoint_is_good(
-    spoil, message, small_disk, trained, tiny_config, monkeypatch
-):
-    config, workdir = from_dict(tiny_config), small_disk.parent
-    shutil.copytree(trained, workdir, dirs_exist_ok=True)
-    shutil.rmtree(small_disk / "6")
-    with monkeypatch.context() as patch:
-        save = Checkpoints.save
-
-        def spoilt(self, *arguments):
-            spoil(small_disk)
-            save(self, *arguments)
-
-        patch.setattr(Checkpoints, "save", spoilt)
-        text = f"step 6 could not be written: .*{message}.*; the last whole one is of step 3"  # fmt: skip
-        with pytest.raises(CheckpointError, match=text):
-            loop.train(config, workdir)
-    gc.collect()
-    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
-    (small_disk / "filler").unlink(missing_ok=True)
-    loop.train(config, workdir)
-    assert_equal(restored(config, workdir).state, restored(config, trained).state)
 
 
 TIMED = {"images_per_second", "input_wait"}

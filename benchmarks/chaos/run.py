@@ -1,0 +1,151 @@
+"""A run that is ended from outside: a process of its own, forked from this one."""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+import diffussm_jax.training.loop  # noqa: F401 - before the fork, for all
+from diffussm_jax import main as command_line
+
+FIELDS = {"model.depth": 1, "model.width": 16, "model.state_size": 4, "training.batch_size": 16,
+          "training.log_every": 1, "training.eval_every": 50, "training.eval_batches": 1,
+          "training.sample_every": 10**6, "checkpoint.every": 5, "checkpoint.keep": 2,
+          "sample.num": 4, "sample.batch_size": 4, "sample.steps": 2}  # fmt: skip
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TF_CPP_MIN_LOG_LEVEL": "2",
+               "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}  # fmt: skip
+PATIENCE = 600.0  # seconds for a run to come to its end from outside
+Line = dict[str, float]
+_FORK = multiprocessing.get_context("fork")
+
+
+class Run:
+    """One work directory, and the process that trains in it when there is one."""
+
+    def __init__(
+        self, folder: Path, options: argparse.Namespace, *, processes: int = 1
+    ):
+        self.folder, self._processes = folder, processes
+        shutil.rmtree(folder, ignore_errors=True)
+        fields = FIELDS | {
+            "training.num_steps": options.num_steps,
+            "compilation_cache_dir": options.folder / "compiled",
+        }
+        if options.data_dir is not None:
+            fields["data.data_dir"] = options.data_dir
+        self._command = ["-m", "diffussm_jax.main", "--config=configs/digits.py", f"--workdir={folder}"]  # fmt: skip
+        self._command += [f"--config.{k}={v}" for k, v in fields.items()]
+
+    def start(self, num_devices: int = 1) -> None:
+        self.log = self.folder.with_suffix(".log")
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)  # of the life before
+        work = _run_main if self._processes == 1 else _run_job
+        arguments = (self._command, self.log, self._processes, num_devices)
+        self.process = _FORK.Process(target=work, args=arguments)
+        self.process.start()
+        self._deadline = time.monotonic() + PATIENCE
+
+    def wait(self) -> int | None:
+        """Its exit code, once it has ended."""
+        self.process.join()
+        return self.process.exitcode
+
+    def finish(self) -> None:
+        """Let it run to its end."""
+        if code := self.wait():
+            self._fail(f"ended with {code}")
+
+    def lines(self) -> list[Line]:
+        """The metrics so far; a line that is being written is left out."""
+        path = self.folder / "metrics.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line) for line in text.split("\n")[:-1]]
+
+    def step(self) -> int:
+        """The last step in the log that is in hand now."""
+        return max((line["step"] for line in self.lines()), default=0)
+
+    def await_start(self) -> int:
+        """Wait until it goes on, and give the step that it goes on from."""
+        while not self.log.exists() or "step " not in (text := self.log.read_text()):
+            self._keep_waiting()
+        resumed = text.partition("resuming from step ")[2]
+        return int(resumed.split()[0]) if resumed else 0
+
+    def await_step(self, step: int) -> None:
+        while self.step() < step:
+            self._keep_waiting()
+
+    def await_write(self) -> None:
+        """Wait until a checkpoint is being written."""
+        while not self.unfinished():
+            self._keep_waiting()
+
+    def unfinished(self) -> list[str]:
+        """Checkpoints that are begun and not complete."""
+        folder = self.folder / "checkpoints"
+        paths = list(folder.iterdir()) if folder.exists() else []
+        return [p.name for p in paths if not (p / "manifest.json").exists()]
+
+    def _keep_waiting(self) -> None:
+        if self.process.exitcode is not None:
+            self._fail(f"ended by itself with {self.process.exitcode}")
+        if time.monotonic() > self._deadline:
+            self._fail(f"waits for more than {PATIENCE:g} s")
+        time.sleep(0.001)
+
+    def _fail(self, what: str) -> None:
+        raise SystemExit(
+            f"error: {self.folder} {what}:\n{self.log.read_text()[-3000:]}"
+        )
+
+    def child(self, index: int) -> int:
+        """The id of a process of the job."""
+        variable = f"JAX_PROCESS_ID={index}"
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                is_child = f"PPid:\t{self.process.pid}\n" in (folder / "status").read_text()  # fmt: skip
+                if is_child and variable in (folder / "environ").read_text().split("\0"):  # fmt: skip
+                    return int(folder.name)
+            except OSError:
+                continue
+        raise SystemExit(f"error: process {index} of {self.folder} is gone")
+
+
+def _run_main(command: list[str], log: Path, processes: int, devices: int) -> None:
+    """In a fork: what `python command` does."""
+    _write_to(log)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    sys.argv = command[1:]
+    command_line.run()
+
+
+def _run_job(command: list[str], log: Path, processes: int, devices: int) -> None:
+    _write_to(log)
+    launcher = ["-m", "launch.local", f"--processes={processes}", f"--devices={devices}", "--", sys.executable]  # fmt: skip
+    os.execv(sys.executable, [sys.executable, *launcher, *command])
+
+
+def _write_to(log: Path) -> None:
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def in_fork(function: Callable, *arguments) -> None:
+    """Run what uses JAX, which a process that forks must not have begun; ends the program if it fails."""
+    process = _FORK.Process(target=function, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
