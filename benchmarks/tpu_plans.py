@@ -14,8 +14,8 @@ from pathlib import Path
 
 from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import write_atomically
 from diffussm_jax.plan import make_plan
-from diffussm_jax.workdir import write_atomically
 
 CONFIGS = ("imagenet256", "imagenet512", "dit256", "lsun256", "folder256", "cifar10", "digits", "photos")  # fmt: skip
 # Cloud names count cores on v4 and v5p, chips on the others.

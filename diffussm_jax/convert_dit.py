@@ -4,20 +4,20 @@ Once, where PyTorch is installed (`pip install -e '.[parity]'`). `--mode=sample`
 """
 
 import argparse
-import hashlib
 import math
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from diffussm_jax.config import DIT_SIZES, Config, from_dict
 from diffussm_jax.errors import UserError
-from diffussm_jax.export import flat_names, require_same_tensors, write_export
+from diffussm_jax.export import require_same_tensors, write_export
 from diffussm_jax.models.dit import position_code
+from diffussm_jax.pretrained import read_torch
 from diffussm_jax.training.state import abstract_model
 
 # Our name of a layer and that of the released code.
@@ -48,14 +48,15 @@ def convert(source: Path, folder: Path) -> Config:
     Raises:
         UserError: `source` cannot be read or holds something else.
     """
-    weights, sha256 = _read(source)
+    found, sha256 = read_torch(source)
+    weights = {name: x.float().numpy() for name, x in found.items()}
     try:
         config = config_of(weights)
         tensors = parameters(weights, depth=config.model.depth)
     except (KeyError, ValueError) as error:
         raise UserError(f"{source} is no DiT of the released code: {error}") from error
     _, shapes = abstract_model(config)
-    require_same_tensors(tensors, flat_names(shapes), source)
+    require_same_tensors(tensors, flatten_dict(shapes, sep="."), source)
     facts = {"source": f"converted from {source.name}, sha256 {sha256}"}
     write_export(folder, config, facts, tensors, config.training.num_steps)
     return config
@@ -119,19 +120,6 @@ def _require_same_positions(table: np.ndarray, side: int, width: int) -> None:
     code = position_code(side, side, num_features=width)
     if table.shape[1:] != code.shape or np.abs(table[0] - code).max() > 1e-4:
         raise ValueError(f"{POSITIONS} is not the sin-cos table of a {side} x {side} grid")  # fmt: skip
-
-
-def _read(source: Path) -> tuple[Tensors, str]:
-    """The tensors of a file of `torch.save`, read without unpickling code, and its sha256."""
-    try:
-        import torch
-
-        with source.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        found: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)  # fmt: skip
-        return {name: x.float().numpy() for name, x in found.items()}, sha256
-    except Exception as error:
-        raise UserError(f"{source} cannot be read: {error}") from error
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """`--mode=encode`: images to cached latents, once, in shards that survive a kill."""
 
-import hashlib
 import itertools
 import json
 import logging
@@ -30,9 +29,9 @@ from diffussm_jax.data.latents import (
 from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import sha256_of, whole, write_atomically
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.preemption import Preempted, PreemptionNotice
-from diffussm_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -177,24 +176,23 @@ def _pack(
 
 def write_shard(path: Path, records: Iterator[tuple[bytes, bytes]]) -> None:
     """Write a shard and what is known of it; its name appears when both are whole."""
-    temporary = path.with_name(f".{path.name}")
-    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-    num_images = 0
-    for sides in records:
-        for record in sides:
-            writer.write(record)
-        num_images += 1
-    writer.close()
-    _write_json(
-        _summary(path),
-        {
-            "file": path.name,
-            "num_images": num_images,
-            "num_bytes": temporary.stat().st_size,
-            "sha256": _sha256(temporary),
-        },
-    )
-    temporary.replace(path)
+    with whole(path) as temporary:
+        writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+        num_images = 0
+        for sides in records:
+            for record in sides:
+                writer.write(record)
+            num_images += 1
+        writer.close()
+        _write_json(
+            _summary(path),
+            {
+                "file": path.name,
+                "num_images": num_images,
+                "num_bytes": temporary.stat().st_size,
+                "sha256": sha256_of(temporary),
+            },
+        )
 
 
 def _is_finished(path: Path) -> bool:
@@ -205,7 +203,7 @@ def _is_finished(path: Path) -> bool:
         noted = json.loads(_summary(path).read_text())["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         noted = None
-    if noted != _sha256(path):
+    if noted != sha256_of(path):
         logger.warning("%s is damaged and is encoded again", path)
         return False
     return True
@@ -227,11 +225,6 @@ def _finish(folder: Path, manifest: dict[str, Any], num_source: int) -> None:
 
 def _summary(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ README.md           a model card
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from diffussm_jax import config as config_lib
@@ -25,6 +25,7 @@ from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import Config, MeshConfig
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import sha256_of, write_atomically
 from diffussm_jax.model_card import model_card
 from diffussm_jax.parallel.feed import collect
 from diffussm_jax.parallel.mesh import make_mesh, state_shardings
@@ -62,7 +63,9 @@ def export(config: Config, workdir: Path) -> None:
     folder = Path(os.path.expanduser(named)) if named else workdir / "export"
     if jax.process_index() == 0:
         _require_free(folder)
-    tensors = {name: collect(x) for name, x in flat_names(weights.params).items()}
+    tensors = {
+        name: collect(x) for name, x in flatten_dict(weights.params, sep=".").items()
+    }
     if jax.process_index() != 0:
         return
     facts = workdir_lib.read_data_facts(workdir)
@@ -87,10 +90,8 @@ def load_export(folder: str | Path) -> Weights:
     config = workdir_lib.read_config(folder)
     tensors = read_tensors(folder / WEIGHTS_FILE)
     _, shapes = abstract_model(config)
-    require_same_tensors(tensors, flat_names(shapes), folder / WEIGHTS_FILE)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, _: tensors[_dotted(path)], shapes
-    )
+    require_same_tensors(tensors, flatten_dict(shapes, sep="."), folder / WEIGHTS_FILE)
+    params = unflatten_dict(tensors, sep=".")
     return Weights(
         config, params, step, workdir_lib.read_data_facts(folder).get("class_names")
     )
@@ -148,16 +149,6 @@ def place(params: dict, mesh: Mesh) -> dict:
     )
 
 
-def flat_names(params: dict) -> dict[str, Any]:
-    """Leaves by the names that an export gives them."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {_dotted(path): leaf for path, leaf in leaves}
-
-
-def _dotted(path: tuple) -> str:
-    return ".".join(key.key for key in path)
-
-
 def _without_paths(config: Config) -> Config:
     """A config for other machines: any devices, no folders; a folder of images keeps its own name."""
     name = portable_name(config.data.name)
@@ -198,18 +189,14 @@ def write_export(
     (folder / EXPORT_FILE).unlink(missing_ok=True)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
-    workdir_lib.write_atomically(
-        folder / workdir_lib.CONFIG_FILE, config_lib.to_json(config)
-    )
+    write_atomically(folder / workdir_lib.CONFIG_FILE, config_lib.to_json(config))
     workdir_lib.write_data_facts(folder, facts)
     num_parameters = sum(x.size for x in tensors.values())
     card = model_card(config, facts, step=step, num_parameters=num_parameters)
-    workdir_lib.write_atomically(folder / CARD_FILE, card)
+    write_atomically(folder / CARD_FILE, card)
     sums = {name: _sha256(folder / name) for name in CHECKED_FILES}
     summary = {"format": FORMAT, "step": step, "sha256": sums}
-    workdir_lib.write_atomically(
-        folder / EXPORT_FILE, json.dumps(summary, indent=1) + "\n"
-    )
+    write_atomically(folder / EXPORT_FILE, json.dumps(summary, indent=1) + "\n")
 
 
 def _check_files(folder: Path) -> int:
@@ -239,8 +226,7 @@ def _check_files(folder: Path) -> int:
 
 def _sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 

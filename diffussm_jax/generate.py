@@ -10,11 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import Config, SampleConfig, from_dict
-from diffussm_jax.export import Weights, flat_names
+from diffussm_jax.export import Weights
 from diffussm_jax.generator import Generator, images_of_a_call, load_on, make_decoder
 from diffussm_jax.images import ImageArray, LabelArray, save_grid, save_npz, save_pngs
 from diffussm_jax.parallel.mesh import make_mesh
@@ -169,7 +170,7 @@ def _write_outputs(samples: Samples, folder: Path, options: SampleConfig) -> Non
 def params_sha256(params: dict) -> str:
     """The checksum of parameters: their names, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, leaf in sorted(flat_names(params).items()):
+    for name, leaf in sorted(flatten_dict(params, sep=".").items()):
         digest.update(f"{name} {leaf.shape}\n".encode())
         digest.update(np.ascontiguousarray(leaf).data)
     return digest.hexdigest()

@@ -10,6 +10,8 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
+from diffussm_jax.files import whole
+
 ImageArray = UInt8[np.ndarray, "b h w c"]
 LabelArray = Int[np.ndarray, "b"]
 
@@ -67,15 +69,13 @@ def save_npz(
     Args:
         shape: of all images together.
     """
-    temporary = path.with_name(f".{path.name}")
-    with zipfile.ZipFile(temporary, "w") as archive:
+    with whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         pixels = (batch.tobytes() for batch in batches)
         _write_array(archive, "arr_0", np.dtype(np.uint8), shape, pixels)
         if labels is not None:
-            whole = labels.astype(np.int64)
-            parts = iter([whole.tobytes()])
-            _write_array(archive, "arr_1", whole.dtype, whole.shape, parts)
-    temporary.replace(path)
+            wide = labels.astype(np.int64)
+            parts = iter([wide.tobytes()])
+            _write_array(archive, "arr_1", wide.dtype, wide.shape, parts)
 
 
 def _write_array(

@@ -10,7 +10,7 @@ from typing import Any
 
 from diffussm_jax.config import Config
 from diffussm_jax.estimate import Plan, SamplerPlan, estimate, estimate_sampler
-from diffussm_jax.workdir import write_atomically
+from diffussm_jax.files import write_atomically
 
 logger = logging.getLogger(__name__)
 

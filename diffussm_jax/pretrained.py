@@ -1,7 +1,6 @@
 """Published autoencoder weights: a folder or a hub id in the layout of `diffusers`, `config.json` beside safetensors."""
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from huggingface_hub import snapshot_download
 
 from diffussm_jax import config_parsing
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import sha256_of
 from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
@@ -84,8 +84,7 @@ def save_autoencoder(model: AutoencoderKL, folder: str | Path) -> None:
 def weights_sha256(folder: Path) -> str:
     """What tells one set of weights from another."""
     try:
-        with (folder / WEIGHTS_FILE).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(folder / WEIGHTS_FILE)
     except OSError as error:
         raise UserError(f"{folder / WEIGHTS_FILE} cannot be read: {error}") from error
 
@@ -158,6 +157,22 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     # An AttributeError: an element type that NumPy has not.
     except (OSError, ValueError, AttributeError, safetensors.SafetensorError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def read_torch(path: Path) -> tuple[dict[str, Any], str]:
+    """The tensors of a file of `torch.save`, read without unpickling code, and its sha256; for the converters alone.
+
+    Raises:
+        UserError: it cannot be read, or PyTorch is not installed.
+    """
+    try:
+        import torch
+
+        return torch.load(path, map_location="cpu", weights_only=True), sha256_of(path)
+    except ImportError as error:
+        raise UserError("PyTorch is needed: pip install -e '.[parity]'") from error
+    except Exception as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from flax.traverse_util import flatten_dict
 
 from diffussm_jax import config_parsing
 from diffussm_jax.config import Config
 from diffussm_jax.diffusion.gaussian import make_diffusion, training_loss
 from diffussm_jax.errors import UserError
-from diffussm_jax.export import flat_names
+from diffussm_jax.files import write_atomically
 from diffussm_jax.parallel.mesh import LAYERS, make_mesh
 from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.dump import Dump, read_newest
@@ -22,7 +23,6 @@ from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.origin import find_origin
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
 from diffussm_jax.training.step import Drawn, draw
-from diffussm_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def _differences(config: Config, dumped: Config) -> Iterator[str]:
 def _arrays(title: str, tree: dict) -> Iterator[str]:
     """A line of statistics for each array, layer by layer where some values are not finite."""
     yield f"{title}: name, shape, root mean square, largest magnitude, values that are not finite"
-    for name, array in flat_names(tree).items():
+    for name, array in flatten_dict(tree, sep=".").items():
         finite = jnp.isfinite(array)
         kept = jnp.where(finite, array, 0)
         num_bad = int(jnp.sum(~finite))

@@ -20,10 +20,10 @@ from jaxtyping import Array, Int
 
 from diffussm_jax.config import SampleConfig
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import whole, write_atomically
 from diffussm_jax.images import ImageArray, LabelArray
 from diffussm_jax.preemption import Preempted, PreemptionNotice
 from diffussm_jax.shapes import ImageKeys
-from diffussm_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -204,9 +204,8 @@ def _file_name(start: str, stop: str) -> str:
 
 def _write(path: Path, images: ImageArray) -> None:
     """Write a range; its name appears when it is whole."""
-    temporary = path.with_name(f".{path.name}")
-    np.save(temporary, images)
-    temporary.replace(path)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, images)
 
 
 def _is_finished(folder: Path, part: range) -> bool:

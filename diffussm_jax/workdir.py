@@ -8,7 +8,6 @@ samples/                grids of the training run and what --mode=sample draws
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from diffussm_jax import config_parsing
 from diffussm_jax.config import Config
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import write_atomically
 
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
@@ -181,10 +181,3 @@ def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has saved anything that it can go on from."""
     folder = workdir / CHECKPOINTS_FOLDER
     return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file whole, so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)

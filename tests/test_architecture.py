@@ -22,6 +22,7 @@ ALLOWED = {
         "errors",
         "evaluation",
         "export",
+        "files",
         "generator",
         "images",
         "models",

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 PROGRAM = """
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from etils.epath import gpath
@@ -14,7 +15,7 @@ gpath.PosixGPath._path_str = property(lambda self: name(self).replace("gs://", "
 
 from diffussm_jax import images, main, workdir
 from diffussm_jax.config import from_dict
-from diffussm_jax.training import integrity
+from diffussm_jax.training import ema_snapshots, integrity
 from diffussm_jax.training.metrics import JsonlWriter
 
 run, config = main._as_path("gs://bucket/run"), from_dict({})
@@ -41,6 +42,9 @@ assert integrity.find_damage(folder) is None
 (folder / "state" / "a").unlink()
 assert integrity.find_damage(folder) == "state/a is missing"
 assert workdir.has_checkpoint(run)
+
+ema_snapshots.save_snapshots(run, [{"a": {"b": jnp.ones(2)}}], [0.1], step=5)
+assert [(x.step, x.width) for x in ema_snapshots.find_snapshots(run)] == [(5, 0.1)]
 """
 
 

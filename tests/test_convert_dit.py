@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from diffussm_jax.convert_dit import config_of, parameters
-from diffussm_jax.export import flat_names
 from diffussm_jax.models.dit import position_code
 from diffussm_jax.training.state import abstract_model
 
@@ -41,7 +41,7 @@ def test_the_config_is_in_the_shapes():
     assert (model.name, model.depth, model.width, model.num_heads) == ("dit", 12, 384, 6)  # fmt: skip
     assert (model.patch_size, data.image_size, data.num_classes) == (4, 256, 1000)
     _, shapes = abstract_model(config)
-    wanted = {name: x.shape for name, x in flat_names(shapes).items()}
+    wanted = {name: x.shape for name, x in flatten_dict(shapes, sep=".").items()}
     found = parameters(weights, depth=12)
     assert {name: x.shape for name, x in found.items()} == wanted
 

@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, UInt8
 from diffussm_jax.config import Config
 from diffussm_jax.data.transforms import mirrored
 from diffussm_jax.errors import UserError
-from diffussm_jax.evaluation.image_sets import SourceImages, batches_of, sha256_of
+from diffussm_jax.evaluation.image_sets import SourceImages, batches_of
+from diffussm_jax.files import sha256_of, whole
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +80,9 @@ def _train_to(path: Path, config: Config) -> None:
     logger.info("it names the class of %.1f %% of %s", 100 * accuracy, held_out)
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.asarray(x) for name, x in params.items()}
-    temporary = path.with_name(f".{path.name}")
     facts = {"accuracy": f"{accuracy:.4f}", "accuracy_on": held_out}
-    safetensors.numpy.save_file(arrays, temporary, metadata=facts)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        safetensors.numpy.save_file(arrays, temporary, metadata=facts)
 
 
 def _read(path: Path) -> tuple[Params, dict[str, Any]]:

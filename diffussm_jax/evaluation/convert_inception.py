@@ -4,7 +4,6 @@ Once, where PyTorch is installed (`pip install -e '.[parity]'`); what evaluates 
 """
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from diffussm_jax.evaluation.inception import (
     save_weights,
     weight_shapes,
 )
+from diffussm_jax.pretrained import read_torch
 
 BATCH_NORM_EPSILON = 1e-3
 
@@ -28,14 +28,7 @@ def convert(source: Path, target: Path) -> str:
     Raises:
         UserError: `source` is missing or holds something else.
     """
-    import torch
-
-    try:
-        with source.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        tensors = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{source} cannot be read: {error}") from error
+    tensors, sha256 = read_torch(source)
     save_weights(target, from_pytorch(tensors), source_sha256=sha256)
     return sha256
 

@@ -17,6 +17,7 @@ from diffussm_jax.evaluation.image_sets import DrawnImages, ImageSet, open_given
 from diffussm_jax.evaluation.presets import sample_options
 from diffussm_jax.evaluation.reference import Reference
 from diffussm_jax.evaluation.score import open_reference, score
+from diffussm_jax.files import write_atomically
 from diffussm_jax.generate import load
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling import draw_to
@@ -46,7 +47,7 @@ def evaluate(config: Config, workdir: Path) -> None:
     if jax.process_index() != 0:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    workdir_lib.write_atomically(path, json.dumps(result, indent=1) + "\n")
+    write_atomically(path, json.dumps(result, indent=1) + "\n")
     for name, value in found.items():
         logger.info("%-17s %.4f", name, value)
     logger.info("wrote %s", path)

@@ -19,6 +19,7 @@ from diffussm_jax.data.faults import Faults
 from diffussm_jax.data.pipeline import MAX_WORKERS, read_good
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import sha256_of
 from diffussm_jax.images import ImageArray
 from diffussm_jax.sampling import Samples
 
@@ -261,11 +262,6 @@ def open_given(path: str | Path, *, channels: int) -> ImageSet:
     if path.is_file():
         return NpzImages(path)
     raise UserError(f"there are no images at {path}: give an npz or a folder")
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _in_threads(function: Callable, rows: Rows) -> list:

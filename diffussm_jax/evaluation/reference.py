@@ -23,10 +23,10 @@ from diffussm_jax.evaluation.image_sets import (
     NpzImages,
     Rows,
     batches_of,
-    sha256_of,
 )
 from diffussm_jax.evaluation.metrics import Moments
 from diffussm_jax.evaluation.statistics import Statistics, measure
+from diffussm_jax.files import sha256_of, whole
 from diffussm_jax.images import save_npz
 
 _BATCH = 256  # images in memory at a time
@@ -121,13 +121,12 @@ def write_reference(
             arrays |= dict(zip(MOMENTS[which], pair))
     shape = len(rows), *images.read(rows[:1]).shape[1:]
     batches = (images.read(rows[batch]) for batch in batches_of(len(rows), _BATCH))
-    temporary = path.with_name(f"{path.name}.unfinished")
-    save_npz(batches, temporary, shape=shape, labels=None)
-    with zipfile.ZipFile(temporary, "a") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        save_npz(batches, temporary, shape=shape, labels=None)
+        with zipfile.ZipFile(temporary, "a") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def reference_path(config: Config, workdir: Path | None) -> Path:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from diffussm_jax.config import CheckpointConfig
@@ -25,10 +26,10 @@ from diffussm_jax.training import integrity
 from diffussm_jax.training.background import CheckpointError, Save, one_line
 from diffussm_jax.training.record import Record
 from diffussm_jax.training.state import TrainState
+from diffussm_jax.workdir import CHECKPOINTS_FOLDER
 
 logger = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"  # in the work directory
 _MARK, _RECORD_FILE = ".saving", "record.json"
 
 
@@ -43,7 +44,7 @@ class Checkpoints:
     """The checkpoints of a work directory; used as a context manager, whose end waits for the save in hand."""
 
     def __init__(self, workdir: Path, config: CheckpointConfig):
-        self._folder = epath.Path(workdir).absolute() / FOLDER
+        self._folder = epath.Path(workdir).absolute() / CHECKPOINTS_FOLDER
         self._config = config
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
@@ -288,7 +289,5 @@ def _require_same_shapes(
 
 
 def _shapes(params: dict) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {
-        "/".join(key.key for key in path): tuple(leaf.shape) for path, leaf in leaves
-    }
+    leaves = flatten_dict(params, sep="/")
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}

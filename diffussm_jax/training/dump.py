@@ -21,12 +21,12 @@ from diffussm_jax.config import Config
 from diffussm_jax.data.pipeline import Batch, example_indices, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import write_atomically
 from diffussm_jax.training.background import CheckpointError
 from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.numerics import NonFiniteError
 from diffussm_jax.training.record import describe
 from diffussm_jax.training.state import TrainState
-from diffussm_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,8 @@ def _write(
     batch = next(train_batches(config, source, start_step=before))
     indices = example_indices(config, num_examples=len(source), step=before)
     arrays: dict[str, Any] = batch | {INDICES: indices}
-    np.savez(folder / BATCH_FILE, **arrays)
+    with (folder / BATCH_FILE).open("wb") as file:  # perhaps in a bucket
+        np.savez(file, **arrays)
     facts = {
         "step": error.step,
         "error": str(error),

@@ -11,9 +11,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffussm_jax.errors import UserError
-from diffussm_jax.export import flat_names
+from diffussm_jax.files import whole
 from diffussm_jax.parallel.feed import collect
 from diffussm_jax.pretrained import read_tensors
 from diffussm_jax.training.power_ema import coefficients
@@ -35,13 +36,13 @@ def save_snapshots(
     """Write each average as safetensors, float32. Every process must call it."""
     folder = workdir / FOLDER
     for average, width in zip(averages, widths, strict=True):
-        tensors = {name: collect(x) for name, x in flat_names(average).items()}
+        tensors = {
+            name: collect(x) for name, x in flatten_dict(average, sep=".").items()
+        }
         if jax.process_index() == 0:
             folder.mkdir(exist_ok=True)
-            path = folder / f"step_{step:07d}_{width:g}.safetensors"
-            temporary = path.with_name(f".{path.name}")
-            safetensors.numpy.save_file(tensors, temporary)
-            temporary.replace(path)
+            with whole(folder / f"step_{step:07d}_{width:g}.safetensors") as file:
+                file.write_bytes(safetensors.numpy.save(tensors))
 
 
 def find_snapshots(workdir: Path) -> list[Snapshot]:
@@ -72,16 +73,4 @@ def reconstruct(workdir: Path, width: float, *, step: int) -> dict:
     for snapshot, weight in zip(snapshots, weights, strict=True):
         for name, tensor in read_tensors(snapshot.path).items():
             total[name] = total.get(name, 0.0) + np.float32(weight) * tensor
-    return _nested(total)
-
-
-def _nested(flat: dict[str, np.ndarray]) -> dict:
-    """The parameters whose names `flat_names` wrote."""
-    tree: dict = {}
-    for name, leaf in flat.items():
-        *folders, last = name.split(".")
-        inner = tree
-        for folder in folders:
-            inner = inner.setdefault(folder, {})
-        inner[last] = leaf
-    return tree
+    return unflatten_dict(total, sep=".")

@@ -3,16 +3,16 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from diffussm_jax import config_parsing
 from diffussm_jax.config import Config, grid_shape
 from diffussm_jax.errors import UserError
-from diffussm_jax.export import Weights, flat_names, load_weights
+from diffussm_jax.export import Weights, load_weights
 from diffussm_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -39,9 +39,13 @@ def init_from(
     """
     assert config.training.init_from is not None
     weights = load_weights(config.training.init_from, mesh=mesh)
-    ours, theirs = flat_names(state.params), flat_names(weights.params)
+    ours, theirs = (
+        flatten_dict(state.params, sep="."),
+        flatten_dict(weights.params, sep="."),
+    )
+    same_classes = _same_classes(class_names, weights)
     verdicts = {
-        name: _verdict(name, ours, theirs, _same_classes(class_names, weights))
+        name: _verdict(name, ours, theirs, same_classes)
         for name in sorted(ours.keys() | theirs.keys())
     }
     logger.info(
@@ -59,7 +63,7 @@ def init_from(
         )
     _report_differences(config, weights.config)
     taken = {name for name, verdict in verdicts.items() if verdict == "loaded"}
-    params = _replace(state.params, {name: theirs[name] for name in taken})
+    params = unflatten_dict(ours | {name: theirs[name] for name in taken}, sep=".")
     # Buffers of their own: the train step gives all away.
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     averages = tuple(copy(params) for _ in state.averages)
@@ -89,12 +93,6 @@ def _same_classes(class_names: Sequence[str] | None, weights: Weights) -> bool:
     if class_names is None or weights.class_names is None:
         return True
     return list(class_names) == weights.class_names
-
-
-def _replace(params: dict, values: dict[str, Any]) -> dict:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: values.get(".".join(key.key for key in path), x), params
-    )
 
 
 def _report_differences(config: Config, theirs: Config) -> None:

@@ -16,8 +16,8 @@ from clu import metric_writers
 from tqdm import tqdm
 
 from diffussm_jax.config import Config
+from diffussm_jax.files import write_atomically
 from diffussm_jax.training.numerics import NumericsMonitor
-from diffussm_jax.workdir import write_atomically
 
 logger = logging.getLogger(__name__)
 
