@@ -59,12 +59,25 @@ def _make_photos(folder: Path) -> Config:
         patch = Image.fromarray(photo[top : top + side, left : left + side])
         patch = patch.resize((500, 375), Image.Resampling.BICUBIC)
         patch.save(folder / "photos" / f"{index:05d}.jpg", quality=90)
-    data = {"name": f"folder:{folder}/photos", "data_dir": str(folder / "tfds"), "image_size": 256, "channels": 3, "num_classes": 0}  # fmt: skip
+    data = {
+        "name": f"folder:{folder}/photos",
+        "data_dir": str(folder / "tfds"),
+        "image_size": 256,
+        "channels": 3,
+        "num_classes": 0,
+    }
     return from_dict({"data": data, "training": {"batch_size": BATCH_SIZE}})
 
 
 def _make_latents(folder: Path) -> Config:
-    data = {"name": "random", "space": "latents", "image_size": 256, "channels": 3, "num_classes": 0, "latents_dir": str(folder)}  # fmt: skip
+    data = {
+        "name": "random",
+        "space": "latents",
+        "image_size": 256,
+        "channels": 3,
+        "num_classes": 0,
+        "latents_dir": str(folder),
+    }
     config = from_dict({"data": data, "training": {"batch_size": BATCH_SIZE}})
     dtype, cache = latents.record_dtype(config), latents.cache_folder(config, "train")
     cache.mkdir(parents=True)
@@ -125,10 +138,12 @@ def _print_latent_stages(config: Config) -> None:
             "read": lambda: [records[2 * index] for index in order],
             "read, check, view": lambda: [source.example(i, mirrored=True) for i in order],
             "batch": stack,
-            "to device": lambda: jax.block_until_ready(shard_batch(mesh, batch, batch_size=len(next(iter(batch.values()))))),
+            "to device": lambda: jax.block_until_ready(
+                shard_batch(mesh, batch, batch_size=len(next(iter(batch.values()))))
+            ),
         },
         num=BATCH_SIZE,
-    )  # fmt: skip
+    )
 
 
 def _print_stages(title: str, stages: dict[str, Callable], *, num: int) -> None:

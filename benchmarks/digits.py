@@ -41,15 +41,9 @@ def within_class_variance(pixels: np.ndarray, labels: np.ndarray) -> float:
 
 def plot_loss(workdir: Path) -> Path:
     """Draw the training and the held-out loss over the steps of `metrics.jsonl`."""
-    events = [
-        json.loads(line)
-        for line in (workdir / "metrics.jsonl").read_text().splitlines()
-    ]
+    events = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for name, label, style in (
-        ("loss", "training", "-"),
-        ("eval_loss", "held out (EMA)", "o"),
-    ):
+    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held out (EMA)", "o")):
         points = [(event["step"], event[name]) for event in events if name in event]
         axes.plot(*zip(*points), style, label=label)
     axes.set(xlabel="step", ylabel="loss", ylim=(0, None))

@@ -101,7 +101,7 @@ def guidance_cost(model: TrainedModel, *, batch: int, steps: int, repeats: int) 
             if repeat:
                 of_run.append(1e3 * (time.perf_counter() - start) / steps)
     step, call = (float(np.median(x)) for x in times)
-    return {"batch": batch, "guided_step_ms": step, "plain_call_ms": call, "ratio": step / call}  # fmt: skip
+    return {"batch": batch, "guided_step_ms": step, "plain_call_ms": call, "ratio": step / call}
 
 
 def main() -> None:
@@ -119,15 +119,14 @@ def main() -> None:
     print("sampler        steps  cfg  agreement  distance  calls")
     for scale in flags.scales:
         for chosen in [REFERENCE, *OTHERS]:
-            options = SampleConfig(
-                num=flags.num, batch_size=50, cfg_scale=scale, **chosen
-            )
+            options = SampleConfig(num=flags.num, batch_size=50, cfg_scale=scale, **chosen)
             row = quality(model, options, folder)
             samplers.append(row)
             print(
                 f"{row['sampler']:13} {row['steps']:6} {scale:4.1f} {row['agreement']:9.1%} {row['distance']:9.3f} "
-                f"{row['calls']:6}", flush=True
-            )  # fmt: skip
+                f"{row['calls']:6}",
+                flush=True,
+            )
     costs = [
         guidance_cost(model, batch=batch, steps=10, repeats=flags.repeats)
         for batch in flags.batches

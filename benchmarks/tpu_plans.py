@@ -17,10 +17,24 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_atomically
 from diffussm_jax.plan import make_plan
 
-CONFIGS = ("imagenet256", "imagenet512", "dit256", "lsun256", "folder256", "cifar10", "digits", "photos")  # fmt: skip
+CONFIGS = (
+    "imagenet256",
+    "imagenet512",
+    "dit256",
+    "lsun256",
+    "folder256",
+    "cifar10",
+    "digits",
+    "photos",
+)
 # Cloud names count cores on v4 and v5p, chips on the others.
-SLICES = {"v4-32": "v4:2x2x4", "v5e-16": "v5e:4x4", "v5e-256": "v5e:16x16",
-          "v5p-32": "v5p:2x2x4", "v6e-16": "v6e:4x4"}  # fmt: skip
+SLICES = {
+    "v4-32": "v4:2x2x4",
+    "v5e-16": "v5e:4x4",
+    "v5e-256": "v5e:16x16",
+    "v5p-32": "v5p:2x2x4",
+    "v6e-16": "v6e:4x4",
+}
 STORE = Path("runs/tpu_plans.json")
 PAGE = Path("docs/tpu-plans.md")
 HEAD = """# What TPU slices would do
@@ -33,8 +47,21 @@ does not hold the collectives, whose time on the links stands beside it (what pr
 multiply-adds of the dense layers an image, nothing recomputed counted, over the chips' peak. GiB are a chip's. Sampling is one batch of
 `sample.batch_size` images by the config's sampler, before decoding; a larger batch uses a large slice better.
 """
-COLUMNS = ("slice", "topology", "batch", "mesh", "remat", "GiB", "of", "step, ms", "links, ms",
-           "images/s", "MFU", "chip-hours", "sampling, images/s")  # fmt: skip
+COLUMNS = (
+    "slice",
+    "topology",
+    "batch",
+    "mesh",
+    "remat",
+    "GiB",
+    "of",
+    "step, ms",
+    "links, ms",
+    "images/s",
+    "MFU",
+    "chip-hours",
+    "sampling, images/s",
+)
 
 
 def main() -> None:
@@ -56,9 +83,7 @@ def main() -> None:
 def _plan(name: str, topology: str) -> dict:
     module = importlib.import_module(f"configs.{name}")
     try:
-        return dataclasses.asdict(
-            make_plan(from_dict(module.get_config().to_dict()), topology)
-        )
+        return dataclasses.asdict(make_plan(from_dict(module.get_config().to_dict()), topology))
     except UserError as error:
         return {"refused": str(error)}
 
@@ -68,14 +93,12 @@ def page(plans: dict[str, dict]) -> str:
     versions = {name: version(name) for name in ("jax", "libtpu")}
     text = [HEAD.format(date=time.strftime("%Y-%m-%d"), **versions)]
     for config in CONFIGS:
-        rows = [_row(cloud, topology, plans.get(f"{config} {topology}")) for cloud, topology in SLICES.items()]  # fmt: skip
-        rule = "|".join(["---"] * len(COLUMNS))
-        lines = [
-            f"## configs/{config}.py",
-            "",
-            f"| {' | '.join(COLUMNS)} |",
-            f"|{rule}|",
+        rows = [
+            _row(cloud, topology, plans.get(f"{config} {topology}"))
+            for cloud, topology in SLICES.items()
         ]
+        rule = "|".join(["---"] * len(COLUMNS))
+        lines = [f"## configs/{config}.py", "", f"| {' | '.join(COLUMNS)} |", f"|{rule}|"]
         text.append("\n".join([*lines, *rows, ""]))
     return "\n".join(text)
 
@@ -95,9 +118,17 @@ def _row(cloud: str, topology: str, found: dict | None) -> str:
         return f"| {' | '.join([*first, f'{needed:.1f}', memory, mend])} |"
     sampler = found["sampler"]
     drawn = f"{sampler['images_per_second']:.1f}" if sampler["fits"] else "does not fit"
-    cells = [*first, f"{found['total_gib']:.1f}", memory, f"{found['step_ms']:.1f}",
-             f"{found['collective_ms']:.1f}", f"{found['images_per_second']:,.0f}", f"{found['mfu']:.1%}", f"{found['chip_hours']:,.0f}",
-             f"{drawn} of {sampler['batch_size']}"]  # fmt: skip
+    cells = [
+        *first,
+        f"{found['total_gib']:.1f}",
+        memory,
+        f"{found['step_ms']:.1f}",
+        f"{found['collective_ms']:.1f}",
+        f"{found['images_per_second']:,.0f}",
+        f"{found['mfu']:.1%}",
+        f"{found['chip_hours']:,.0f}",
+        f"{drawn} of {sampler['batch_size']}",
+    ]
     return f"| {' | '.join(cells)} |"
 
 

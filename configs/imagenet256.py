@@ -13,9 +13,7 @@ from diffussm_jax.config import SIZES
 
 def get_config(size="XL"):
     if size not in SIZES:
-        raise ValueError(
-            f"configs/imagenet256.py takes one of {', '.join(SIZES)}, got {size!r}"
-        )
+        raise ValueError(f"configs/imagenet256.py takes one of {', '.join(SIZES)}, got {size!r}")
     config = common.get_config()
     config.model.depth, config.model.width = SIZES[size]
     config.model.remat = "dots"

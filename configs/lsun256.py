@@ -12,9 +12,7 @@ from configs import common
 
 def get_config(category="church"):
     if category not in ("church", "bedroom"):
-        raise ValueError(
-            f"configs/lsun256.py takes church or bedroom, got {category!r}"
-        )
+        raise ValueError(f"configs/lsun256.py takes church or bedroom, got {category!r}")
     config = common.get_config()
     config.data.name = "lsun/church_outdoor" if category == "church" else "lsun/bedroom"
     config.data.space = "latents"

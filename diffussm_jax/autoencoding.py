@@ -67,10 +67,7 @@ class Autoencoder:
         split = PartitionSpec(BATCH_AXES)
         return jax.jit(
             jax.shard_map(
-                decode,
-                mesh=self._mesh,
-                in_specs=(PartitionSpec(), split),
-                out_specs=split,
+                decode, mesh=self._mesh, in_specs=(PartitionSpec(), split), out_specs=split
             )
         )
 

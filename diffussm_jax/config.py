@@ -14,12 +14,7 @@ from diffussm_jax import config_parsing, config_rules
 # Depth and width: DiT's ladder plus one layer, as the paper does for XL.
 SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
 # Depth, width and heads of DiT (its table 1).
-DIT_SIZES = {
-    "S": (12, 384, 6),
-    "B": (12, 768, 12),
-    "L": (24, 1024, 16),
-    "XL": (28, 1152, 16),
-}
+DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,21 +24,14 @@ class ModelConfig:
     width: int = 1152
     patch_size: int = 1  # pixels of a token's side; 1 is the paper's
     position: Literal["sincos2d", "none"] = "sincos2d"
-    dtype: Literal["bfloat16", "float32"] = (
-        "bfloat16"  # of activations; parameters are float32
-    )
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass recomputes
-    scan_unroll: int = (
-        1  # layers per iteration of the scan; the depth suits small models on CPU
-    )
+    scan_unroll: int = 1  # layers per iteration of the scan; the depth suits small models on CPU
     # Read by diffussm alone:
     m: int = 2  # hourglass ratio: tokens per group
     state_size: int = 64  # N, real states per channel and direction
     direction: Literal["both", "forward"] = "both"
-    dt_range: tuple[float, float] = (
-        1e-3,
-        1e-1,
-    )  # log_dt starts uniform between their logarithms
+    dt_range: tuple[float, float] = (1e-3, 1e-1)  # log_dt starts uniform between their logarithms
     dt_rate: float = 1.0  # multiplies dt; 0.5 for twice as many tokens as trained on
     share_ssm: bool = False  # one filter for all channels
     gate: bool = False  # adaLN-Zero gate on each block
@@ -78,9 +66,7 @@ class DataConfig:
     shard_size: int = 1000  # images per file of cached latents
     flip: bool = True  # random horizontal flips
     on_error: Literal["fail", "skip"] = "fail"  # skip allows 1 % of bad records
-    workers: int | None = (
-        None  # threads that read and decode; None: one a core, up to 16
-    )
+    workers: int | None = None  # threads that read and decode; None: one a core, up to 16
     in_memory: bool = False  # keep all records in memory, on every host
 
 
@@ -101,9 +87,7 @@ class OptimizerConfig:
     warmup_steps: int = 0  # linear from 0, then constant
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0  # never on SSM parameters
-    ssm_lr_multiplier: float = (
-        1.0  # learning rate of SSM parameters over that of the others
-    )
+    ssm_lr_multiplier: float = 1.0  # learning rate of SSM parameters over that of the others
     grad_clip: float | None = None  # global norm
 
 
@@ -127,9 +111,7 @@ class TrainingConfig:
     # Where the loss or the gradient is not finite: skip drops the update of that step.
     on_nonfinite: Literal["stop", "skip"] = "skip"
     max_nonfinite: int = 10  # dropped updates in a row that stop the run
-    spike_threshold: float | None = (
-        10.0  # robust deviations of a loss above the median that warn
-    )
+    spike_threshold: float | None = 10.0  # robust deviations of a loss above the median that warn
     # Seconds without a finished step that end the process; the first may take half an hour more, to compile.
     watchdog_seconds: float | None = 3600.0
 
@@ -169,9 +151,7 @@ class SampleConfig:
     steps: int = 250
     eta: float = 0.0  # noise of DDIM
     cfg_scale: float = 1.0  # 1 is no guidance
-    cfg_channels: int | None = (
-        None  # guided channels; None is all, DiT's released code guides 3
-    )
+    cfg_channels: int | None = None  # guided channels; None is all, DiT's released code guides 3
     cfg_interval: tuple[float, float] | None = (
         None  # guided noise levels sigma / alpha; None is all
     )
@@ -182,9 +162,7 @@ class SampleConfig:
     )
     classes: tuple[int, ...] | None = None  # asked for in turn by labels = list
     ema: bool = True
-    ema_length: float | None = (
-        None  # relative width of an average made of the run's snapshots
-    )
+    ema_length: float | None = None  # relative width of an average made of the run's snapshots
     outputs: tuple[Literal["grid", "npz", "png"], ...] = ("grid", "npz")
     seed: int = 0
 

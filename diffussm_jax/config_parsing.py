@@ -40,11 +40,7 @@ def field_names(cls: Any, prefix: str = "") -> list[str]:
     """Dotted names of all fields that are not sections."""
     names = []
     for name, hint in typing.get_type_hints(cls).items():
-        nested = (
-            field_names(hint, f"{prefix}{name}.")
-            if dataclasses.is_dataclass(hint)
-            else []
-        )
+        nested = field_names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else []
         names += nested or [f"{prefix}{name}"]
     return names
 
@@ -113,9 +109,7 @@ def _match_tuple(items: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
     if items[-1] is Ellipsis:
         items = items[:1] * len(value)
     matches = [_match(hint, item) for hint, item in zip(items, value)]
-    return len(items) == len(value) and all(m for m, _ in matches), tuple(
-        v for _, v in matches
-    )
+    return len(items) == len(value) and all(m for m, _ in matches), tuple(v for _, v in matches)
 
 
 def _describe(hint: Any) -> str:

@@ -54,9 +54,7 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
             f"config.model.patch_size must divide the grid's side {height}, got {model.patch_size}"
         )
     if data.space == "pixels" and data.channels not in (1, 3):
-        raise ConfigError(
-            f"config.data.channels must be 1 (grey) or 3 (RGB), got {data.channels}"
-        )
+        raise ConfigError(f"config.data.channels must be 1 (grey) or 3 (RGB), got {data.channels}")
     num_tokens = height * width // model.patch_size**2
     groups = num_tokens % model.m == 0 and 2 * model.width % model.m == 0
     if model.name == "diffussm" and not groups:
@@ -69,13 +67,9 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
             f"config.model.num_heads must divide model.width = {model.width}, got {model.num_heads}"
         )
     if model.width % 4:
-        raise ConfigError(
-            f"config.model.width must be a multiple of 4, got {model.width}"
-        )
+        raise ConfigError(f"config.model.width must be a multiple of 4, got {model.width}")
     if model.state_size % 2:
-        raise ConfigError(
-            f"config.model.state_size must be even, got {model.state_size}"
-        )
+        raise ConfigError(f"config.model.state_size must be even, got {model.state_size}")
     if not 0 < model.dt_range[0] <= model.dt_range[1]:
         raise ConfigError(
             f"config.model.dt_range must be (low, high) with 0 < low <= high, got {model.dt_range}"
@@ -92,9 +86,7 @@ def check(config: "Config", *, grid: tuple[int, int, int]) -> None:
             "config.sample.labels must be 'list' where sample.classes is given, and there alone, got "
             f"{sample.labels!r} and {sample.classes}"
         )
-    if sample.classes is not None and not all(
-        0 <= y < data.num_classes for y in sample.classes
-    ):
+    if sample.classes is not None and not all(0 <= y < data.num_classes for y in sample.classes):
         raise ConfigError(
             f"config.sample.classes must be below data.num_classes = {data.num_classes}, got {sample.classes}"
         )
@@ -111,13 +103,9 @@ def _check_ema(config: "Config") -> None:
                 f"config.{field} must be above 0 and at most {MAX_EMA_LENGTH}, of the whole run, got {length}"
             )
     if len(set(lengths)) < len(lengths):
-        raise ConfigError(
-            f"config.training.ema_lengths must differ from each other, got {lengths}"
-        )
+        raise ConfigError(f"config.training.ema_lengths must differ from each other, got {lengths}")
     if sample.ema_length is not None and not sample.ema:
-        raise ConfigError(
-            "config.sample.ema must be True where sample.ema_length is given"
-        )
+        raise ConfigError("config.sample.ema must be True where sample.ema_length is given")
 
 
 def _check_guidance(config: "Config") -> None:

@@ -70,7 +70,7 @@ def config_of(weights: Mapping[str, np.ndarray]) -> Config:
         ValueError: the size is none of DiT's, or the position table is another.
     """
     width, channels, patch_size, _ = weights["x_embedder.proj.weight"].shape
-    blocks = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))}  # fmt: skip
+    blocks = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))}
     heads = {size[:2]: size[2] for size in DIT_SIZES.values()}
     if (len(blocks), width) not in heads:
         raise ValueError(f"{len(blocks)} layers of width {width} are no size of DiT")
@@ -78,9 +78,20 @@ def config_of(weights: Mapping[str, np.ndarray]) -> Config:
     side = math.isqrt(weights[POSITIONS].shape[1])
     _require_same_positions(weights[POSITIONS], side, width)
     image_size = side * patch_size * FACTOR
-    model = {"name": "dit", "depth": len(blocks), "width": width, "patch_size": patch_size, "num_heads": num_heads}  # fmt: skip
-    data = {"name": "imagenet2012", "space": "latents", "image_size": image_size, "channels": 3,
-            "num_classes": len(weights[LABELS]) - 1}  # fmt: skip
+    model = {
+        "name": "dit",
+        "depth": len(blocks),
+        "width": width,
+        "patch_size": patch_size,
+        "num_heads": num_heads,
+    }
+    data = {
+        "name": "imagenet2012",
+        "space": "latents",
+        "image_size": image_size,
+        "channels": 3,
+        "num_classes": len(weights[LABELS]) - 1,
+    }
     steps = RELEASED_STEPS.get(image_size, RELEASED_STEPS[256])
     return from_dict(
         {
@@ -104,8 +115,10 @@ def parameters(weights: Mapping[str, np.ndarray], *, depth: int) -> Tensors:
         found[f"{ours}.bias"] = weights[f"{theirs}.bias"]
     for ours, theirs in BLOCK_LAYERS.items():
         names = [f"blocks.{layer}.{theirs}" for layer in range(depth)]
-        found[f"blocks.{ours}.kernel"] = np.stack([_kernel(weights[f"{name}.weight"]) for name in names])  # fmt: skip
-        found[f"blocks.{ours}.bias"] = np.stack([weights[f"{name}.bias"] for name in names])  # fmt: skip
+        found[f"blocks.{ours}.kernel"] = np.stack(
+            [_kernel(weights[f"{name}.weight"]) for name in names]
+        )
+        found[f"blocks.{ours}.bias"] = np.stack([weights[f"{name}.bias"] for name in names])
     return found
 
 
@@ -119,7 +132,7 @@ def _kernel(weight: np.ndarray) -> np.ndarray:
 def _require_same_positions(table: np.ndarray, side: int, width: int) -> None:
     code = position_code(side, side, num_features=width)
     if table.shape[1:] != code.shape or np.abs(table[0] - code).max() > 1e-4:
-        raise ValueError(f"{POSITIONS} is not the sin-cos table of a {side} x {side} grid")  # fmt: skip
+        raise ValueError(f"{POSITIONS} is not the sin-cos table of a {side} x {side} grid")
 
 
 def main() -> None:

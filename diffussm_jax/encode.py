@@ -50,9 +50,7 @@ def encode(config: Config) -> None:
         Preempted: the process was told to stop.
     """
     if config.data.space != "latents":
-        raise UserError(
-            "config.data.space must be 'latents' for --mode=encode, got 'pixels'"
-        )
+        raise UserError("config.data.space must be 'latents' for --mode=encode, got 'pixels'")
     autoencoder = Autoencoder(config, make_mesh(devices=jax.local_devices()))
     with PreemptionNotice() as notice:
         for split in (config.data.split, config.data.eval_split):
@@ -97,13 +95,19 @@ def _manifest(
 ) -> dict[str, Any]:
     """What every shard depends on."""
     dtype = record_dtype(config)
-    return shared_fields(config, split) | source.facts | {
-        "crop": "ADM: box halving, bicubic, centre",
-        "autoencoder.sha256": autoencoder.sha256,
-        "autoencoder.dtype": config.autoencoder.dtype,
-        "data.shard_size": config.data.shard_size,
-        "record": [[name, dtype[name].base.str, dtype[name].shape] for name in dtype.names or ()],
-    }  # fmt: skip
+    return (
+        shared_fields(config, split)
+        | source.facts
+        | {
+            "crop": "ADM: box halving, bicubic, centre",
+            "autoencoder.sha256": autoencoder.sha256,
+            "autoencoder.dtype": config.autoencoder.dtype,
+            "data.shard_size": config.data.shard_size,
+            "record": [
+                [name, dtype[name].base.str, dtype[name].shape] for name in dtype.names or ()
+            ],
+        }
+    )
 
 
 def _begin(folder: Path, manifest: dict[str, Any]) -> None:
@@ -123,11 +127,7 @@ def _begin(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _records(
-    config: Config,
-    source: ImageSource,
-    indices: range,
-    autoencoder: Autoencoder,
-    faults: Faults,
+    config: Config, source: ImageSource, indices: range, autoencoder: Autoencoder, faults: Faults
 ) -> Iterator[tuple[bytes, bytes]]:
     """The records of each good image and its mirror.
 
@@ -164,9 +164,7 @@ def _pack(
     for example, sides in zip(examples, np.asarray(moments)):
         if np.isfinite(sides).all():
             label = example["label"]
-            image, mirror = (
-                np.array((label, mean, std), dtype).tobytes() for mean, std in sides
-            )
+            image, mirror = (np.array((label, mean, std), dtype).tobytes() for mean, std in sides)
             yield image, mirror
         else:
             index = example["index"]

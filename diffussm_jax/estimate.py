@@ -123,7 +123,7 @@ def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     """What drawing one batch would take; raises as `estimate`."""
     chip, mesh = _chip_and_mesh(config, topology)
     options, batch_size = config.sample, programs.images_of_a_call(config.sample, mesh)
-    found = SamplerPlan(options.sampler, options.steps, options.cfg_scale, batch_size, fits=False)  # fmt: skip
+    found = SamplerPlan(options.sampler, options.steps, options.cfg_scale, batch_size, fits=False)
     logger.info("compiling the sampler for %s", topology)
     run, arguments = programs.sampler(config, mesh)
     compiled = _compile(run, *arguments)
@@ -162,12 +162,11 @@ def needed_gib(error: jax.errors.JaxRuntimeError) -> float | None:
 
 def _bytes_on_a_chip(tree: Any) -> int:
     return sum(
-        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
-        for x in jax.tree.leaves(tree)
+        x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in jax.tree.leaves(tree)
     )
 
 
-def _add_estimates(found: Plan, compiled: Any, config: Config, mesh: Mesh, chip: Chip) -> None:  # fmt: skip
+def _add_estimates(found: Plan, compiled: Any, config: Config, mesh: Mesh, chip: Chip) -> None:
     """Memory, time and traffic of a step that the compiler took."""
     total, text = total_bytes(compiled), compiled.as_text()
     found.temporary_gib = compiled.memory_analysis().temp_size_in_bytes / GIB
@@ -206,12 +205,7 @@ def _cycles(text: str, config: Config, mesh: Mesh, topology: str, rows: int) -> 
         return counted.xla
     b, l, d = programs.local_tokens(config, mesh, rows)
     each = _kernel_cycles(
-        topology,
-        b,
-        l,
-        d,
-        num_pairs=config.model.state_size // 2,
-        dtype=config.model.dtype,
+        topology, b, l, d, num_pairs=config.model.state_size // 2, dtype=config.model.dtype
     )
     return counted.xla + sum(
         times * each[name]

@@ -63,9 +63,7 @@ def export(config: Config, workdir: Path) -> None:
     folder = Path(os.path.expanduser(named)) if named else workdir / "export"
     if jax.process_index() == 0:
         _require_free(folder)
-    tensors = {
-        name: collect(x) for name, x in flatten_dict(weights.params, sep=".").items()
-    }
+    tensors = {name: collect(x) for name, x in flatten_dict(weights.params, sep=".").items()}
     if jax.process_index() != 0:
         return
     facts = workdir_lib.read_data_facts(workdir)
@@ -92,17 +90,11 @@ def load_export(folder: str | Path) -> Weights:
     _, shapes = abstract_model(config)
     require_same_tensors(tensors, flatten_dict(shapes, sep="."), folder / WEIGHTS_FILE)
     params = unflatten_dict(tensors, sep=".")
-    return Weights(
-        config, params, step, workdir_lib.read_data_facts(folder).get("class_names")
-    )
+    return Weights(config, params, step, workdir_lib.read_data_facts(folder).get("class_names"))
 
 
 def load_weights(
-    folder: str | Path,
-    *,
-    step: int | None = None,
-    ema: bool = True,
-    mesh: Mesh | None = None,
+    folder: str | Path, *, step: int | None = None, ema: bool = True, mesh: Mesh | None = None
 ) -> Weights:
     """The weights of a work directory, from its latest checkpoint or the one of `step`, or those of an export.
 
@@ -127,9 +119,7 @@ def load_weights(
     with Checkpoints(folder, config.checkpoint) as checkpoints:
         saved = checkpoints.restore(abstract, step=step)
     if saved is None:
-        raise UserError(
-            f"{folder} has no checkpoint yet: train first, or lower checkpoint.every"
-        )
+        raise UserError(f"{folder} has no checkpoint yet: train first, or lower checkpoint.every")
     params = saved.state.ema if ema else saved.state.params
     names = workdir_lib.read_data_facts(folder).get("class_names")
     return Weights(config, params, int(saved.state.step), names)
@@ -168,9 +158,7 @@ def _require_free(folder: Path) -> None:
     ours = {EXPORT_FILE, CARD_FILE, "samples", *CHECKED_FILES}
     if folder.exists() and not folder.is_dir():
         raise UserError(f"config.export.folder: {folder} is not a folder")
-    others = (
-        {path.name for path in folder.iterdir()} - ours if folder.is_dir() else set()
-    )
+    others = {path.name for path in folder.iterdir()} - ours if folder.is_dir() else set()
     if others:
         raise UserError(
             f"config.export.folder: {folder} holds {min(others)!r}, which is of no export: choose another folder"
@@ -178,11 +166,7 @@ def _require_free(folder: Path) -> None:
 
 
 def write_export(
-    folder: Path,
-    config: Config,
-    facts: dict[str, Any],
-    tensors: dict[str, np.ndarray],
-    step: int,
+    folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, np.ndarray], step: int
 ) -> None:
     """Write the files of an export; `tensors` have the names of `flat_names`, `facts` are of the data."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,9 +215,7 @@ def _sha256(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def require_same_tensors(
-    found: dict[str, np.ndarray], wanted: dict[str, Any], path: Path
-) -> None:
+def require_same_tensors(found: dict[str, np.ndarray], wanted: dict[str, Any], path: Path) -> None:
     """Raise UserError naming the first tensor that is not as the config's model has it."""
     for name in sorted(found.keys() | wanted.keys()):
         ours, theirs = (

@@ -26,7 +26,9 @@ class MultiplyAdds:
     """Of one image's forward pass, by part."""
 
     dense: int = 0  # the blocks' dense layers, those of the modulation among them
-    ssm: int = 0  # the state space operator in chunks of a batch of one; other forms take other products
+    ssm: int = (
+        0  # the state space operator in chunks of a batch of one; other forms take other products
+    )
     attention: int = 0  # queries by keys, and weights by values
     embeddings: int = 0  # of patches, step and class, and the head
 
@@ -128,7 +130,9 @@ PUBLISHED = (
 )
 
 
-def _products(jaxpr: Any, scopes: tuple[str, ...] = (), rounds: int = 1) -> Iterator[tuple[tuple[str, ...], int]]:  # fmt: skip
+def _products(
+    jaxpr: Any, scopes: tuple[str, ...] = (), rounds: int = 1
+) -> Iterator[tuple[tuple[str, ...], int]]:
     """The named scopes and the multiply-adds of each matrix product; loops multiply theirs."""
     for equation in jaxpr.eqns:
         inside = (*scopes, *str(equation.source_info.name_stack).split("/"))

@@ -57,36 +57,24 @@ class Generator:
     the devices.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        graphdef: nnx.GraphDef,
-        mesh: Mesh,
-        decode: Decoder,
-    ):
+    def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: Mesh, decode: Decoder):
         self._config, self._graphdef, self._mesh = config, graphdef, mesh
         self._decode = decode
 
-    def draw(
-        self, params: dict, options: SampleConfig
-    ) -> tuple[ImageArray, LabelArray | None]:
+    def draw(self, params: dict, options: SampleConfig) -> tuple[ImageArray, LabelArray | None]:
         """The images that a sample section asks for, and their labels (None without classes)."""
         images = self.draw_range(params, options, range(options.num))
         num_classes = self._config.data.num_classes
         return images, image_labels(options, num_classes, np.arange(options.num))
 
-    def draw_range(
-        self, params: dict, options: SampleConfig, indices: range
-    ) -> ImageArray:
+    def draw_range(self, params: dict, options: SampleConfig, indices: range) -> ImageArray:
         """The images at consecutive indices."""
         size = images_of_a_call(options, self._mesh)
         run, guide = self._compile(_of_the_program(options)), self.guide(options)
         num_classes = self._config.data.num_classes
         images = []
         starts = range(indices.start, indices.stop, size)
-        for start in tqdm(
-            starts, desc="sampling", leave=False, disable=_is_quiet(starts)
-        ):
+        for start in tqdm(starts, desc="sampling", leave=False, disable=_is_quiet(starts)):
             # A last batch that is not full is drawn in full, so that it needs no second compilation.
             batch = np.arange(start, start + size, dtype=np.int32)
             asked = image_labels(options, num_classes, batch)
@@ -111,7 +99,7 @@ class Generator:
     def _compile(self, options: SampleConfig) -> Callable:
         guide = self.guide(options)
         config = None if guide is None else guide.config
-        return sampling_program(self._config, self._graphdef, self._mesh, options, config)  # fmt: skip
+        return sampling_program(self._config, self._graphdef, self._mesh, options, config)
 
 
 def sampling_program(
@@ -168,7 +156,7 @@ def images_of_a_call(options: SampleConfig, mesh: Mesh) -> int:
 
 def _of_the_program(options: SampleConfig) -> SampleConfig:
     """Without what a program takes as arguments, so that one serves all of those."""
-    default, arguments = SampleConfig(), ("num", "batch_size", "seed", "labels", "classes")  # fmt: skip
+    default, arguments = SampleConfig(), ("num", "batch_size", "seed", "labels", "classes")
     kept = {name: getattr(default, name) for name in arguments}
     return dataclasses.replace(options, **kept)
 

@@ -20,11 +20,7 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest: bytes must not depend on the 
 
 
 def save_grid(
-    images: ImageArray,
-    path: str | Path,
-    *,
-    labels: LabelArray | None = None,
-    gap: int = 1,
+    images: ImageArray, path: str | Path, *, labels: LabelArray | None = None, gap: int = 1
 ) -> None:
     """Write images as one nearly square PNG, row by row, with `gap` pixels between them.
 
@@ -87,11 +83,7 @@ def _write_array(
 ) -> None:
     """Add `name.npy` to an archive, uncompressed as by np.savez."""
     entry = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_TIME)
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": shape,
-    }
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(entry, "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, header)
         for part in parts:

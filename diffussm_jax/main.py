@@ -49,20 +49,14 @@ ALONE = ("plan", "flops")  # never a job of several processes
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, as configs/digits.py."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: checkpoints, metrics, samples."
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as configs/digits.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples.")
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 
 
 # A job of several processes; Cloud TPU's metadata serve where none is given.
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator_address",
-    None,
-    "host:port of process 0; the port after it is used too.",
+    "coordinator_address", None, "host:port of process 0; the port after it is used too."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the job.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is.")
@@ -134,9 +128,7 @@ def _read_run(argv: list[str]) -> tuple[Config, Path | None]:
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}: options begin with --")
     if _CONFIG.value is None:
-        raise UserError(
-            "--config is missing: give a file, as --config=configs/digits.py"
-        )
+        raise UserError("--config is missing: give a file, as --config=configs/digits.py")
     if not _WORKDIR.value and MODES[_MODE.value].workdir == "needed":
         raise UserError(
             "--workdir is missing: give the folder of the run, as --workdir=runs/digits"

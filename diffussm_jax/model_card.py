@@ -51,9 +51,7 @@ _ABOUT = {
 }
 
 
-def model_card(
-    config: Config, facts: dict[str, Any], *, step: int, num_parameters: int
-) -> str:
+def model_card(config: Config, facts: dict[str, Any], *, step: int, num_parameters: int) -> str:
     """Markdown that says what the weights are, how they were trained and how to draw samples.
 
     Args:

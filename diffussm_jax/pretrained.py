@@ -21,12 +21,7 @@ from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfi
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
 MAX_NUMBER, MAX_LAYERS = 2**16, 64  # of a config; more is damage
 # Attention as weights older than diffusers 0.17 name it.
-OLD_NAMES = {
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "proj_attn": "to_out.0",
-}
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 # What a published config may say of the architecture; other values need code that is not here.
 SUPPORTED: dict[str, set] = {
     "act_fn": {"silu"},

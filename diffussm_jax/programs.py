@@ -50,9 +50,7 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
 def rows_of_a_call(config: Config, mesh: Mesh) -> int:
     """The model's batch in the sampler: classifier-free guidance doubles it."""
     sample = config.sample
-    guided = (
-        config.data.num_classes and sample.cfg_scale != 1 and not sample.autoguidance
-    )
+    guided = config.data.num_classes and sample.cfg_scale != 1 and not sample.autoguidance
     return images_of_a_call(config.sample, mesh) * (2 if guided else 1)
 
 

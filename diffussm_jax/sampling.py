@@ -69,7 +69,7 @@ class Samples:
 
     def __iter__(self) -> Iterator[tuple[ImageArray, LabelArray | None]]:
         for part in ranges(self.num, self.range_size):
-            labels = None if self.labels is None else self.labels[part.start : part.stop]  # fmt: skip
+            labels = None if self.labels is None else self.labels[part.start : part.stop]
             yield np.load(_file(self.folder, part)), labels
 
     def images(self) -> Iterator[ImageArray]:
@@ -87,7 +87,7 @@ class Samples:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Of all images together."""
-        first = np.load(_file(self.folder, ranges(self.num, self.range_size)[0]), mmap_mode="r")  # fmt: skip
+        first = np.load(_file(self.folder, ranges(self.num, self.range_size)[0]), mmap_mode="r")
         return self.num, *first.shape[1:]
 
 
@@ -137,9 +137,7 @@ def image_labels(
         return None
     if options.labels == "random":
         indices = indices.astype(np.int32)
-        return np.asarray(
-            _random_labels(options.seed, indices, num_classes=num_classes)
-        )
+        return np.asarray(_random_labels(options.seed, indices, num_classes=num_classes))
     listed = options.classes if options.labels == "list" else range(num_classes)
     classes = np.asarray(listed, np.int32)
     return classes[indices % len(classes)]
@@ -166,7 +164,7 @@ def _begin(folder: Path, model: Model, options: SampleConfig) -> None:
     if found is not None and found["facts"] == facts:
         return
     if found is not None:
-        logger.info("%s holds images of another model or other options: they are replaced", folder)  # fmt: skip
+        logger.info("%s holds images of another model or other options: they are replaced", folder)
     call = model.images_of_a_call(options)
     size = -(-min(options.batch_size, options.num) // call) * call
     try:
@@ -239,5 +237,9 @@ class _Progress:
         minutes, seconds = divmod(round(self._left / speed), 60)
         logger.info(
             "%d of %d images, %.3g a second, %d min %02d s left",
-            self._num - self._left, self._num, speed, minutes, seconds,
-        )  # fmt: skip
+            self._num - self._left,
+            self._num,
+            speed,
+            minutes,
+            seconds,
+        )

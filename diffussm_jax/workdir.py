@@ -65,9 +65,7 @@ def read_config(workdir: Path) -> Config:
     try:
         return config_lib.from_dict(json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(
-            f"--workdir={workdir} holds no run ({CONFIG_FILE} is missing)"
-        ) from error
+        raise UserError(f"--workdir={workdir} holds no run ({CONFIG_FILE} is missing)") from error
     # A UserError is a ValueError; so are damaged JSON and text.
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or of another version: {error}") from error

@@ -23,16 +23,24 @@ from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfi
 from diffussm_jax.pretrained import save_autoencoder
 
 CLASSES = {
-    "scenes": (
-        "china.jpg",
-        "flower.jpg",
-        "hubble_deep_field.jpg",
-        "moon.png",
-        "rocket.jpg",
+    "scenes": ("china.jpg", "flower.jpg", "hubble_deep_field.jpg", "moon.png", "rocket.jpg"),
+    "subjects": (
+        "astronaut.png",
+        "camera.png",
+        "chelsea.png",
+        "coffee.png",
+        "coins.png",
+        "horse.png",
     ),
-    "subjects": ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "horse.png"),
-    "textures": ("brick.png", "grass.png", "gravel.png", "ihc.png", "microaneurysms.png", "retina.jpg"),
-}  # fmt: skip
+    "textures": (
+        "brick.png",
+        "grass.png",
+        "gravel.png",
+        "ihc.png",
+        "microaneurysms.png",
+        "retina.jpg",
+    ),
+}
 AUTOENCODER = AutoencoderKLConfig(
     block_out_channels=(8, 16, 16, 16), layers_per_block=1, norm_num_groups=4
 )
@@ -42,9 +50,7 @@ logger = logging.getLogger(__name__)
 
 
 def main(folder: Path) -> None:
-    shipped = [
-        Path(module.__file__).parent for module in (skimage.data, sklearn.datasets)
-    ]
+    shipped = [Path(module.__file__).parent for module in (skimage.data, sklearn.datasets)]
     for label, names in CLASSES.items():
         target = folder / "images" / label
         target.mkdir(parents=True, exist_ok=True)

@@ -11,19 +11,42 @@ REFERENCE = "https://cloud.google.com/sdk/gcloud/reference"
 # Every flag that may be generated, by command; each stands on the page REFERENCE/COMMAND, those of all commands on REFERENCE.
 FLAGS = {
     "compute/tpus/queued-resources/create": {
-        "accelerator-type", "runtime-version", "node-id", "node-count", "node-prefix", "spot", "reserved", "zone",
-        "network", "subnetwork", "internal-ips", "service-account", "valid-until-duration", "async",
+        "accelerator-type",
+        "runtime-version",
+        "node-id",
+        "node-count",
+        "node-prefix",
+        "spot",
+        "reserved",
+        "zone",
+        "network",
+        "subnetwork",
+        "internal-ips",
+        "service-account",
+        "valid-until-duration",
+        "async",
     },
     "compute/tpus/queued-resources/describe": {"zone"},
     "compute/tpus/queued-resources/delete": {"zone", "force"},
     "compute/tpus/queued-resources/ssh": {
-        "zone", "node", "worker", "command", "batch-size", "internal-ip", "tunnel-through-iap",
+        "zone",
+        "node",
+        "worker",
+        "command",
+        "batch-size",
+        "internal-ip",
+        "tunnel-through-iap",
     },
     "compute/tpus/queued-resources/scp": {
-        "zone", "node", "worker", "batch-size", "internal-ip", "tunnel-through-iap",
+        "zone",
+        "node",
+        "worker",
+        "batch-size",
+        "internal-ip",
+        "tunnel-through-iap",
     },
     "storage/rsync": {"recursive"},
-}  # fmt: skip
+}
 FLAGS_OF_ALL = {"project", "format", "quiet"}
 QUEUED = "compute/tpus/queued-resources"
 
@@ -82,9 +105,7 @@ def build(path: str, /, *names: str, **flags: Any) -> list[str]:
     for key, value in flags.items():
         name = key.replace("_", "-")
         if name not in FLAGS[path] | FLAGS_OF_ALL:
-            raise ValueError(
-                f"--{name} is not among the flags of {path} in launch/gcloud.py"
-            )
+            raise ValueError(f"--{name} is not among the flags of {path} in launch/gcloud.py")
         if value is True:
             words.append(f"--{name}")
         elif value not in (None, False):

@@ -72,7 +72,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, required=True)
     parser.add_argument(
         "--devices", type=int, help="CPU devices of each process; without it, what is there"
-    )  # fmt: skip
+    )
     parser.add_argument("command", nargs="+", help="after --")
     arguments = parser.parse_args()
     for name in ("processes", "devices"):
@@ -90,8 +90,7 @@ def _start(command: list[str], num: int, num_devices: int | None) -> list[Child]
     if num_devices is not None:
         environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
     return [
-        Child(index, command, environment | {"JAX_PROCESS_ID": str(index)})
-        for index in range(num)
+        Child(index, command, environment | {"JAX_PROCESS_ID": str(index)}) for index in range(num)
     ]
 
 

@@ -33,14 +33,10 @@ COMING = {"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"}
 GONE = {"SUSPENDING", "SUSPENDED", "FAILED", "DELETING"}
 # Exit codes of a job that goes on when started again: preempted and saved; killed, as by a host's restart.
 AGAIN = (75, 137)
-DATA = (
-    "diffussm/data"  # on a host; from the job, which runs in diffussm/source, ../data
-)
+DATA = "diffussm/data"  # on a host; from the job, which runs in diffussm/source, ../data
 ALL = {"node": "all", "worker": "all"}
 PATIENCE = 10  # unanswered polls of an active slice before giving up
-_STATE = re.compile(
-    r"diffussm-job (?P<host>\S+) (?P<what>running|absent|ended (?P<code>\d+))"
-)
+_STATE = re.compile(r"diffussm-job (?P<host>\S+) (?P<what>running|absent|ended (?P<code>\d+))")
 
 
 class LaunchError(Exception):
@@ -70,9 +66,7 @@ class Slice:
             "subnetwork",
             "internal_ips",
         )
-        self._gcloud = Gcloud(
-            {x: getattr(arguments, x) for x in shared}, arguments.dry_run
-        )
+        self._gcloud = Gcloud({x: getattr(arguments, x) for x in shared}, arguments.dry_run)
 
     def do(self, action: str) -> int:
         return getattr(self, action)() or 0
@@ -87,18 +81,24 @@ class Slice:
         a = self._arguments
         family, _, size = a.type.partition("-")
         if family not in KINDS or not size.isdecimal():
-            raise LaunchError(
-                f"--type must be like v5e-16, of {', '.join(KINDS)}; got {a.type!r}"
-            )
+            raise LaunchError(f"--type must be like v5e-16, of {', '.join(KINDS)}; got {a.type!r}")
         accelerator, runtime = KINDS[family]
         nodes = {"node_id": self._name}
         if a.num_slices > 1:
             nodes = {"node_count": a.num_slices, "node_prefix": self._name}
         self._gcloud(
-            "create", self._name, accelerator_type=f"{accelerator}-{size}", runtime_version=a.runtime or runtime, **nodes,
-            spot=a.spot, reserved=a.reserved, service_account=a.service_account,
-            valid_until_duration=a.valid_until_duration, **{"async": True}, quiet=True,
-        )  # fmt: skip
+            "create",
+            self._name,
+            accelerator_type=f"{accelerator}-{size}",
+            runtime_version=a.runtime or runtime,
+            **nodes,
+            spot=a.spot,
+            reserved=a.reserved,
+            service_account=a.service_account,
+            valid_until_duration=a.valid_until_duration,
+            **{"async": True},
+            quiet=True,
+        )
         self._say(f"asked for {self._name} ({a.type})")
 
     def run(self) -> int:
@@ -120,9 +120,7 @@ class Slice:
             code = self._watch()
             if code is not None and code not in AGAIN:
                 return code
-            why = (
-                "the slice was taken back" if code is None else f"it ended with {code}"
-            )
+            why = "the slice was taken back" if code is None else f"it ended with {code}"
             self._say(f"the job is started again: {why}")
 
     def status(self) -> None:
@@ -134,9 +132,7 @@ class Slice:
 
     def logs(self) -> None:
         """The last lines of the job's log on process 0's host."""
-        sys.stdout.write(
-            self._remote(f"logs {self._arguments.lines}", node="0", worker="0")
-        )
+        sys.stdout.write(self._remote(f"logs {self._arguments.lines}", node="0", worker="0"))
 
     def stop(self) -> None:
         """End the job as preemption does: it saves first. The slice stays."""
@@ -158,10 +154,7 @@ class Slice:
 
     def _await_active(self) -> None:
         deadline, last = time.monotonic() + self._arguments.timeout, None
-        while (
-            not self._arguments.dry_run
-            and (state := self._gcloud.state(self._name)) != "ACTIVE"
-        ):
+        while not self._arguments.dry_run and (state := self._gcloud.state(self._name)) != "ACTIVE":
             if state != last:
                 self._say(f"{self._name} is {state}")
                 last = state
@@ -184,9 +177,7 @@ class Slice:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "source.tar.gz"
             if not self._arguments.dry_run:
-                subprocess.run(
-                    ["git", "archive", "--output", archive, "HEAD"], check=True
-                )
+                subprocess.run(["git", "archive", "--output", archive, "HEAD"], check=True)
             script = Path(__file__).with_name("remote.sh")
             self._gcloud("scp", str(archive), str(script), f"{self._name}:", **ALL)
         self._remote("install")
@@ -207,9 +198,7 @@ class Slice:
             codes = self._codes()
             unanswered = unanswered + 1 if codes is None else 0
             if unanswered > PATIENCE:
-                raise LaunchError(
-                    f"the hosts of {self._name} do not answer, or their job is gone"
-                )
+                raise LaunchError(f"the hosts of {self._name} do not answer, or their job is gone")
             if codes and None not in codes:
                 return self._report([code for code in codes if code])
             time.sleep(self._arguments.poll)
@@ -236,9 +225,7 @@ class Slice:
         return code
 
     def _remote(self, words: str, **where: str) -> str:
-        return self._gcloud(
-            "ssh", self._name, **(ALL | where), command=f"bash remote.sh {words}"
-        )
+        return self._gcloud("ssh", self._name, **(ALL | where), command=f"bash remote.sh {words}")
 
     def _say(self, text: str) -> None:
         if self._arguments.dry_run:
@@ -249,16 +236,14 @@ class Slice:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.tpu_vm", description=__doc__, allow_abbrev=False,
+        prog="python -m launch.tpu_vm",
+        description=__doc__,
+        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument(
-        "action", choices=("create", "run", "status", "logs", "stop", "delete")
     )
+    parser.add_argument("action", choices=("create", "run", "status", "logs", "stop", "delete"))
     parser.add_argument(
-        "--name",
-        required=True,
-        help="of the slice; with several, the prefix of their names",
+        "--name", required=True, help="of the slice; with several, the prefix of their names"
     )
     parser.add_argument("--zone", required=True)
     parser.add_argument("--project", help="default: gcloud's own")
@@ -272,9 +257,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     tier.add_argument(
         "--spot", action="store_true", help="cheaper, and may be taken back at any time"
     )
-    tier.add_argument(
-        "--reserved", action="store_true", help="from the project's reservation"
-    )
+    tier.add_argument("--reserved", action="store_true", help="from the project's reservation")
     parser.add_argument("--runtime", help="software of the hosts; default: by type")
     parser.add_argument(
         "--service_account", help="that may read and write the work directory's bucket"
@@ -285,32 +268,22 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     for name in ("--network", "--subnetwork"):
         parser.add_argument(name)
     parser.add_argument(
-        "--internal_ips",
-        action="store_true",
-        help="make hosts without external addresses",
+        "--internal_ips", action="store_true", help="make hosts without external addresses"
     )
     way = parser.add_mutually_exclusive_group()
+    way.add_argument("--internal_ip", action="store_true", help="reach them by internal addresses")
     way.add_argument(
-        "--internal_ip", action="store_true", help="reach them by internal addresses"
-    )
-    way.add_argument(
-        "--tunnel_through_iap",
-        action="store_true",
-        help="reach them through Identity-Aware Proxy",
+        "--tunnel_through_iap", action="store_true", help="reach them through Identity-Aware Proxy"
     )
     parser.add_argument(
         "--data", help="gs://... that is copied to every host, ../data for the command"
     )
     parser.add_argument("--lines", type=int, default=50, help="that `logs` shows")
-    parser.add_argument(
-        "--poll", type=float, default=30.0, help="seconds between two looks"
-    )
+    parser.add_argument("--poll", type=float, default=30.0, help="seconds between two looks")
     parser.add_argument(
         "--timeout", type=float, default=86400.0, help="seconds to wait for a state"
     )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the gcloud commands"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="print the gcloud commands")
     words = list(sys.argv[1:] if argv is None else argv)
     cut = words.index("--") if "--" in words else len(words)
     arguments = parser.parse_args(words[:cut])

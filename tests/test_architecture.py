@@ -51,17 +51,15 @@ def test_folders_import_downwards_only(folder):
         for name in imports(path):
             if name.startswith("diffussm_jax."):
                 room = name.split(".")[1]
-                assert room == folder or room in ALLOWED[folder], (
-                    f"{path.name} imports {name}"
-                )
+                assert room == folder or room in ALLOWED[folder], f"{path.name} imports {name}"
 
 
 def test_only_main_reads_flags():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "main.py":
-            assert not any(
-                "absl" in name or "ml_collections" in name for name in imports(path)
-            ), path
+            assert not any("absl" in name or "ml_collections" in name for name in imports(path)), (
+                path
+            )
 
 
 @pytest.mark.parametrize("folder", ["ops", "models"])

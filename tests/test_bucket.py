@@ -51,6 +51,9 @@ assert [(x.step, x.width) for x in ema_snapshots.find_snapshots(run)] == [(5, 0.
 def test_what_a_run_writes_beside_its_arrays():
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr

@@ -19,9 +19,7 @@ FILES = [path.stem for path in sorted(CONFIGS.glob("*.py"))]
 
 
 def load(name, *argument):
-    return from_dict(
-        importlib.import_module(f"configs.{name}").get_config(*argument).to_dict()
-    )
+    return from_dict(importlib.import_module(f"configs.{name}").get_config(*argument).to_dict())
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -31,16 +29,12 @@ def test_every_config_builds_and_runs_abstractly(name):
     x = jax.ShapeDtypeStruct((2, *grid_shape(config)), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
     y = t if config.data.num_classes else None
-    out = jax.eval_shape(
-        lambda p, x, t, y: nnx.merge(graphdef, p)(x, t, y), params, x, t, y
-    )
+    out = jax.eval_shape(lambda p, x, t, y: nnx.merge(graphdef, p)(x, t, y), params, x, t, y)
     learned = config.diffusion.variance == "learned_range"
     assert out.shape == (*x.shape[:3], x.shape[3] * (1 + learned))
 
 
-@pytest.mark.parametrize(
-    "name", [f for f in FILES if f not in ("common", "digits", "photos")]
-)
+@pytest.mark.parametrize("name", [f for f in FILES if f not in ("common", "digits", "photos")])
 def test_the_papers_configs_keep_the_papers_recipe(name):
     config = load(name)
     assert config.diffusion.num_steps == 1000
@@ -79,10 +73,7 @@ def test_defaults_are_the_dataclasses():
     ("values", "message"),
     [
         ({"model": {"detph": 3}}, "no field 'model.detph'; did you mean 'model.depth'"),
-        (
-            {"learning_rate": 3},
-            "no field 'learning_rate'; did you mean 'optimizer.learning_rate'",
-        ),
+        ({"learning_rate": 3}, "no field 'learning_rate'; did you mean 'optimizer.learning_rate'"),
         ({"model": 3}, "config.model is a section of fields, got 3"),
         ({"model": {"depth": "3"}}, "config.model.depth must be int, got '3'"),
         ({"model": {"depth": 3.0}}, "config.model.depth must be int, got 3.0"),
@@ -97,28 +88,16 @@ def test_defaults_are_the_dataclasses():
             "config.model.ssm_implementation must be .* or None",
         ),
         ({"optimizer": {"betas": (0.9,)}}, "config.optimizer.betas must be"),
-        (
-            {"optimizer": {"grad_clip": "1"}},
-            "config.optimizer.grad_clip must be float or None",
-        ),
+        ({"optimizer": {"grad_clip": "1"}}, "config.optimizer.grad_clip must be float or None"),
         (
             {"optimizer": {"learning_rate": float("nan")}},
             "config.optimizer.learning_rate must be positive",
         ),
-        (
-            {"optimizer": {"learning_rate": -1.0}},
-            "config.optimizer.learning_rate must be positive",
-        ),
-        (
-            {"training": {"batch_size": 0}},
-            "config.training.batch_size must be positive",
-        ),
+        ({"optimizer": {"learning_rate": -1.0}}, "config.optimizer.learning_rate must be positive"),
+        ({"training": {"batch_size": 0}}, "config.training.batch_size must be positive"),
         ({"training": {"ema_decay": 1.0}}, "config.training.ema_decay must be below 1"),
         ({"model": {"m": 3}}, "config.model.m must divide the 64 tokens"),
-        (
-            {"model": {"patch_size": 3}},
-            "config.model.patch_size must divide the grid's side 8",
-        ),
+        ({"model": {"patch_size": 3}}, "config.model.patch_size must divide the grid's side 8"),
         ({"model": {"width": 18}}, "config.model.width must be a multiple of 4"),
         ({"model": {"state_size": 7}}, "config.model.state_size must be even"),
         ({"model": {"dt_range": (0.1, 0.01)}}, "config.model.dt_range"),
@@ -131,19 +110,10 @@ def test_defaults_are_the_dataclasses():
             {"sample": {"cfg_scale": 2.0}, "data": {"num_classes": 0}},
             "config.sample.cfg_scale must be 1",
         ),
-        (
-            {"sample": {"classes": (3, 10), "labels": "list"}},
-            "config.sample.classes must be below",
-        ),
+        ({"sample": {"classes": (3, 10), "labels": "list"}}, "config.sample.classes must be below"),
         ({"sample": {"classes": (3,)}}, "config.sample.labels must be .list."),
-        (
-            {"sample": {"autoguidance": "x"}},
-            "config.sample.cfg_scale must not be 1",
-        ),
-        (
-            {"sample": {"cfg_interval": (1.0, 1.0)}},
-            "config.sample.cfg_interval must be",
-        ),
+        ({"sample": {"autoguidance": "x"}}, "config.sample.cfg_scale must not be 1"),
+        ({"sample": {"cfg_interval": (1.0, 1.0)}}, "config.sample.cfg_interval must be"),
     ],
 )
 def test_mistakes_are_named_in_one_line(values, message):
@@ -153,9 +123,7 @@ def test_mistakes_are_named_in_one_line(values, message):
 
 
 def test_integers_are_floats_and_lists_tuples():
-    config = from_dict(
-        {"optimizer": {"learning_rate": 1, "betas": [0.5, 0.9], "grad_clip": 2}}
-    )
+    config = from_dict({"optimizer": {"learning_rate": 1, "betas": [0.5, 0.9], "grad_clip": 2}})
     assert config.optimizer.betas == (0.5, 0.9)
     assert isinstance(config.optimizer.grad_clip, float)
 

@@ -28,8 +28,8 @@ def released(depth=12, d=384, patch=4, side=8, num_classes=1000):
             f"{block}.adaLN_modulation.1": (6 * d, d),
         }
     weights = {f"{name}.weight": np.zeros(x, np.float32) for name, x in layers.items()}
-    weights |= {f"{name}.bias": np.zeros(x[0], np.float32) for name, x in layers.items()}  # fmt: skip
-    weights["y_embedder.embedding_table.weight"] = np.zeros((num_classes + 1, d), np.float32)  # fmt: skip
+    weights |= {f"{name}.bias": np.zeros(x[0], np.float32) for name, x in layers.items()}
+    weights["y_embedder.embedding_table.weight"] = np.zeros((num_classes + 1, d), np.float32)
     weights["pos_embed"] = np.asarray(position_code(side, side, num_features=d))[None]
     return weights
 
@@ -38,7 +38,7 @@ def test_the_config_is_in_the_shapes():
     weights = released()
     config = config_of(weights)
     model, data = config.model, config.data
-    assert (model.name, model.depth, model.width, model.num_heads) == ("dit", 12, 384, 6)  # fmt: skip
+    assert (model.name, model.depth, model.width, model.num_heads) == ("dit", 12, 384, 6)
     assert (model.patch_size, data.image_size, data.num_classes) == (4, 256, 1000)
     _, shapes = abstract_model(config)
     wanted = {name: x.shape for name, x in flatten_dict(shapes, sep=".").items()}

@@ -36,9 +36,7 @@ def test_the_figures_can_fail():
     assert real["agreement"] > 0.98
     assert real["copies"] == 1
     assert real["variance"] == pytest.approx(1)
-    means = np.stack(
-        [images[digits.target == y].mean(axis=0) for y in range(10)]
-    ).astype(np.uint8)
+    means = np.stack([images[digits.target == y].mean(axis=0) for y in range(10)]).astype(np.uint8)
     averaged = measure(np.repeat(means, 5, axis=0), np.repeat(np.arange(10), 5))
     assert averaged["variance"] < 0.01
     assert averaged["copies"] == 0

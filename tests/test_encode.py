@@ -27,9 +27,7 @@ from examples.photos import random_autoencoder
 from tests.conftest import merge
 
 ROOT = Path(__file__).parents[1]
-AUTOENCODER = AutoencoderKLConfig(
-    block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4
-)
+AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +63,14 @@ def files(config):
 
 def test_moments_are_the_autoencoders(config, weights):
     encode(config)
-    images, latents = open_images(config, "train[:50]"), LatentSource(config, "train[:50]")  # fmt: skip
+    images, latents = open_images(config, "train[:50]"), LatentSource(config, "train[:50]")
     assert len(latents) == len(images) == 50
-    assert [s["num_images"] for s in json.loads(files(config)["manifest.json"])["shards"]] == [16, 16, 16, 2]  # fmt: skip
+    assert [s["num_images"] for s in json.loads(files(config)["manifest.json"])["shards"]] == [
+        16,
+        16,
+        16,
+        2,
+    ]
     model = load_autoencoder(weights)
     apply = jax.jit(lambda x: model.encode(x))
     for mirrored in (False, True):
@@ -94,9 +97,7 @@ def test_a_kill_between_shards_repeats_nothing_that_is_finished(config, monkeypa
     written = []
     write = encode_lib.write_shard
     monkeypatch.setattr(
-        encode_lib,
-        "write_shard",
-        lambda path, *a: (written.append(path), write(path, *a)),
+        encode_lib, "write_shard", lambda path, *a: (written.append(path), write(path, *a))
     )
     encode(config)
     assert written == shards[1:3]
@@ -149,9 +150,7 @@ def test_what_does_not_fit_is_named(tiny_config, weights, tmp_path, changes, mes
 
 
 def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch):
-    config = with_data(
-        tiny_config, weights, tmp_path, split="train[:130]", on_error="skip"
-    )
+    config = with_data(tiny_config, weights, tmp_path, split="train[:130]", on_error="skip")
     source = open_images(config, config.data.split)
     source._records = [dict(source._records[index]) for index in range(len(source))]
     source._records[20]["image"] = b""
@@ -163,15 +162,13 @@ def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch)
     assert len(LatentSource(config, config.data.split)) == 129
 
 
-def test_two_processes_write_what_one_writes(tiny_config, weights, tmp_path, monkeypatch):  # fmt: skip
+def test_two_processes_write_what_one_writes(tiny_config, weights, tmp_path, monkeypatch):
     """Each in turn, as if it were the other's peer; the barrier is the order of the calls."""
     alone = with_data(tiny_config, weights, tmp_path / "alone")
     encode(alone)
     shared = with_data(tiny_config, weights, tmp_path / "shared")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(
-        encode_lib.multihost_utils, "sync_global_devices", lambda name: None
-    )
+    monkeypatch.setattr(encode_lib.multihost_utils, "sync_global_devices", lambda name: None)
     for index in (1, 0):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         encode(shared)
@@ -200,11 +197,19 @@ def test_training_and_sampling_from_latents(tiny_config, config, tmp_path):
 def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(weights, tmp_path, data_dir):
     """SIGKILL at random moments, from start-up on, and once more undisturbed."""
     command = [
-        sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py", "--mode=encode",
-        "--config.data.space=latents", "--config.data.channels=3", f"--config.data.data_dir={data_dir}",
-        "--config.data.shard_size=10", f"--config.autoencoder.name={weights}",
-        "--config.autoencoder.factor=2", "--config.autoencoder.batch_size=1",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "diffussm_jax.main",
+        "--config=configs/digits.py",
+        "--mode=encode",
+        "--config.data.space=latents",
+        "--config.data.channels=3",
+        f"--config.data.data_dir={data_dir}",
+        "--config.data.shard_size=10",
+        f"--config.autoencoder.name={weights}",
+        "--config.autoencoder.factor=2",
+        "--config.autoencoder.batch_size=1",
+    ]
 
     def start(folder):
         flag = f"--config.data.latents_dir={folder}"

@@ -33,9 +33,7 @@ def test_an_export_gives_the_ema_back(exported, trained):
 
 
 def test_an_export_samples_as_its_run_does(exported, trained):
-    ours, theirs = (
-        generate.load(path).sample(num=8, steps=3) for path in (exported, trained)
-    )
+    ours, theirs = (generate.load(path).sample(num=8, steps=3) for path in (exported, trained))
     np.testing.assert_array_equal(ours, theirs)
 
 

@@ -58,14 +58,12 @@ def test_equal_to_xlas_count_of_an_unrolled_model(tiny_config, model):
 
     Two images against four, since the operator's tables cost the same for any number.
     """
-    values = {"name": model, "depth": 4, "width": 256, "scan_unroll": 4, "state_size": 64}  # fmt: skip
-    config = merge(tiny_config, {"model": values, "data": LATENTS | {"image_size": 128}})  # fmt: skip
+    values = {"name": model, "depth": 4, "width": 256, "scan_unroll": 4, "state_size": 64}
+    config = merge(tiny_config, {"model": values, "data": LATENTS | {"image_size": 128}})
     one_block = Choice("chunked", num_blocks=1)  # of a loop XLA counts one round
     operator = functools.partial(s4d, implementation=one_block)
     graphdef, params = nnx.split(
-        jax.eval_shape(
-            lambda: create_model(config, rngs=nnx.Rngs(0), apply_s4d=operator)
-        )
+        jax.eval_shape(lambda: create_model(config, rngs=nnx.Rngs(0), apply_s4d=operator))
     )
     forward = jax.jit(lambda params, *x: nnx.merge(graphdef, params)(*x))
 

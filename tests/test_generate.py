@@ -73,9 +73,7 @@ def test_seed_class_guidance_and_weights_change_the_images(trained, model):
     assert earlier.step == 3
     same = [
         np.array_equal(a, b)
-        for a, b in zip(
-            jax.tree.leaves(model.params), jax.tree.leaves(earlier.params), strict=True
-        )
+        for a, b in zip(jax.tree.leaves(model.params), jax.tree.leaves(earlier.params), strict=True)
     ]
     assert not all(same)
 
@@ -96,9 +94,7 @@ def test_wrong_options_are_named(model, options, message):
 def test_what_cannot_be_loaded_is_said(trained, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         generate.load(tmp_path / "nothing")
-    with pytest.raises(
-        UserError, match=r"no checkpoint of step 4 in .*; it has \[3, 6\]"
-    ):
+    with pytest.raises(UserError, match=r"no checkpoint of step 4 in .*; it has \[3, 6\]"):
         generate.load(trained, step=4)
     shutil.copy(trained / "config.json", tmp_path)
     with pytest.raises(UserError, match="has no checkpoint yet"):

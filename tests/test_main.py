@@ -15,18 +15,13 @@ DIGITS = "--config=configs/digits.py"
 
 def run(*arguments):
     command = [sys.executable, "-m", "diffussm_jax.main", *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            (DIGITS, "--workdir={tmp}", "--config.model.detph=3"),
-            "did you mean 'model.depth'",
-        ),
+        ((DIGITS, "--workdir={tmp}", "--config.model.detph=3"), "did you mean 'model.depth'"),
         ((DIGITS, "--workdir={tmp}", "--config.model.depth=three"), "model.depth"),
         ((DIGITS, "--workdir={tmp}", "--config.model.depth=2.5"), "model.depth"),
         ((DIGITS, "--workdir={tmp}", "--config.model=3"), "model"),
@@ -42,29 +37,19 @@ def run(*arguments):
         ((DIGITS, "--workdir={tmp}", "--config.optimizer.grad_clip=x"), "grad_clip"),
         ((DIGITS,), "--workdir is missing"),
         ((DIGITS, "--workdir="), "--workdir is missing"),
-        (
-            (DIGITS, "--workdir=/dev/null/run"),
-            "--workdir=/dev/null/run cannot be written",
-        ),
+        ((DIGITS, "--workdir=/dev/null/run"), "--workdir=/dev/null/run cannot be written"),
         ((DIGITS, "--workdir={tmp}", "--mode=trian"), "mode"),
         ((DIGITS, "--workdir={tmp}", "--wrokdir=x"), "wrokdir"),
         ((DIGITS, "--workdir={tmp}", "train"), "unexpected argument 'train'"),
         ((DIGITS, "--workdir={tmp}/none", "--mode=sample"), "holds no run"),
         (("--workdir={tmp}",), "--config is missing"),
         (("--config=configs/none.py", "--workdir={tmp}"), "configs/none.py"),
-        (
-            ("--config=configs/lsun256.py:kitchen", "--workdir={tmp}"),
-            "church or bedroom",
-        ),
+        (("--config=configs/lsun256.py:kitchen", "--workdir={tmp}"), "church or bedroom"),
         (("--config={tmp}/broken.py", "--workdir={tmp}"), "broken.py"),
         (("--config=configs/imagenet256.py", "--workdir={tmp}"), "cached latents"),
         (("--config=configs/lsun256.py", "--workdir={tmp}"), "cached latents"),
         (
-            (
-                "--config=configs/cifar10.py",
-                "--workdir={tmp}",
-                "--config.data.data_dir={tmp}",
-            ),
+            ("--config=configs/cifar10.py", "--workdir={tmp}", "--config.data.data_dir={tmp}"),
             "tfds.builder('cifar10', file_format='array_record', data_dir=",
         ),
     ],

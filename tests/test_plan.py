@@ -16,9 +16,7 @@ from tests.conftest import merge
 
 pytestmark = [
     pytest.mark.tpu_aot,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux"
-    ),
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux"),
 ]
 
 
@@ -66,12 +64,14 @@ def test_guidance_doubles_the_samplers_work(tiny_config):
     plain, guided = (
         estimate_sampler(
             small(
-                tiny_config, data=data, sample={"num": 64, "batch_size": 61, "steps": 5, "cfg_scale": scale}
+                tiny_config,
+                data=data,
+                sample={"num": 64, "batch_size": 61, "steps": 5, "cfg_scale": scale},
             ),
             "v5e:2x2",
         )
         for scale in (1.0, 2.0)
-    )  # fmt: skip
+    )
     assert plain.batch_size == guided.batch_size == 64
     assert plain.images_per_second == pytest.approx(64e3 / (5 * plain.step_ms))
     assert 1.2 < guided.step_ms / plain.step_ms < 2.2
@@ -123,14 +123,12 @@ def test_depth_slices_and_fsdp_change_what_they_should(found, tiny_config):
     deeper = small(tiny_config, mesh={"fsdp": 4}, model=full | {"depth": 8})
     ratio = estimate(deeper, "v5e:2x2").million_cycles / found.million_cycles
     assert 1.6 < ratio < 2.2
-    larger = small(
-        tiny_config, mesh={"fsdp": 4}, model=full, training={"batch_size": 256}
-    )
+    larger = small(tiny_config, mesh={"fsdp": 4}, model=full, training={"batch_size": 256})
     ratio = estimate(larger, "v5e:4x4").images_per_second / found.images_per_second
     assert 3 < ratio < 4.5
 
 
-def test_what_does_not_fit_names_the_smallest_change(tiny_config, tmp_path, monkeypatch, capsys):  # fmt: skip
+def test_what_does_not_fit_names_the_smallest_change(tiny_config, tmp_path, monkeypatch, capsys):
     """Memory as if a chip had room for the full recomputation alone."""
     config = small(tiny_config)
     tried = []
@@ -142,9 +140,17 @@ def test_what_does_not_fit_names_the_smallest_change(tiny_config, tmp_path, monk
         return dataclasses.replace(plan, needed_gib=None if full else 36.0)
 
     found_plan = plan_lib.Plan(
-        topology="v5e:2x2", chips=4, mesh={"data": 4}, batch_size=64, remat="none",
-        num_microbatches=1, num_steps=10, fits=False, hbm_gib=16.0, multiply_adds=1,
-    )  # fmt: skip
+        topology="v5e:2x2",
+        chips=4,
+        mesh={"data": 4},
+        batch_size=64,
+        remat="none",
+        num_microbatches=1,
+        num_steps=10,
+        fits=False,
+        hbm_gib=16.0,
+        multiply_adds=1,
+    )
     monkeypatch.setattr(plan_lib, "estimate", estimate)
     monkeypatch.setattr(plan_lib, "estimate_sampler", lambda *_: None)
     plan_lib.plan(config, tmp_path)

@@ -12,12 +12,7 @@ import pytest
 
 from diffussm_jax.encode import encode
 from diffussm_jax.preemption import EXIT_CODE, Preempted, PreemptionNotice
-from tests.parallel.test_processes import (
-    _wait_for_steps,
-    command,
-    environment,
-    metrics,
-)
+from tests.parallel.test_processes import _wait_for_steps, command, environment, metrics
 from tests.test_encode import config, weights  # noqa: F401 - fixtures
 
 
@@ -64,10 +59,7 @@ with PreemptionNotice() as notice:
 
 def test_a_second_signal_ends_at_once():
     with subprocess.Popen(
-        [sys.executable, "-c", BUSY],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", BUSY], env=environment(), stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGTERM)
@@ -93,7 +85,7 @@ def test_encoding_keeps_its_finished_shards(config, monkeypatch):  # noqa: F811
     assert kept.items() <= {p: p.stat().st_mtime_ns for p in folder.rglob("*")}.items()
 
 
-LONG = {"training.num_steps": 10**6, "training.sample_every": 10**9, "checkpoint.every": 10**6}  # fmt: skip
+LONG = {"training.num_steps": 10**6, "training.sample_every": 10**9, "checkpoint.every": 10**6}
 
 
 @pytest.mark.parametrize("num", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -102,8 +94,11 @@ def test_training_saves_its_step_and_goes_on(tmp_path, data_dir, num):
     launcher = [sys.executable, "-m", "launch.local", f"--processes={num}", "--"]
     job = subprocess.Popen(
         [*(launcher if num > 1 else []), *command(tmp_path, data_dir, **LONG)],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         _wait_for_steps(tmp_path, 3, job)
         os.kill(job.pid if num == 1 else _second(job.pid), signal.SIGTERM)
@@ -112,10 +107,7 @@ def test_training_saves_its_step_and_goes_on(tmp_path, data_dir, num):
         job.kill()
     assert job.returncode == EXIT_CODE, output
     step = metrics(tmp_path)[-1]["step"]
-    assert (
-        f"preempted: step {step} of 1000000 is saved in {tmp_path}; the same command"
-        in output
-    )
+    assert f"preempted: step {step} of 1000000 is saved in {tmp_path}; the same command" in output
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(step)]
     again = command(tmp_path, data_dir, **LONG | {"training.num_steps": step + 2})
     result = subprocess.run(again, env=environment(), capture_output=True, check=False)

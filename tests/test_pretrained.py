@@ -19,9 +19,7 @@ from diffussm_jax.pretrained import (
 )
 from examples.photos import random_autoencoder
 
-CONFIG = AutoencoderKLConfig(
-    block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
-)
+CONFIG = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +55,7 @@ def test_shapes_and_slices(model):
 
 
 def test_the_default_is_stable_diffusions():
-    model = jax.eval_shape(
-        lambda: AutoencoderKL(AutoencoderKLConfig(), rngs=nnx.Rngs(0))
-    )
+    model = jax.eval_shape(lambda: AutoencoderKL(AutoencoderKLConfig(), rngs=nnx.Rngs(0)))
     leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert sum(leaf.size for leaf in leaves) == 83_653_863
 
@@ -67,34 +63,19 @@ def test_the_default_is_stable_diffusions():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (
-            lambda folder: (folder / WEIGHTS_FILE).unlink(),
-            f"{WEIGHTS_FILE} cannot be read",
-        ),
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), f"{WEIGHTS_FILE} cannot be read"),
         (
             lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"1234567890"),
             f"{WEIGHTS_FILE} cannot be read",
         ),
-        (
-            lambda folder: (folder / CONFIG_FILE).write_text("{"),
-            f"{CONFIG_FILE} cannot be read",
-        ),
-        (
-            lambda folder: edit(folder, act_fn="relu"),
-            "act_fn = 'relu' is not supported",
-        ),
-        (
-            lambda folder: edit(folder, latent_channels=16),
-            "has shape .*, wanted",
-        ),
+        (lambda folder: (folder / CONFIG_FILE).write_text("{"), f"{CONFIG_FILE} cannot be read"),
+        (lambda folder: edit(folder, act_fn="relu"), "act_fn = 'relu' is not supported"),
+        (lambda folder: edit(folder, latent_channels=16), "has shape .*, wanted"),
         (
             lambda folder: edit(folder, block_out_channels=[8]),
             "has weights of another model|has shape|has no",
         ),
-        (
-            lambda folder: edit(folder, block_out_channels=None),
-            "block_out_channels must be a list",
-        ),
+        (lambda folder: edit(folder, block_out_channels=None), "block_out_channels must be a list"),
         (lambda folder: edit(folder, layers_per_block=2), "has no decoder.up_blocks"),
     ],
 )

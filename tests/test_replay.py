@@ -85,9 +85,7 @@ def test_a_parameter_that_is_not_finite_is_named(tiny_config, trained, tmp_path)
         kernel = params["head"]["kernel"].at[0, 0].set(jnp.nan)
         return params | {"head": params["head"] | {"kernel": kernel}}
 
-    config, _ = stop_with(
-        tiny_config, trained, tmp_path / "run", damage, on_nonfinite="stop"
-    )
+    config, _ = stop_with(tiny_config, trained, tmp_path / "run", damage, on_nonfinite="stop")
     replay(config, tmp_path / "run")
     report = (tmp_path / "run/faults/step_0000004/replay.txt").read_text()
     (row,) = [r for r in report.splitlines() if "head.kernel" in r][:1]

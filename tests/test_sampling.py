@@ -121,7 +121,7 @@ def test_labels_by_mode():
     labels = image_labels(options, 10, indices)
     counts = np.bincount(labels, minlength=10)
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000 * 0.9)
-    np.testing.assert_array_equal(labels[70:90], image_labels(options, 10, indices[70:90]))  # fmt: skip
+    np.testing.assert_array_equal(labels[70:90], image_labels(options, 10, indices[70:90]))
     other = image_labels(dataclasses.replace(options, seed=4), 10, indices)
     assert np.mean(labels == other) < 0.15
     balanced = image_labels(SampleConfig(), 10, indices[:25])
@@ -152,14 +152,9 @@ def test_keys_labels_and_noise_are_the_same_in_any_batch():
 
 def random_weights(seed: int) -> Weights:
     """A tiny model none of whose layers is zero, of a process that keeps images of noise within 0 .. 255."""
-    process = {"num_steps": 20, "schedule": "cosine", "prediction": "v", "variance": "fixed_small"}  # fmt: skip
+    process = {"num_steps": 20, "schedule": "cosine", "prediction": "v", "variance": "fixed_small"}
     config = from_dict(
-        {
-            "model": TINY_MODEL,
-            "diffusion": process,
-            "sample": {"steps": 4},
-            "seed": seed,
-        }
+        {"model": TINY_MODEL, "diffusion": process, "sample": {"steps": 4}, "seed": seed}
     )
     leaves, structure = jax.tree.flatten(jax.jit(lambda: init_params(config))())
     keys = jax.random.split(jax.random.key(seed), len(leaves))
@@ -211,7 +206,7 @@ def test_autoguidance_moves_images_unless_the_guide_is_the_model(weights, monkey
 
 
 def test_a_guide_of_another_process_is_refused(weights, trained):
-    with pytest.raises(UserError, match="sample.autoguidance: .* diffusion.schedule = 'linear'"):  # fmt: skip
+    with pytest.raises(UserError, match="sample.autoguidance: .* diffusion.schedule = 'linear'"):
         draw_on(weights, 1, autoguidance=str(trained))
 
 
@@ -231,11 +226,27 @@ def test_the_command_survives_sigkill(trained, tmp_path):
     for path in trained.iterdir():
         if path.name != "samples":
             (tmp_path / path.name).symlink_to(path)
-    command = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py", f"--workdir={tmp_path}", "--mode=sample",
-               "--config.model.depth=2", "--config.model.width=16", "--config.model.state_size=8", "--config.model.scan_unroll=1",
-               "--config.diffusion.num_steps=20", "--config.diffusion.prediction=eps", "--config.diffusion.schedule=linear",
-               "--config.diffusion.variance=learned_range", "--config.diffusion.clip_x0=False", "--config.sample.steps=20",
-               "--config.sample.num=400", "--config.sample.batch_size=4", "--config.sample.outputs=npz"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "diffussm_jax.main",
+        "--config=configs/digits.py",
+        f"--workdir={tmp_path}",
+        "--mode=sample",
+        "--config.model.depth=2",
+        "--config.model.width=16",
+        "--config.model.state_size=8",
+        "--config.model.scan_unroll=1",
+        "--config.diffusion.num_steps=20",
+        "--config.diffusion.prediction=eps",
+        "--config.diffusion.schedule=linear",
+        "--config.diffusion.variance=learned_range",
+        "--config.diffusion.clip_x0=False",
+        "--config.sample.steps=20",
+        "--config.sample.num=400",
+        "--config.sample.batch_size=4",
+        "--config.sample.outputs=npz",
+    ]
     parts, npz = tmp_path / "samples" / "parts", tmp_path / "samples" / "samples.npz"
     job = subprocess.Popen(command)
     deadline = time.monotonic() + 300

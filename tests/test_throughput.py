@@ -31,7 +31,7 @@ def test_published_sizes():
     depths = [config.model.depth for config in found.values()]
     assert depths == [29, 28, 16, 28]
     rows = throughput.counts()
-    less = [row["latents"] for row in rows if row[subjects.DIFFUSSM] < row[subjects.PATCHES]]  # fmt: skip
+    less = [row["latents"] for row in rows if row[subjects.DIFFUSSM] < row[subjects.PATCHES]]
     assert less == [65536]
     assert all(row[subjects.DIFFUSSM] < row[subjects.SAME_TOKENS] for row in rows)
 
@@ -42,10 +42,7 @@ def test_a_row_is_filled_or_says_what_it_would_need(tmp_path):
     config = tiny()[name]
     (row,) = host.measure({name: config}, rounds=1, max_gib=1, clock="process")
     assert row.training_mfu == pytest.approx(
-        6e9
-        * row.giga_multiply_adds
-        * row.training
-        / host.peak_flops("float32", "process")
+        6e9 * row.giga_multiply_adds * row.training / host.peak_flops("float32", "process")
     )
     assert row.sampling > 0
     (refused,) = host.measure({name: config}, rounds=1, max_gib=0, clock="wall")
@@ -61,5 +58,5 @@ def test_ratios_and_growth():
         host.Row(subjects.DIFFUSSM, 2, 1024, 1, 1, training=2.0, sampling=2.0),
         host.Row(subjects.SAME_TOKENS, 2, 256, 1, 1, training=4.0, sampling=16.0),
     ]
-    assert "0.50 times DiffuSSM's training images/s, 2.00 times" in throughput.ratios(rows[::2])  # fmt: skip
+    assert "0.50 times DiffuSSM's training images/s, 2.00 times" in throughput.ratios(rows[::2])
     assert "DiffuSSM, training: 256 to 1024 tokens as l^1.00" in throughput.growth(rows)

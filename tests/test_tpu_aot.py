@@ -17,9 +17,7 @@ from diffussm_jax.parallel import tpu_compiler
 
 pytestmark = [
     pytest.mark.tpu_aot,
-    pytest.mark.skipif(
-        importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux"
-    ),
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux"),
 ]
 
 
@@ -95,8 +93,7 @@ def test_cycles_count_the_rounds_of_a_loop(compile_for):
 
     *arguments, _ = operator_shapes(jnp.bfloat16)
     few, many = (
-        tpu_compiler.cycles(compile_for("v5e:2x2", layers(n), *arguments))
-        for n in (10, 20)
+        tpu_compiler.cycles(compile_for("v5e:2x2", layers(n), *arguments)) for n in (10, 20)
     )
     assert many.kernels == {name: 2 * times for name, times in few.kernels.items()}
     assert many.kernel_bytes == 2 * few.kernel_bytes
@@ -115,12 +112,7 @@ def test_states_and_a_rest(compile_for):
 
     def make_function(choice):
         def loss(state, *arguments):
-            y, last = s4d(
-                *arguments,
-                initial_state=state,
-                return_state=True,
-                implementation=choice,
-            )
+            y, last = s4d(*arguments, initial_state=state, return_state=True, implementation=choice)
             return jnp.sum(y.astype(jnp.float32)) + jnp.sum(last)
 
         return jax.grad(loss, argnums=(0, 1, 2, 3, 4))

@@ -48,7 +48,11 @@ def kills(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
     for number in range(1, options.kills + 1):
         run.start()
         start = run.await_start()
-        if num_in_write < wanted and rng.random() < 0.6 or options.kills - number < wanted - num_in_write:  # fmt: skip
+        if (
+            num_in_write < wanted
+            and rng.random() < 0.6
+            or options.kills - number < wanted - num_in_write
+        ):
             run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
             run.await_write()
             time.sleep(rng.uniform(0, 0.04))
@@ -59,7 +63,10 @@ def kills(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
         run.wait()
         torn = run.unfinished()
         num_in_write += bool(torn)
-        say(f"kill {number}: went on from step {start}, SIGKILL after step {run.step()}" + (f", while {torn[0]} was written" if torn else ""))  # fmt: skip
+        say(
+            f"kill {number}: went on from step {start}, SIGKILL after step {run.step()}"
+            + (f", while {torn[0]} was written" if torn else "")
+        )
     run.start()
     run.finish()
     say(f"{options.kills} kills, {num_in_write} of them during a checkpoint write")
@@ -78,7 +85,9 @@ def terms(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
         time.sleep(rng.uniform(0, 0.05))
         run.process.terminate()
         code = run.wait()
-        say(f"SIGTERM {number}: went on from step {start}, saved step {run.step()}, exit code {code}")  # fmt: skip
+        say(
+            f"SIGTERM {number}: went on from step {start}, saved step {run.step()}, exit code {code}"
+        )
         if code != EXIT_CODE:
             raise SystemExit(f"error: exit code {code}, not {EXIT_CODE}")
     run.start()
@@ -97,7 +106,9 @@ def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -
         how = rng.choice([signal.SIGKILL, signal.SIGTERM])
         os.kill(run.child(victim), how)
         code = run.wait()
-        say(f"job {number}: went on from step {start}, {how.name} to process {victim} after step {run.step()}, exit code {code}")  # fmt: skip
+        say(
+            f"job {number}: went on from step {start}, {how.name} to process {victim} after step {run.step()}, exit code {code}"
+        )
         if code != (EXIT_CODE if how == signal.SIGTERM else 128 + how):
             raise SystemExit(f"error: exit code {code}:\n{run.log.read_text()[-3000:]}")
     run.start()
@@ -119,9 +130,11 @@ def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> 
         run.wait()
         say(f"from step {start} to {run.step()} on {num_devices} device(s)")
     ours, theirs = run.lines(), reference.lines()
-    errors = np.array([abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs) if "loss" in b])  # fmt: skip
+    errors = np.array([abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs) if "loss" in b])
     after = [errors[start : start + 20].max() for start in starts]
-    say(f"relative error of the loss within 20 steps of each restart: {', '.join(f'{x:.1e}' for x in after)}; at the end {errors[-1]:.1e}")  # fmt: skip
+    say(
+        f"relative error of the loss within 20 steps of each restart: {', '.join(f'{x:.1e}' for x in after)}; at the end {errors[-1]:.1e}"
+    )
     if max(after) > 1e-5 or errors[-1] > 1e-3:
         raise SystemExit("error: the losses differ")
 
@@ -133,20 +146,24 @@ def compare(run: Run, reference: Run) -> None:
         for x in (run, reference)
     )
     if ours != theirs:
-        first = next(((a, b) for a, b in zip(ours, theirs) if a != b), "the number of lines")  # fmt: skip
+        first = next(((a, b) for a, b in zip(ours, theirs) if a != b), "the number of lines")
         raise SystemExit(f"error: the logs differ: {first}")
-    leaves = [jax.tree_util.tree_leaves_with_path(state(x.folder)) for x in (run, reference)]  # fmt: skip
+    leaves = [jax.tree_util.tree_leaves_with_path(state(x.folder)) for x in (run, reference)]
     for (path, a), (_, b) in zip(*leaves, strict=True):
         if np.asarray(a).tobytes() != np.asarray(b).tobytes():
             raise SystemExit(f"error: {jax.tree_util.keystr(path)} differs")
-    say(f"{run.folder.name}: {len(ours)} log lines and {len(leaves[0])} arrays are bit for bit those of the undisturbed run")  # fmt: skip
+    say(
+        f"{run.folder.name}: {len(ours)} log lines and {len(leaves[0])} arrays are bit for bit those of the undisturbed run"
+    )
 
 
 def state(folder: Path):
     config = workdir_lib.read_config(folder)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     with Checkpoints(folder, config.checkpoint) as checkpoints:
-        return checkpoints.restore(abstract_state(config, make_optimizer(config.optimizer), mesh)).state  # fmt: skip
+        return checkpoints.restore(
+            abstract_state(config, make_optimizer(config.optimizer), mesh)
+        ).state
 
 
 def say(text: str) -> None:
@@ -154,12 +171,16 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-SCENARIOS = {"kills": kills, "terms": terms, "processes": processes, "devices": devices}  # fmt: skip
+SCENARIOS = {"kills": kills, "terms": terms, "processes": processes, "devices": devices}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--short", action="store_true", help="3 kills and a SIGTERM: a minute")  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--short", action="store_true", help="3 kills and a SIGTERM: a minute")
     parser.add_argument("--only", choices=SCENARIOS, help="one kind of disturbance")
     parser.add_argument("--folder", type=Path, default=Path("runs/chaos"))
     parser.add_argument("--data_dir", help="of the prepared digits; default: TFDS's")
@@ -170,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.short:
         sizes |= {"num_steps": 60, "kills": 3, "terms": 1}
     vars(options).update(sizes)
-    chosen = [options.only] if options.only else list(SCENARIOS)[: 2 if options.short else None]  # fmt: skip
+    chosen = [options.only] if options.only else list(SCENARIOS)[: 2 if options.short else None]
     os.environ |= ENVIRONMENT
     began, rng = time.monotonic(), random.Random(options.seed)
     reference = undisturbed(options, "undisturbed")

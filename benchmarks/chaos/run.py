@@ -15,12 +15,27 @@ import jax
 import diffussm_jax.training.loop  # noqa: F401 - before the fork, for all
 from diffussm_jax import main as command_line
 
-FIELDS = {"model.depth": 1, "model.width": 16, "model.state_size": 4, "training.batch_size": 16,
-          "training.log_every": 1, "training.eval_every": 50, "training.eval_batches": 1,
-          "training.sample_every": 10**6, "checkpoint.every": 5, "checkpoint.keep": 2,
-          "sample.num": 4, "sample.batch_size": 4, "sample.steps": 2}  # fmt: skip
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "TF_CPP_MIN_LOG_LEVEL": "2",
-               "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}  # fmt: skip
+FIELDS = {
+    "model.depth": 1,
+    "model.width": 16,
+    "model.state_size": 4,
+    "training.batch_size": 16,
+    "training.log_every": 1,
+    "training.eval_every": 50,
+    "training.eval_batches": 1,
+    "training.sample_every": 10**6,
+    "checkpoint.every": 5,
+    "checkpoint.keep": 2,
+    "sample.num": 4,
+    "sample.batch_size": 4,
+    "sample.steps": 2,
+}
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+}
 PATIENCE = 600.0  # seconds for a run to come to its end from outside
 Line = dict[str, float]
 _FORK = multiprocessing.get_context("fork")
@@ -29,9 +44,7 @@ _FORK = multiprocessing.get_context("fork")
 class Run:
     """One work directory, and the process that trains in it when there is one."""
 
-    def __init__(
-        self, folder: Path, options: argparse.Namespace, *, processes: int = 1
-    ):
+    def __init__(self, folder: Path, options: argparse.Namespace, *, processes: int = 1):
         self.folder, self._processes = folder, processes
         shutil.rmtree(folder, ignore_errors=True)
         fields = FIELDS | {
@@ -40,7 +53,12 @@ class Run:
         }
         if options.data_dir is not None:
             fields["data.data_dir"] = options.data_dir
-        self._command = ["-m", "diffussm_jax.main", "--config=configs/digits.py", f"--workdir={folder}"]  # fmt: skip
+        self._command = [
+            "-m",
+            "diffussm_jax.main",
+            "--config=configs/digits.py",
+            f"--workdir={folder}",
+        ]
         self._command += [f"--config.{k}={v}" for k, v in fields.items()]
 
     def start(self, num_devices: int = 1) -> None:
@@ -103,17 +121,15 @@ class Run:
         time.sleep(0.001)
 
     def _fail(self, what: str) -> None:
-        raise SystemExit(
-            f"error: {self.folder} {what}:\n{self.log.read_text()[-3000:]}"
-        )
+        raise SystemExit(f"error: {self.folder} {what}:\n{self.log.read_text()[-3000:]}")
 
     def child(self, index: int) -> int:
         """The id of a process of the job."""
         variable = f"JAX_PROCESS_ID={index}"
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                is_child = f"PPid:\t{self.process.pid}\n" in (folder / "status").read_text()  # fmt: skip
-                if is_child and variable in (folder / "environ").read_text().split("\0"):  # fmt: skip
+                is_child = f"PPid:\t{self.process.pid}\n" in (folder / "status").read_text()
+                if is_child and variable in (folder / "environ").read_text().split("\0"):
                     return int(folder.name)
             except OSError:
                 continue
@@ -132,7 +148,14 @@ def _run_main(command: list[str], log: Path, processes: int, devices: int) -> No
 
 def _run_job(command: list[str], log: Path, processes: int, devices: int) -> None:
     _write_to(log)
-    launcher = ["-m", "launch.local", f"--processes={processes}", f"--devices={devices}", "--", sys.executable]  # fmt: skip
+    launcher = [
+        "-m",
+        "launch.local",
+        f"--processes={processes}",
+        f"--devices={devices}",
+        "--",
+        sys.executable,
+    ]
     os.execv(sys.executable, [sys.executable, *launcher, *command])
 
 

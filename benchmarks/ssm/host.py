@@ -32,15 +32,11 @@ class Row:
     forward_ms: float | None = None
     both_ms: float | None = None  # forward and backward
     compile_s: float | None = None  # of forward and backward
-    memory: float | None = (
-        None  # of both besides u, y and gradients, in sizes of u and y
-    )
+    memory: float | None = None  # of both besides u, y and gradients, in sizes of u and y
     error: float | None = None  # relative L2 of y to float64
 
 
-def measure(
-    implementation: str, shape: tuple[int, int, int], repeats: int, budget_s: float
-) -> Row:
+def measure(implementation: str, shape: tuple[int, int, int], repeats: int, budget_s: float) -> Row:
     """Medians of up to `repeats` calls, fewer (at least three) once `budget_s` is over."""
     raw = [jnp.asarray(x) for x in arguments.make(*shape)]
     run = jax.jit(functools.partial(apply, implementation=implementation))
@@ -100,12 +96,8 @@ def error(implementation: str, length: int) -> float:
     b, d = ERROR_SHAPE
     u, *raw, skip = (jnp.asarray(x) for x in arguments.make(b, length, d))
     poles, gains = discretize(*raw)
-    y = jax.jit(functools.partial(s4d, implementation=implementation))(
-        u, poles, gains, skip
-    )
-    expected = convolution(
-        *(np.asarray(x, np.float64) for x in (u, poles, gains, skip))
-    )
+    y = jax.jit(functools.partial(s4d, implementation=implementation))(u, poles, gains, skip)
+    expected = convolution(*(np.asarray(x, np.float64) for x in (u, poles, gains, skip)))
     return float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
 
 

@@ -47,9 +47,7 @@ class Estimator:
 
     def kernels(self, b: int, l: int) -> dict[str, int]:
         if (b, l) not in self._kernels:
-            self._kernels[b, l] = kernel_cycles(
-                self.topology, b, l, WIDTH, num_pairs=NUM_PAIRS
-            )
+            self._kernels[b, l] = kernel_cycles(self.topology, b, l, WIDTH, num_pairs=NUM_PAIRS)
         return self._kernels[b, l]
 
     def row(self, program: str, b: int, l: int, function: Callable, *arguments) -> Row:
@@ -78,10 +76,7 @@ def report(topology: str) -> list[Row]:
     rows = []
     for program in programs(estimator):
         rows.append(estimator.row(*program))
-        cells = (
-            f"{x:.3f}" if isinstance(x, float) else str(x)
-            for x in vars(rows[-1]).values()
-        )
+        cells = (f"{x:.3f}" if isinstance(x, float) else str(x) for x in vars(rows[-1]).values())
         print("| " + " | ".join(cells) + " |", flush=True)
     return rows
 

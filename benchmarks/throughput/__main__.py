@@ -40,17 +40,21 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="of a sampler's call")
-    parser.add_argument("--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16")  # fmt: skip
+    parser.add_argument(
+        "--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16"
+    )
     parser.add_argument("--state-size", type=int, default=64)
     parser.add_argument("--sides", type=int, nargs="*", default=[16, 32, 64, 128])
     parser.add_argument("--layers", type=int, default=2, help="as the tokens grow")
     parser.add_argument("--layer-width", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clock", choices=host.CLOCKS, default="wall", help="process: pinned to a busy core")  # fmt: skip
-    parser.add_argument("--max-gib", type=float, default=4.5, help="what needs more is not run")  # fmt: skip
-    parser.add_argument("--count", action="store_true", help="multiply-adds of XL instead")  # fmt: skip
+    parser.add_argument(
+        "--clock", choices=host.CLOCKS, default="wall", help="process: pinned to a busy core"
+    )
+    parser.add_argument("--max-gib", type=float, default=4.5, help="what needs more is not run")
+    parser.add_argument("--count", action="store_true", help="multiply-adds of XL instead")
     parser.add_argument("--tpu", help="a topology: its compiler's estimates instead")
-    parser.add_argument("--lengths-tpu", help="likewise, of a block as the tokens grow")  # fmt: skip
+    parser.add_argument("--lengths-tpu", help="likewise, of a block as the tokens grow")
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -88,7 +92,12 @@ def on_this_backend(args: argparse.Namespace) -> None:
     peak = host.peak_flops(args.dtype, args.clock) / 1e9
     about = f"{today}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} CPU cores, {args.clock} time, MFU of {peak:.0f} GFLOP/s"
     print(about, "\n")
-    options = {"batch_size": args.batch, "steps": args.steps, "dtype": args.dtype, "state_size": args.state_size}  # fmt: skip
+    options = {
+        "batch_size": args.batch,
+        "steps": args.steps,
+        "dtype": args.dtype,
+        "state_size": args.state_size,
+    }
     subjects = on_host(args.side, depth=args.depth, width=args.width, **options)
     limits = {"rounds": args.rounds, "max_gib": args.max_gib, "clock": args.clock}
     models = host.measure(subjects, **limits)
@@ -112,14 +121,20 @@ def on_this_backend(args: argparse.Namespace) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    lines += ["| " + " | ".join(_cell(row.get(x)) for x in names) + " |" for row in rows]  # fmt: skip
+    lines += ["| " + " | ".join(_cell(row.get(x)) for x in names) + " |" for row in rows]
     return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if isinstance(value, float) and value < 1000 else f"{value:,.0f}" if isinstance(value, float) else str(value)  # fmt: skip
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and value < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def ratios(rows: list[host.Row]) -> str:
@@ -129,7 +144,9 @@ def ratios(rows: list[host.Row]) -> str:
     for row in rows:
         if row is not base and row.training and base.training:
             trained, drawn = row.training / base.training, row.sampling / base.sampling
-            lines.append(f"{row.model}: {trained:.2f} times DiffuSSM's training images/s, {drawn:.2f} times its sampling")  # fmt: skip
+            lines.append(
+                f"{row.model}: {trained:.2f} times DiffuSSM's training images/s, {drawn:.2f} times its sampling"
+            )
     return "\n".join(lines)
 
 
@@ -142,7 +159,9 @@ def growth(rows: list[host.Row]) -> str:
             for first, last in itertools.pairwise(ran):
                 grown = getattr(first, kind) / getattr(last, kind)
                 power = math.log(grown) / math.log(last.tokens / first.tokens)
-                lines.append(f"{name}, {kind}: {first.tokens} to {last.tokens} tokens as l^{power:.2f}")  # fmt: skip
+                lines.append(
+                    f"{name}, {kind}: {first.tokens} to {last.tokens} tokens as l^{power:.2f}"
+                )
     return "\n".join(lines)
 
 
@@ -154,8 +173,12 @@ def plot(rows: list[host.Row], path: Path) -> None:
     for name in dict.fromkeys(row.model for row in rows):
         of_model = [row for row in rows if row.model == name]
         ran = [row for row in of_model if row.training]
-        axes[0].plot([x.tokens for x in ran], [1 / x.training for x in ran if x.training], "o-", label=name)  # fmt: skip
-        axes[1].plot([x.tokens for x in of_model], [x.training_gib for x in of_model], "o-", label=name)  # fmt: skip
+        axes[0].plot(
+            [x.tokens for x in ran], [1 / x.training for x in ran if x.training], "o-", label=name
+        )
+        axes[1].plot(
+            [x.tokens for x in of_model], [x.training_gib for x in of_model], "o-", label=name
+        )
     axes[0].set(title="a training step of one image, s")
     axes[1].set(title="memory of it, GiB")
     for axis in axes:

@@ -44,9 +44,7 @@ class Row:
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
-def measure(
-    subjects: dict[str, Config], *, rounds: int, max_gib: float, clock: str
-) -> list[Row]:
+def measure(subjects: dict[str, Config], *, rounds: int, max_gib: float, clock: str) -> list[Row]:
     """All models in turn, `rounds` times, so that what else the machine does meets all alike; medians."""
     rows = {name: _row(name, config) for name, config in subjects.items()}
     for kind, make in (("training", _training), ("sampling", _sampling)):
@@ -62,9 +60,7 @@ def measure(
     return list(rows.values())
 
 
-def interleaved(
-    calls: dict[str, Callable[[], Any]], rounds: int, clock: str
-) -> dict[str, float]:
+def interleaved(calls: dict[str, Callable[[], Any]], rounds: int, clock: str) -> dict[str, float]:
     """The median seconds of each call, after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round in range(rounds + 1):

@@ -6,33 +6,31 @@ from configs import dit256, imagenet256
 from diffussm_jax.config import Config, from_dict
 from diffussm_jax.flops import multiply_adds
 
-DIFFUSSM, SAME_TOKENS, SAME_FLOPS, PATCHES = "DiffuSSM", "DiT/1, equal tokens", "DiT/1, equal FLOPs", "DiT/2"  # fmt: skip
+DIFFUSSM, SAME_TOKENS, SAME_FLOPS, PATCHES = (
+    "DiffuSSM",
+    "DiT/1, equal tokens",
+    "DiT/1, equal FLOPs",
+    "DiT/2",
+)
 HEAD_WIDTH = 64  # DiT-S, B and L
 
 
 def on_host(
-    side: int,
-    *,
-    depth: int,
-    width: int,
-    batch_size: int,
-    steps: int,
-    dtype: str,
-    state_size: int,
+    side: int, *, depth: int, width: int, batch_size: int, steps: int, dtype: str, state_size: int
 ) -> dict[str, Config]:
     """All four, small, on latents of `side` x `side`; as in the papers DiT has a layer less."""
     data = {"space": "latents", "image_size": 8 * side, "channels": 3}
     model = {"depth": depth, "width": width, "dtype": dtype, "state_size": state_size}
-    sample = {"num": batch_size, "batch_size": batch_size, "sampler": "ddim", "steps": steps}  # fmt: skip
+    sample = {"num": batch_size, "batch_size": batch_size, "sampler": "ddim", "steps": steps}
     training = {"batch_size": batch_size}
-    base = from_dict({"model": model, "data": data, "training": training, "sample": sample})  # fmt: skip
-    dit = changed(base, name="dit", depth=depth - 1, num_heads=max(1, width // HEAD_WIDTH))  # fmt: skip
+    base = from_dict({"model": model, "data": data, "training": training, "sample": sample})
+    dit = changed(base, name="dit", depth=depth - 1, num_heads=max(1, width // HEAD_WIDTH))
     return _four(base, dit)
 
 
 def of_one_depth(subjects: dict[str, Config], depth: int) -> dict[str, Config]:
     """DiffuSSM and DiT at equal tokens alone, with equally many layers: how a layer grows with the tokens."""
-    return {name: changed(subjects[name], depth=depth) for name in (DIFFUSSM, SAME_TOKENS)}  # fmt: skip
+    return {name: changed(subjects[name], depth=depth) for name in (DIFFUSSM, SAME_TOKENS)}
 
 
 def extra_large() -> dict[str, Config]:
@@ -47,9 +45,7 @@ def extra_large() -> dict[str, Config]:
 
 def of_side(config: Config, side: int) -> Config:
     """The same model on latents of `side` x `side`."""
-    return dataclasses.replace(
-        config, data=dataclasses.replace(config.data, image_size=8 * side)
-    )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=8 * side))
 
 
 def changed(config: Config, **model) -> Config:

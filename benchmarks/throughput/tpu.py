@@ -29,7 +29,7 @@ def models(topology: str, store: Path) -> list[dict[str, Any]]:
     found = {}
     for name, config in extra_large().items():
         key = f"{name} {topology}"
-        found[name] = _kept(store, key, lambda config=config: make_plan(config, topology))  # fmt: skip
+        found[name] = _kept(store, key, lambda config=config: make_plan(config, topology))
     return [_row(name, plan) for name, plan in found.items()]
 
 
@@ -39,10 +39,7 @@ def lengths(topology: str, sides: list[int]) -> list[dict[str, Any]]:
     for side in sides:
         l = side**2
         b = TOKENS_OF_A_CHIP // l
-        blocks = {
-            DIFFUSSM: block(_kernels(estimator), b, l),
-            SAME_TOKENS: _transformer_block(b, l),
-        }
+        blocks = {DIFFUSSM: block(_kernels(estimator), b, l), SAME_TOKENS: _transformer_block(b, l)}
         for name, (function, arguments) in blocks.items():
             rows.append({"block": name, "images": b, "tokens": l})
             rows[-1] |= _estimate(estimator, name, b, l, function, *arguments)

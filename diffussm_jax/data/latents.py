@@ -146,9 +146,7 @@ class LatentSource:
             data = self._records[2 * index + mirrored]
             record = np.frombuffer(data, self._dtype)[0]
         except (RuntimeError, ValueError, IndexError) as error:
-            raise BadRecordError(
-                f"latents {index} of {self._folder}: {error}"
-            ) from error
+            raise BadRecordError(f"latents {index} of {self._folder}: {error}") from error
         label = np.asarray(record["label"] if self._num_classes else 0, np.int32)
         if self._num_classes and not 0 <= label < self._num_classes:
             raise BadRecordError(

@@ -35,11 +35,7 @@ def open_source(config: Config, split: str) -> Source:
 
 
 def train_batches(
-    config: Config,
-    source: Source,
-    *,
-    start_step: int = 0,
-    rows: np.ndarray | None = None,
+    config: Config, source: Source, *, start_step: int = 0, rows: np.ndarray | None = None
 ) -> Iterator[Batch]:
     """Endless batches of a source from `start_step` on: of each its `rows`, by default all.
 
@@ -64,9 +60,7 @@ def train_batches(
     return iter(batches.to_iter_dataset(read_options(config, ahead=1)))
 
 
-def example_indices(
-    config: Config, *, num_examples: int, step: int
-) -> Int[np.ndarray, " b"]:
+def example_indices(config: Config, *, num_examples: int, step: int) -> Int[np.ndarray, " b"]:
     """Which examples of a source make the batch after `step` steps; for a bad one `train_batches` takes the next."""
     return _order(config, num_examples)[step]
 
@@ -99,18 +93,12 @@ def eval_batches(
     faults = Faults(config.data.on_error, num_records=len(source))
     starts = size * np.arange(num_batches)[:, None]
     flips = np.zeros(len(rows), bool)
-    return [
-        _stack(source, indices, flips, faults)
-        for indices in (starts + rows) % len(source)
-    ]
+    return [_stack(source, indices, flips, faults) for indices in (starts + rows) % len(source)]
 
 
-def _stack(
-    source: Source, indices: np.ndarray, flips: np.ndarray, faults: Faults
-) -> Batch:
+def _stack(source: Source, indices: np.ndarray, flips: np.ndarray, faults: Faults) -> Batch:
     examples = [
-        read_good(source, int(index), bool(flip), faults)
-        for index, flip in zip(indices, flips)
+        read_good(source, int(index), bool(flip), faults) for index, flip in zip(indices, flips)
     ]
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 

@@ -53,13 +53,7 @@ class ImageSource:
     Examples have `image`, uint8 [h, w, c], and `label`, int32: the class, 0 where the model has none.
     """
 
-    def __init__(
-        self,
-        records: Sequence[dict],
-        config: DataConfig,
-        *,
-        facts: dict[str, Any],
-    ):
+    def __init__(self, records: Sequence[dict], config: DataConfig, *, facts: dict[str, Any]):
         self.facts = facts
         self._records, self._config = records, config
 
@@ -70,9 +64,7 @@ class ImageSource:
         record: dict = {}
         try:
             record = self._records[index]
-            image = transforms.decode_image(
-                record["image"], channels=self._config.channels
-            )
+            image = transforms.decode_image(record["image"], channels=self._config.channels)
             pixels = transforms.centre_crop(image, self._config.image_size)
         # Pillow's decoders and the record reader raise anything at all for damaged bytes.
         except Exception as error:
@@ -110,12 +102,8 @@ def open_images(config: Config, split: str) -> ImageSource:
             "train[:99%]"
         ) from error
     if not num_images:
-        raise UserError(
-            f"split {split!r} of data set {config.data.name!r} has no images"
-        )
-    records = builder.as_data_source(
-        split=split, decoders={"image": tfds.decode.SkipDecoding()}
-    )
+        raise UserError(f"split {split!r} of data set {config.data.name!r} has no images")
+    records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     if config.data.in_memory and config.data.space == "pixels":
         logger.info("reading %d records of %s into memory", num_images, builder.name)
         records = list(records)
@@ -192,9 +180,7 @@ def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     return builder
 
 
-def _class_names(
-    config: DataConfig, builder: tfds.core.DatasetBuilder
-) -> list[str] | None:
+def _class_names(config: DataConfig, builder: tfds.core.DatasetBuilder) -> list[str] | None:
     features = builder.info.features
     names = list(features["label"].names) if "label" in features else None
     check_num_classes(config, names)

@@ -15,12 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffussm_jax.config import DiffusionConfig
-from diffussm_jax.diffusion.schedule import (
-    Schedule,
-    Spacing,
-    make_schedule,
-    respace,
-)
+from diffussm_jax.diffusion.schedule import Schedule, Spacing, make_schedule, respace
 from diffussm_jax.shapes import Images, Labels, Timesteps
 
 Prediction = Literal["eps", "v", "x0"]
@@ -74,9 +69,7 @@ def q_sample(schedule: Schedule, x0: Images, t: Timesteps, eps: Images) -> Image
     return signal * x0 + noise * eps
 
 
-def q_posterior_mean(
-    schedule: Schedule, x0: Images, x_t: Images, t: Timesteps
-) -> Images:
+def q_posterior_mean(schedule: Schedule, x0: Images, x_t: Images, t: Timesteps) -> Images:
     """Mean of q(x_{t-1} | x_t, x_0) (Ho et al., eq. 7)."""
     of_x0, of_x_t = schedule.posterior_mean_coefficients
     return _at(of_x0, t) * x0 + _at(of_x_t, t) * x_t
@@ -92,12 +85,7 @@ def reverse_step(
 
 
 def training_loss(
-    diffusion: Diffusion,
-    model: Denoiser,
-    x0: Images,
-    t: Timesteps,
-    eps: Images,
-    y: Labels | None,
+    diffusion: Diffusion, model: Denoiser, x0: Images, t: Timesteps, eps: Images, y: Labels | None
 ) -> dict[str, PerExample]:
     """Hybrid loss of each example: mean squared error, plus the bound where the variance is learned.
 
@@ -123,9 +111,7 @@ def variational_bound(
 ) -> PerExample:
     """One term L_t of the bound in bits per dimension: a KL divergence, at t = 0 a likelihood (Ho et al., eq. 5)."""
     mean = q_posterior_mean(schedule, x0, x_t, t)
-    divergence = normal_kl(
-        mean, _at(schedule.posterior_log_variance, t), p.mean, p.log_variance
-    )
+    divergence = normal_kl(mean, _at(schedule.posterior_log_variance, t), p.mean, p.log_variance)
     likelihood = discretized_log_likelihood(x0, p.mean, 0.5 * p.log_variance)
     return jnp.where(t == 0, -_mean(likelihood), _mean(divergence)) / np.log(2)
 
@@ -150,9 +136,7 @@ def discretized_log_likelihood(x: Images, mean: Images, log_scale: Array) -> Arr
     return jnp.log(jnp.maximum(upper - lower, 1e-12))
 
 
-def _split_output(
-    diffusion: Diffusion, output: Array, t: Timesteps
-) -> tuple[Images, Array]:
+def _split_output(diffusion: Diffusion, output: Array, t: Timesteps) -> tuple[Images, Array]:
     """The prediction, and the log variance of p(x_{t-1} | x_t)."""
     smallest = _at(diffusion.schedule.posterior_log_variance, t)
     largest = _at(np.log(diffusion.schedule.betas), t)
@@ -180,9 +164,7 @@ def _read(
     return ReverseStep(mean, jnp.broadcast_to(log_variance, mean.shape), x0, eps)
 
 
-def _target(
-    prediction: Prediction, schedule: Schedule, x0: Images, t: Timesteps, eps: Images
-):
+def _target(prediction: Prediction, schedule: Schedule, x0: Images, t: Timesteps, eps: Images):
     signal, noise = _signal_and_noise(schedule, t)
     return {"eps": eps, "v": signal * eps - noise * x0, "x0": x0}[prediction]
 

@@ -12,11 +12,7 @@ from diffussm_jax.diffusion.gaussian import Denoiser
 
 
 def classifier_free(
-    model: Denoiser,
-    cfg_scale: float,
-    *,
-    null_label: int,
-    cfg_channels: int | None = None,
+    model: Denoiser, cfg_scale: float, *, null_label: int, cfg_channels: int | None = None
 ) -> Denoiser:
     """Move the prediction away from the unconditional one: u + cfg_scale (c - u).
 
@@ -62,10 +58,7 @@ def autoguidance(
 
 
 def within(
-    interval: tuple[float, float],
-    guided: Denoiser,
-    model: Denoiser,
-    noise_levels: np.ndarray,
+    interval: tuple[float, float], guided: Denoiser, model: Denoiser, noise_levels: np.ndarray
 ) -> Denoiser:
     """`guided` at noise levels in (low, high], `model` alone outside (Kynkaanniemi et al. 2024, eq. 6).
 

@@ -16,12 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffussm_jax.diffusion.gaussian import (
-    Denoiser,
-    Diffusion,
-    ReverseStep,
-    reverse_step,
-)
+from diffussm_jax.diffusion.gaussian import Denoiser, Diffusion, ReverseStep, reverse_step
 from diffussm_jax.diffusion.schedule import Schedule, Spacing
 from diffussm_jax.shapes import ImageKeys, Images, Labels
 
@@ -157,19 +152,14 @@ def draw(
     x_last = drawing.noise(START, shape)
     first = State(x_last, jnp.zeros_like(x_last))
     last, _ = jax.lax.scan(
-        lambda state, t: (step(drawing, state, t), None),
-        first,
-        jnp.arange(num_steps),
-        reverse=True,
+        lambda state, t: (step(drawing, state, t), None), first, jnp.arange(num_steps), reverse=True
     )
     return last.x_t
 
 
 def image_noise(keys: ImageKeys, t: int | Array, shape: tuple[int, ...]) -> Images:
     """Standard normal noise of each image at step t of a respaced process; t = START is x_T's."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(
-        keys
-    )
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, t), shape))(keys)
 
 
 def _alphas_and_sigmas(schedule: Schedule) -> tuple[np.ndarray, ...]:

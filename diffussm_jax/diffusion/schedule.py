@@ -89,9 +89,7 @@ def respace(schedule: Schedule, num_steps: int, spacing: Spacing = "even") -> Sc
             Karras et al. 2022, eq. 5 with rho = 7, in the noise level sigma / alpha from the first step's to 80.
     """
     if not 1 <= num_steps <= schedule.num_steps:
-        raise ValueError(
-            f"num_steps must be in 1 .. {schedule.num_steps}, got {num_steps}"
-        )
+        raise ValueError(f"num_steps must be in 1 .. {schedule.num_steps}, got {num_steps}")
     kept = _kept_steps(schedule, num_steps, spacing)
     alpha_bar = schedule.alpha_bar[kept]
     betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])

@@ -53,9 +53,7 @@ def features(params: Params, images: UInt8[Array, "b h w c"]) -> dict[str, Array
     }
 
 
-def find_or_train(
-    config: Config, workdir: Path | None
-) -> tuple[Params, dict[str, Any]]:
+def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[str, Any]]:
     """The classifier in a work directory, trained first if there is none; and its checksum and accuracy.
 
     Raises:

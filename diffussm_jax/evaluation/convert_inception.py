@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffussm_jax.errors import UserError
-from diffussm_jax.evaluation.inception import (
-    PUBLISHED_SHA256,
-    Weights,
-    save_weights,
-    weight_shapes,
-)
+from diffussm_jax.evaluation.inception import PUBLISHED_SHA256, Weights, save_weights, weight_shapes
 from diffussm_jax.pretrained import read_torch
 
 BATCH_NORM_EPSILON = 1e-3
@@ -43,9 +38,7 @@ def from_pytorch(tensors: dict[str, Any]) -> Weights:
     try:
         for name in weight_shapes():
             layer, kind = name.rsplit(".", 1)
-            value = (
-                _kernel(tensors, layer) if kind == "kernel" else _bias(tensors, layer)
-            )
+            value = _kernel(tensors, layer) if kind == "kernel" else _bias(tensors, layer)
             weights[name] = np.ascontiguousarray(value, np.float32)
     except KeyError as error:
         raise UserError(f"Inception's weights lack {error}") from error
@@ -71,9 +64,7 @@ def _bias(tensors: dict[str, Any], layer: str) -> np.ndarray:
 
 def _scale(tensors: dict[str, Any], layer: str) -> np.ndarray:
     variance = _array(tensors, f"{layer}.bn.running_var")
-    return _array(tensors, f"{layer}.bn.weight") / np.sqrt(
-        variance + BATCH_NORM_EPSILON
-    )
+    return _array(tensors, f"{layer}.bn.weight") / np.sqrt(variance + BATCH_NORM_EPSILON)
 
 
 def _array(tensors: dict[str, Any], name: str) -> np.ndarray:

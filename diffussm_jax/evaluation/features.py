@@ -25,12 +25,7 @@ from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation import classifier
 from diffussm_jax.evaluation.image_sets import ImageSet, batches_of
-from diffussm_jax.evaluation.inception import (
-    CONVERT,
-    PUBLISHED_SHA256,
-    inception,
-    load_weights,
-)
+from diffussm_jax.evaluation.inception import CONVERT, PUBLISHED_SHA256, inception, load_weights
 from diffussm_jax.parallel.feed import collect, shard_batch
 from diffussm_jax.parallel.mesh import local_rows, replicated, split_over_batch
 

@@ -53,11 +53,7 @@ class ArrayImages(ImageSet):
     """Images in memory."""
 
     def __init__(
-        self,
-        images: ImageArray,
-        labels: np.ndarray | None = None,
-        *,
-        facts: dict[str, Any],
+        self, images: ImageArray, labels: np.ndarray | None = None, *, facts: dict[str, Any]
     ):
         self._images, self.labels, self._facts = images, labels, facts
 
@@ -87,8 +83,7 @@ class DrawnImages(ImageSet):
     def read(self, rows: Rows) -> ImageArray:
         numbers, places = np.divmod(rows, self._samples.range_size)
         found = [
-            self._load(number)[places[numbers == number]]
-            for number in np.unique(numbers).tolist()
+            self._load(number)[places[numbers == number]] for number in np.unique(numbers).tolist()
         ]
         return np.concatenate(found)
 
@@ -113,9 +108,7 @@ class NpzImages(ImageSet):
             self._shape, dtype = _read_header(self._file)
             self.labels = _read_labels(self._path, self._shape[0])
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{path} is not an npz of images in `arr_0`: {error}"
-            ) from error
+            raise UserError(f"{path} is not an npz of images in `arr_0`: {error}") from error
         if dtype != np.uint8 or len(self._shape) != 4 or self._shape[3] not in (1, 3):
             raise UserError(
                 f"{path}: arr_0 must be uint8 [num, height, width, 1 or 3], got {dtype} {list(self._shape)}"
@@ -243,9 +236,7 @@ class SourceImages(ImageSet):
 
     def examples(self, rows: Rows) -> tuple[ImageArray, Int[np.ndarray, " b"]]:
         """Images and their labels; a bad record is replaced by the next, where the config skips such."""
-        found = _in_threads(
-            lambda row: read_good(self._source, row, False, self._faults), rows
-        )
+        found = _in_threads(lambda row: read_good(self._source, row, False, self._faults), rows)
         images, labels = ([x[name] for x in found] for name in ("image", "label"))
         return np.stack(images), np.stack(labels)
 

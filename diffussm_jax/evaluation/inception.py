@@ -48,22 +48,15 @@ def load_weights(path: str | Path) -> tuple[Weights, dict[str, str]]:
             f"Inception's weights {path} cannot be read ({error}): make them with {CONVERT}"
         ) from error
     if {name: array.shape for name, array in weights.items()} != weight_shapes():
-        raise UserError(
-            f"{path} does not hold Inception's weights: make them with {CONVERT}"
-        )
+        raise UserError(f"{path} does not hold Inception's weights: make them with {CONVERT}")
     if hashes.get("weights_sha256") != weights_sha256(weights):
-        raise UserError(
-            f"{path} is damaged: its weights have another sha256 than it says"
-        )
+        raise UserError(f"{path} is damaged: its weights have another sha256 than it says")
     return weights, hashes
 
 
 def save_weights(path: str | Path, weights: Weights, *, source_sha256: str) -> None:
     """Write what `load_weights` reads."""
-    hashes = {
-        "source_sha256": source_sha256,
-        "weights_sha256": weights_sha256(weights),
-    }
+    hashes = {"source_sha256": source_sha256, "weights_sha256": weights_sha256(weights)}
     safetensors.numpy.save_file(weights, path, metadata=hashes)
 
 
@@ -109,9 +102,7 @@ def resize_as_tensorflow_1(
     Other evaluators place pixels by their centres or smooth first, which moves FID.
     """
     rows, columns = (_interpolation(n, size) for n in images.shape[1:3])
-    return jnp.einsum(
-        "ih,bhwc,jw->bijc", rows, images, columns, precision=lax.Precision.HIGHEST
-    )
+    return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=lax.Precision.HIGHEST)
 
 
 def _interpolation(size: int, new_size: int) -> Float[np.ndarray, "new size"]:
@@ -203,10 +194,7 @@ def _block_a(block: _Block, x: Maps, pool_filters: int) -> Maps:
         block.conv(x, "branch1x1", 64),
         block.chain(x, ("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)),
         block.chain(
-            x,
-            ("branch3x3dbl_1", 64, 1),
-            ("branch3x3dbl_2", 96, 3),
-            ("branch3x3dbl_3", 96, 3),
+            x, ("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)
         ),
         block.conv(_average_pool(x), "branch_pool", pool_filters),
     )
@@ -248,10 +236,7 @@ def _block_c(block: _Block, x: Maps, filters: int) -> Maps:
 def _block_d(block: _Block, x: Maps) -> Maps:
     three = block.conv(x, "branch3x3_1", 192)
     seven = block.chain(
-        x,
-        ("branch7x7x3_1", 192, 1),
-        ("branch7x7x3_2", 192, (1, 7)),
-        ("branch7x7x3_3", 192, (7, 1)),
+        x, ("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1))
     )
     branches = (
         block.shrink(three, "branch3x3_2", 320),

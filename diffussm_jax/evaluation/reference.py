@@ -18,12 +18,7 @@ from jax.sharding import Mesh
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor
-from diffussm_jax.evaluation.image_sets import (
-    ImageSet,
-    NpzImages,
-    Rows,
-    batches_of,
-)
+from diffussm_jax.evaluation.image_sets import ImageSet, NpzImages, Rows, batches_of
 from diffussm_jax.evaluation.metrics import Moments
 from diffussm_jax.evaluation.statistics import Statistics, measure
 from diffussm_jax.files import sha256_of, whole
@@ -45,9 +40,7 @@ class Reference:
         UserError: the file is missing, of another form, or of another extractor's features.
     """
 
-    def __init__(
-        self, path: Path, extractor: Extractor, mesh: Mesh, *, batch_size: int
-    ):
+    def __init__(self, path: Path, extractor: Extractor, mesh: Mesh, *, batch_size: int):
         arrays, own = _read(path)
         self.facts: dict[str, Any] = {"file": path.name, "sha256": sha256_of(path)}
         self.facts |= {"of": own}
@@ -55,9 +48,7 @@ class Reference:
         images = NpzImages(path) if "arr_0" in arrays else None
         found = None
         if images is not None:
-            found = measure(
-                extractor, images, mesh, batch_size=batch_size, keep_features=True
-            )
+            found = measure(extractor, images, mesh, batch_size=batch_size, keep_features=True)
         self.features = None if found is None else found.features
         self.facts["num_images"] = 0 if found is None else found.num
         # Without facts the moments are ADM's, of Inception.
@@ -87,9 +78,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             f"config.evaluate.reference: there is no {path}: make it with --mode=refstats, or name an npz of ADM's form"
         ) from error
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"config.evaluate.reference: {path} cannot be read: {error}"
-        ) from error
+        raise UserError(f"config.evaluate.reference: {path} cannot be read: {error}") from error
     if "arr_0" in names:
         arrays["arr_0"] = np.empty(0)
     return arrays, facts

@@ -41,11 +41,7 @@ def refstats(config: Config, workdir: Path | None) -> None:
         return
     logger.info("statistics of %d images of %s", len(images), config.data.name)
     found = measure(
-        extractor,
-        images,
-        make_mesh(),
-        batch_size=config.evaluate.batch_size,
-        keep_features=False,
+        extractor, images, make_mesh(), batch_size=config.evaluate.batch_size, keep_features=False
     )
     if jax.process_index() != 0:
         return

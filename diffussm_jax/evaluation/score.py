@@ -20,11 +20,7 @@ Scorer = Callable[[dict], dict[str, float]]
 
 
 def score(
-    config: Config,
-    images: ImageSet,
-    extractor: Extractor,
-    reference: Reference,
-    mesh: Mesh,
+    config: Config, images: ImageSet, extractor: Extractor, reference: Reference, mesh: Mesh
 ) -> dict[str, float]:
     """Scores of images by name, as many as the extractor and the reference give; FID is Inception's Frechet distance.
 
@@ -56,9 +52,7 @@ def score(
     return compared
 
 
-def open_reference(
-    config: Config, workdir: Path, extractor: Extractor, mesh: Mesh
-) -> Reference:
+def open_reference(config: Config, workdir: Path, extractor: Extractor, mesh: Mesh) -> Reference:
     """The reference that a config names, or the work directory's own."""
     path = reference_path(config, workdir)
     return Reference(path, extractor, mesh, batch_size=config.evaluate.batch_size)

@@ -32,12 +32,7 @@ class Statistics:
 
 
 def measure(
-    extractor: Extractor,
-    images: ImageSet,
-    mesh: Mesh,
-    *,
-    batch_size: int,
-    keep_features: bool,
+    extractor: Extractor, images: ImageSet, mesh: Mesh, *, batch_size: int, keep_features: bool
 ) -> Statistics:
     """Statistics of all images of a set; with `keep_features` also the features, for precision and recall.
 
@@ -45,9 +40,7 @@ def measure(
         UserError: there are too few images, or they do not fit the extractor.
     """
     if len(images) <= NEIGHBOURS:
-        raise UserError(
-            f"scores take {NEIGHBOURS + 1} images or more, got {len(images)}"
-        )
+        raise UserError(f"scores take {NEIGHBOURS + 1} images or more, got {len(images)}")
     moments = {"pool": RunningMoments(), "spatial": RunningMoments()}
     score, kept = RunningInceptionScore(), {"classes": [], "pool": []}  # type: ignore[var-annotated]
     for outputs in stream(extractor, images, mesh, batch_size=batch_size):

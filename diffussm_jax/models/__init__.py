@@ -24,9 +24,7 @@ def create_model(
     learned = config.diffusion.variance == "learned_range"
     make_model: Callable[..., Backbone] = DiT
     if config.model.name == "diffussm":
-        operator = functools.partial(
-            s4d, implementation=config.model.ssm_implementation
-        )
+        operator = functools.partial(s4d, implementation=config.model.ssm_implementation)
         make_model = functools.partial(DiffuSSM, apply_s4d=apply_s4d or operator)
     return make_model(
         config.model,

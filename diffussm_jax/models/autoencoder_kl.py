@@ -39,9 +39,7 @@ class AutoencoderKLConfig:
 class AutoencoderKL(nnx.Module):
     """Parameters are float32; `dtype` is that of the activations."""
 
-    def __init__(
-        self, config: AutoencoderKLConfig, *, dtype: str = "float32", rngs: nnx.Rngs
-    ):
+    def __init__(self, config: AutoencoderKLConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
         make = _Factory(config.norm_num_groups, jnp.dtype(dtype), rngs)
         z = config.latent_channels
         self.encoder = Encoder(config, make)
@@ -66,9 +64,7 @@ class AutoencoderKL(nnx.Module):
         """
         if slice_size is not None:
             one = functools.partial(jnp.squeeze, axis=0)
-            return jax.lax.map(
-                lambda z: one(self.decode(z[None])), latents, batch_size=slice_size
-            )
+            return jax.lax.map(lambda z: one(self.decode(z[None])), latents, batch_size=slice_size)
         return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
 
 
@@ -77,16 +73,8 @@ class Encoder(nnx.Module):
         channels = config.block_out_channels
         self.conv_in = make.conv(config.in_channels, channels[0])
         self.down_blocks = nnx.List(
-            DownBlock(
-                before,
-                width,
-                config.layers_per_block,
-                make,
-                halve=level < len(channels) - 1,
-            )
-            for level, (before, width) in enumerate(
-                zip((channels[0], *channels), channels)
-            )
+            DownBlock(before, width, config.layers_per_block, make, halve=level < len(channels) - 1)
+            for level, (before, width) in enumerate(zip((channels[0], *channels), channels))
         )
         self.mid_block = MidBlock(channels[-1], make)
         self.conv_norm_out = make.norm(channels[-1])
@@ -106,15 +94,9 @@ class Decoder(nnx.Module):
         self.mid_block = MidBlock(channels[0], make)
         self.up_blocks = nnx.List(
             UpBlock(
-                before,
-                width,
-                config.layers_per_block + 1,
-                make,
-                double=level < len(channels) - 1,
+                before, width, config.layers_per_block + 1, make, double=level < len(channels) - 1
             )
-            for level, (before, width) in enumerate(
-                zip((channels[0], *channels), channels)
-            )
+            for level, (before, width) in enumerate(zip((channels[0], *channels), channels))
         )
         self.conv_norm_out = make.norm(channels[-1])
         self.conv_out = make.conv(channels[-1], config.out_channels)
@@ -185,9 +167,7 @@ class Attention(nnx.Module):
     def __call__(self, x: Maps) -> Maps:
         b, h, w, c = x.shape
         tokens = self.group_norm(x).reshape(b, h * w, 1, c)
-        y = jax.nn.dot_product_attention(
-            self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
-        )
+        y = jax.nn.dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
         return x + self.to_out[0](y).reshape(x.shape)
 
 
@@ -220,20 +200,14 @@ class _Factory:
     rngs: nnx.Rngs
 
     def conv(self, before: int, width: int, size: int = 3, **options) -> nnx.Conv:
-        return nnx.Conv(
-            before, width, (size, size), dtype=self.dtype, rngs=self.rngs, **options
-        )
+        return nnx.Conv(before, width, (size, size), dtype=self.dtype, rngs=self.rngs, **options)
 
     def linear(self, width: int) -> nnx.Linear:
         return nnx.Linear(width, width, dtype=self.dtype, rngs=self.rngs)
 
     def norm(self, width: int) -> nnx.GroupNorm:
         return nnx.GroupNorm(
-            width,
-            self.num_groups,
-            epsilon=NORM_EPSILON,
-            dtype=self.dtype,
-            rngs=self.rngs,
+            width, self.num_groups, epsilon=NORM_EPSILON, dtype=self.dtype, rngs=self.rngs
         )
 
 

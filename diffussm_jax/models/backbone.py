@@ -61,9 +61,7 @@ class Backbone(nnx.Module):
             jax.random.split(rngs.params(), config.depth)
         )
         self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
-        self.head = linear(
-            d, features * out_channels, dtype=dtype, rngs=rngs, zero=True
-        )
+        self.head = linear(d, features * out_channels, dtype=dtype, rngs=rngs, zero=True)
         self.config, self.num_classes, self.gather = config, num_classes, gather
         self.group_size, self.position = group_size, position
 

@@ -40,9 +40,7 @@ class Block(nnx.Module):
         shift, scale, *gate = self.modulation(c)
         i = modulate(x, shift, scale)
         b, j, d = i.shape
-        u = jax.nn.gelu(self.w_up(jax.nn.gelu(self.w0(i)))).reshape(
-            b, j * self.m, d
-        )  # b l d
+        u = jax.nn.gelu(self.w_up(jax.nn.gelu(self.w0(i)))).reshape(b, j * self.m, d)  # b l d
         with jax.named_scope("ssm"):
             y = self.ssm(u).reshape(b, j, self.m, -1)
         i_down = jax.nn.gelu(self.w_down(y)).reshape(b, j, 2 * d)

@@ -15,16 +15,9 @@ class DiffuSSM(Backbone):
     """The backbone of SSM blocks; `apply_s4d` evaluates their SSM layers, with the signature of `ops.s4d.s4d`."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        apply_s4d: Operator = s4d,
-        rngs: nnx.Rngs,
-        **options,
+        self, config: ModelConfig, *, apply_s4d: Operator = s4d, rngs: nnx.Rngs, **options
     ):
-        code = functools.partial(
-            sincos2d, group_size=config.m, num_features=config.width
-        )
+        code = functools.partial(sincos2d, group_size=config.m, num_features=config.width)
         super().__init__(
             config,
             group_size=config.m,

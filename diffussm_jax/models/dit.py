@@ -59,9 +59,7 @@ class TransformerBlock(nnx.Module):
         return self.attention_out(y.reshape(b, j, d))
 
 
-def position_code(
-    height: int, width: int, *, num_features: int
-) -> Float32[Array, "l d"]:
+def position_code(height: int, width: int, *, num_features: int) -> Float32[Array, "l d"]:
     """The released code's order of `sincos2d`: the column before the row, sines before cosines."""
     code = sincos2d(height, width, 1, num_features)
     row_cos, row_sin, column_cos, column_sin = jnp.split(code, 4, axis=-1)

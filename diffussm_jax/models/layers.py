@@ -13,12 +13,7 @@ EMBEDDING_INIT = nnx.initializers.normal(0.02)  # DiT
 
 
 def linear(
-    num_inputs: int,
-    num_outputs: int,
-    *,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-    zero: bool = False,
+    num_inputs: int, num_outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, zero: bool = False
 ) -> nnx.Linear:
     """Dense layer as DiT starts them: Xavier-uniform or zero kernel, zero bias, float32 parameters."""
     init = nnx.initializers.zeros if zero else nnx.initializers.xavier_uniform()
@@ -45,10 +40,7 @@ class GroupedLinear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "b j m i"]) -> Float[Array, "b j m o"]:
-        kernel, bias = (
-            self.kernel[...].astype(self.dtype),
-            self.bias[...].astype(self.dtype),
-        )
+        kernel, bias = (self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype))
         return jnp.einsum("bjmi,mio->bjmo", x, kernel) + bias
 
 
@@ -57,29 +49,21 @@ class TimestepEmbedding(nnx.Module):
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         def dense(num_inputs):
-            return nnx.Linear(
-                num_inputs, width, kernel_init=EMBEDDING_INIT, dtype=dtype, rngs=rngs
-            )
+            return nnx.Linear(num_inputs, width, kernel_init=EMBEDDING_INIT, dtype=dtype, rngs=rngs)
 
         self.hidden, self.out = dense(TIMESTEP_FEATURES), dense(width)
         self.dtype = dtype
 
     def __call__(self, t: Timesteps) -> Condition:
-        features = sinusoids(t.astype(jnp.float32), TIMESTEP_FEATURES).astype(
-            self.dtype
-        )
+        features = sinusoids(t.astype(jnp.float32), TIMESTEP_FEATURES).astype(self.dtype)
         return self.out(jax.nn.silu(self.hidden(features)))
 
 
 class LabelEmbedding(nnx.Module):
     """One vector a class and, as the last row, one for "no label" (classifier-free guidance)."""
 
-    def __init__(
-        self, num_classes: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        self.table = nnx.Param(
-            EMBEDDING_INIT(rngs.params(), (num_classes + 1, width), jnp.float32)
-        )
+    def __init__(self, num_classes: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.table = nnx.Param(EMBEDDING_INIT(rngs.params(), (num_classes + 1, width), jnp.float32))
         self.dtype = dtype
 
     def __call__(self, y: Labels) -> Condition:
@@ -97,9 +81,7 @@ class Modulation(nnx.Module):
         return tuple(jnp.split(self.linear(jax.nn.silu(c))[:, None], self.num, axis=-1))
 
 
-def modulate(
-    x: Groups, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]
-) -> Groups:
+def modulate(x: Groups, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]) -> Groups:
     """LayerNorm without parameters, then x (1 + scale) + shift."""
     return layer_norm(x) * (1 + scale) + shift
 
@@ -117,16 +99,12 @@ def sinusoids(
 ) -> Float32[Array, "b f"]:
     """cos and sin of each position at num_features / 2 frequencies from 1 down to 1 / max_period."""
     half = num_features // 2
-    frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(
-        np.float32
-    )
+    frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(np.float32)
     angles = positions[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def sincos2d(
-    height: int, width: int, group_size: int, num_features: int
-) -> Float32[Array, "j d"]:
+def sincos2d(height: int, width: int, group_size: int, num_features: int) -> Float32[Array, "j d"]:
     """2-D position code at the centre of each group of `group_size` tokens in raster order.
 
     A function of the grid and not a table, so a model runs at any resolution. Half of the features
@@ -134,7 +112,5 @@ def sincos2d(
     """
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     centres = [axis.reshape(-1, group_size).mean(axis=1) for axis in (rows, columns)]
-    codes = [
-        sinusoids(jnp.asarray(axis, jnp.float32), num_features // 2) for axis in centres
-    ]
+    codes = [sinusoids(jnp.asarray(axis, jnp.float32), num_features // 2) for axis in centres]
     return jnp.concatenate(codes, axis=-1)

@@ -36,30 +36,17 @@ class S4D(nnx.Module):
         apply: Operator = s4d,
         rngs: nnx.Rngs,
     ):
-        r, d, n = (
-            2 if direction == "both" else 1,
-            1 if share else width,
-            state_size // 2,
-        )
+        r, d, n = (2 if direction == "both" else 1, 1 if share else width, state_size // 2)
         low, high = (math.log(dt) for dt in dt_range)
-        self.log_dt = nnx.Param(
-            jax.random.uniform(rngs.params(), (r, d), minval=low, maxval=high)
-        )
+        self.log_dt = nnx.Param(jax.random.uniform(rngs.params(), (r, d), minval=low, maxval=high))
         self.log_neg_a_re = nnx.Param(jnp.full((r, d, n), jnp.log(0.5), jnp.float32))
         self.a_im = nnx.Param(
             jnp.broadcast_to(jnp.pi * jnp.arange(n, dtype=jnp.float32), (r, d, n))
         )
         # Variance 1 for each complex entry.
-        self.c = nnx.Param(
-            jax.random.normal(rngs.params(), (r, d, n, 2)) / jnp.sqrt(2.0)
-        )
+        self.c = nnx.Param(jax.random.normal(rngs.params(), (r, d, n, 2)) / jnp.sqrt(2.0))
         self.skip = nnx.Param(jax.random.normal(rngs.params(), (r, d)))
-        self.width, self.direction, self.dt_rate, self.apply = (
-            width,
-            direction,
-            dt_rate,
-            apply,
-        )
+        self.width, self.direction, self.dt_rate, self.apply = (width, direction, dt_rate, apply)
 
     def __call__(self, u: Tokens) -> Float[Array, "b l e"]:  # e = r d
         poles, gains = discretize(

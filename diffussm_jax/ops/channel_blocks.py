@@ -51,10 +51,7 @@ def _backward(run, num_blocks, operands, cotangents):
         inputs, d_outputs = block
         return jax.vjp(run, *inputs)[1](d_outputs)
 
-    blocks = (
-        _split(operands, _OPERANDS, num_blocks),
-        _split(cotangents, _RESULTS, num_blocks),
-    )
+    blocks = (_split(operands, _OPERANDS, num_blocks), _split(cotangents, _RESULTS, num_blocks))
     return (_join(jax.lax.map(gradients, blocks), _OPERANDS),)
 
 

@@ -57,9 +57,7 @@ def chunked(
     A length that `chunk_size` does not divide leaves one shorter chunk at the end: padding would
     move the point at which a backward pass begins. The channels go in `num_blocks` blocks.
     """
-    run = functools.partial(
-        _run, reverse=reverse, return_state=return_state, chunk_size=chunk_size
-    )
+    run = functools.partial(_run, reverse=reverse, return_state=return_state, chunk_size=chunk_size)
     y, state = by_channel_blocks(
         run,
         (u, poles, gains, skip, state),
@@ -83,22 +81,14 @@ def _run(u, poles, gains, skip, state, *, reverse, return_state, chunk_size):
     powers = pairs.power(poles_by_step, np.arange(size + 1))  # r d n t
     parts = [u[:, : length - length % size], u[:, length - length % size :]]
     parts = [_split(part, size) for part in parts if part.shape[1]]  # d b g t
-    tables = [
-        _tables(powers, gains, skip, part.shape[-1], u.dtype, reverse) for part in parts
-    ]
+    tables = [_tables(powers, gains, skip, part.shape[-1], u.dtype, reverse) for part in parts]
 
-    outputs = [
-        _product("dbgs,dso->dbgo", part, table.within)
-        for part, table in zip(parts, tables)
-    ]
+    outputs = [_product("dbgs,dso->dbgo", part, table.within) for part, table in zip(parts, tables)]
     if return_state or state is not None or len(parts) > 1 or parts[0].shape[2] > 1:
         states = [_local_states(part, table) for part, table in zip(parts, tables)]
-        entering, state = _carry(
-            states, [table.decay for table in tables], state, reverse
-        )
+        entering, state = _carry(states, [table.decay for table in tables], state, reverse)
         outputs = [
-            y + _from_states(x, table, u.dtype)
-            for y, x, table in zip(outputs, entering, tables)
+            y + _from_states(x, table, u.dtype) for y, x, table in zip(outputs, entering, tables)
         ]
     y = jnp.concatenate([_merge(y, len(reverse), u.dtype) for y in outputs], axis=1)
     return y, state if return_state else None
@@ -116,9 +106,7 @@ def _split(u: Tokens, size: int) -> Float[Array, "d b g t"]:
     return jnp.transpose(u, (3, 0, 1, 2))
 
 
-def _merge(
-    y: Float32[Array, "d b g o"], num_directions: int, dtype
-) -> Float[Array, "b l r d"]:
+def _merge(y: Float32[Array, "d b g o"], num_directions: int, dtype) -> Float[Array, "b l r d"]:
     d, b, g, _ = y.shape
     y = y.astype(dtype).reshape(d, b, g, num_directions, -1)
     return jnp.transpose(y, (1, 2, 4, 3, 0)).reshape(b, -1, num_directions, d)
@@ -127,26 +115,15 @@ def _merge(
 def _product(spec: str, x: Array, table: Array) -> Float32[Array, "..."]:
     """Matrix product with float32 sums; float32 operands keep their precision on every backend."""
     return jnp.einsum(
-        spec,
-        x,
-        table,
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
+        spec, x, table, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
 
 
 def _tables(
-    powers: pairs.Pair,
-    gains: Gains,
-    skip: Skip,
-    size: int,
-    dtype,
-    reverse: tuple[bool, ...],
+    powers: pairs.Pair, gains: Gains, skip: Skip, size: int, dtype, reverse: tuple[bool, ...]
 ) -> Tables:
     """Tables of a chunk of `size` tokens, from exp(p t) for t = 0 .. at least `size`."""
-    weighted = pairs.multiply(
-        pairs.each(lambda g: 2 * g[..., None], pairs.unpack(gains)), powers
-    )
+    weighted = pairs.multiply(pairs.each(lambda g: 2 * g[..., None], pairs.unpack(gains)), powers)
     kernel = weighted[0][..., :size].sum(axis=2).at[..., 0].add(skip)  # r d t
     within, leaving, entering = [], [], []
     for direction, backward in enumerate(reverse):
@@ -199,8 +176,7 @@ def _carry(
         of_r = jax.tree.map(operator.itemgetter(r), (local, decays, state))
         directions.append(_carry_direction(*of_r, backward=backward))
     entering = [
-        jax.tree.map(lambda *x: jnp.stack(x), *each)
-        for each in zip(*(x for x, _ in directions))
+        jax.tree.map(lambda *x: jnp.stack(x), *each) for each in zip(*(x for x, _ in directions))
     ]
     leaving = jnp.stack([pairs.pack(state) for _, state in directions])  # r d b n 2
     return entering, jnp.swapaxes(leaving, 1, 2)

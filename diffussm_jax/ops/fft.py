@@ -7,12 +7,7 @@ from diffussm_jax.ops.recurrence import DirectionState, Parameters, Sequence
 
 
 def fft(
-    u: Sequence,
-    poles: Parameters,
-    gains: Parameters,
-    state: DirectionState,
-    *,
-    reverse: bool,
+    u: Sequence, poles: Parameters, gains: Parameters, state: DirectionState, *, reverse: bool
 ) -> tuple[Sequence, DirectionState]:
     """Run one direction by FFT; holds exp(p l) for every l, n * l complex numbers a channel."""
     length = u.shape[1]
@@ -33,9 +28,7 @@ def _convolve(u: Sequence, kernel: Float[Array, "d l"], *, reverse: bool) -> Seq
     size = 2 * u.shape[1]
     spectrum = jnp.fft.rfft(kernel, size).T  # size/2+1 d
     spectrum = spectrum.conj() if reverse else spectrum
-    return jnp.fft.irfft(jnp.fft.rfft(u, size, axis=1) * spectrum, size, axis=1)[
-        :, : u.shape[1]
-    ]
+    return jnp.fft.irfft(jnp.fft.rfft(u, size, axis=1) * spectrum, size, axis=1)[:, : u.shape[1]]
 
 
 def _complex(x: Float[Array, "... 2"]):

@@ -16,12 +16,7 @@ DirectionState = Float32[Array, "b d n 2"]
 
 
 def scan(
-    u: Sequence,
-    poles: Parameters,
-    gains: Parameters,
-    state: DirectionState,
-    *,
-    reverse: bool,
+    u: Sequence, poles: Parameters, gains: Parameters, state: DirectionState, *, reverse: bool
 ) -> tuple[Sequence, DirectionState]:
     """Run one direction token by token; returns y and the state after the last token read."""
     decay, gain = pairs.exp(pairs.unpack(poles)), pairs.unpack(gains)
@@ -31,19 +26,12 @@ def scan(
         x = re + u_l[..., None], im
         return x, _read_out(gain, x)
 
-    x, y = jax.lax.scan(
-        step, pairs.unpack(state), jnp.moveaxis(u, 1, 0), reverse=reverse
-    )
+    x, y = jax.lax.scan(step, pairs.unpack(state), jnp.moveaxis(u, 1, 0), reverse=reverse)
     return jnp.moveaxis(y, 0, 1), pairs.pack(x)
 
 
 def associative_scan(
-    u: Sequence,
-    poles: Parameters,
-    gains: Parameters,
-    state: DirectionState,
-    *,
-    reverse: bool,
+    u: Sequence, poles: Parameters, gains: Parameters, state: DirectionState, *, reverse: bool
 ) -> tuple[Sequence, DirectionState]:
     """Run one direction as a parallel prefix; holds 2 n floats for every element of u.
 
@@ -55,29 +43,20 @@ def associative_scan(
     decay = pairs.exp(pairs.unpack(poles))
     entering = pairs.multiply(decay, pairs.unpack(state))
     inputs = jnp.broadcast_to(u[..., None], (*u.shape, poles.shape[1]))  # b l d n
-    x = (
-        inputs.at[:, first].add(entering[0]),
-        jnp.zeros_like(inputs).at[:, first].set(entering[1]),
-    )
+    x = (inputs.at[:, first].add(entering[0]), jnp.zeros_like(inputs).at[:, first].set(entering[1]))
     distance = 1
     while distance < u.shape[1]:
         earlier = pairs.each(lambda part: _shift(part, distance, reverse=reverse), x)  # noqa: B023
         x = pairs.add(x, pairs.multiply(decay, earlier))
         decay = pairs.multiply(decay, decay)
         distance *= 2
-    return _read_out(pairs.unpack(gains), x), pairs.pack(
-        pairs.each(lambda part: part[:, last], x)
-    )
+    return _read_out(pairs.unpack(gains), x), pairs.pack(pairs.each(lambda part: part[:, last], x))
 
 
-def _shift(
-    x: Float[Array, "b l d n"], distance: int, *, reverse: bool
-) -> Float[Array, "b l d n"]:
+def _shift(x: Float[Array, "b l d n"], distance: int, *, reverse: bool) -> Float[Array, "b l d n"]:
     """x as it was `distance` tokens earlier in the order of reading, zero before the first."""
     kept = x[:, distance:] if reverse else x[:, :-distance]
-    return jnp.pad(
-        kept, ((0, 0), (0, distance) if reverse else (distance, 0), (0, 0), (0, 0))
-    )
+    return jnp.pad(kept, ((0, 0), (0, distance) if reverse else (distance, 0), (0, 0), (0, 0)))
 
 
 def _read_out(gains: pairs.Pair, x: pairs.Pair) -> Float[Array, "*b d"]:

@@ -148,25 +148,19 @@ def _each_direction(run, u, poles, gains, skip, initial_state, reverse):
         run(u32, *arguments, reverse=backward)
         for *arguments, backward in zip(poles, gains, initial_state, reverse)
     ]
-    y = jnp.concatenate(
-        [y + u32 * direct for (y, _), direct in zip(passes, skip)], axis=-1
-    )
+    y = jnp.concatenate([y + u32 * direct for (y, _), direct in zip(passes, skip)], axis=-1)
     return y.astype(u.dtype), jnp.stack([state for _, state in passes])
 
 
 def _validate(u, poles, gains, skip, direction, initial_state, implementation):
     if direction not in DIRECTIONS:
-        raise ValueError(
-            f"direction must be one of {get_args(Direction)}, got {direction!r}"
-        )
+        raise ValueError(f"direction must be one of {get_args(Direction)}, got {direction!r}")
     name = getattr(implementation, "implementation", implementation)
     known = get_args(Implementation)
     if name is not None and name not in known:
         raise ValueError(f"implementation must be None or one of {known}, got {name!r}")
     if u.ndim != 3 or 0 in u.shape:
-        raise ValueError(
-            f"u must have shape [b, l, d] with no empty axis, got {u.shape}"
-        )
+        raise ValueError(f"u must have shape [b, l, d] with no empty axis, got {u.shape}")
     if u.dtype not in (jnp.bfloat16, jnp.float32):
         raise ValueError(f"u must be bfloat16 or float32, got {u.dtype}")
     if poles.ndim != 4:
@@ -181,6 +175,4 @@ def _validate(u, poles, gains, skip, direction, initial_state, implementation):
 
 def _check(name: str, array: jax.Array, shape: tuple[int, ...]):
     if array.shape != shape or array.dtype != jnp.float32:
-        raise ValueError(
-            f"{name} must be float32 {shape}, got {array.dtype} {array.shape}"
-        )
+        raise ValueError(f"{name} must be float32 {shape}, got {array.dtype} {array.shape}")

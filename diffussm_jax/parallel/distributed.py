@@ -25,9 +25,7 @@ NAMES = {
 NEWS = 2.0  # seconds for the roll call to name who died, where an error comes of that
 
 
-def find_processes(
-    given: dict[str, str | int | None], *, timeout: float
-) -> Processes | None:
+def find_processes(given: dict[str, str | int | None], *, timeout: float) -> Processes | None:
     """The job that this process is of: from flags, from the environment, or from Cloud TPU's metadata; None if it is alone.
 
     Args:
@@ -40,7 +38,7 @@ def find_processes(
     found = {
         name: given.get(name) if given.get(name) is not None else os.environ.get(variable)
         for name, variable in NAMES.items()
-    }  # fmt: skip
+    }
     if missing := [name for name, value in found.items() if value is None]:
         if len(missing) < len(NAMES):
             raise UserError(

@@ -10,12 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from diffussm_jax.parallel.mesh import (
-    batch_shardings,
-    local_rows,
-    replicated,
-    split_over_batch,
-)
+from diffussm_jax.parallel.mesh import batch_shardings, local_rows, replicated, split_over_batch
 
 
 def shard_batch(
@@ -60,17 +55,13 @@ def bring_home(tree: Any, mesh: Mesh) -> Any:
 
 
 def prefetch(
-    mesh: Mesh,
-    batches: Iterator[dict[str, np.ndarray]],
-    *,
-    batch_size: int,
-    size: int = 2,
+    mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], *, batch_size: int, size: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
     """Batches on the devices, `size` of them ahead: a thread puts them there while a step runs."""
 
     def load() -> dict[str, jax.Array] | None:
         batch = next(batches, None)
-        return None if batch is None else shard_batch(mesh, batch, batch_size=batch_size)  # fmt: skip
+        return None if batch is None else shard_batch(mesh, batch, batch_size=batch_size)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
         ready = deque(pool.submit(load) for _ in range(size))

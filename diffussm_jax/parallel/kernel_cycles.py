@@ -17,13 +17,7 @@ KERNELS = ("s4d_forward", "s4d_backward")
 
 
 def kernel_cycles(
-    topology: str,
-    b: int,
-    l: int,
-    d: int,
-    *,
-    num_pairs: int = 32,
-    dtype: str = "bfloat16",
+    topology: str, b: int, l: int, d: int, *, num_pairs: int = 32, dtype: str = "bfloat16"
 ) -> dict[str, int]:
     """Cycles of one call of each kernel for u [b l d] on one chip, both directions."""
     options = {"b": b, "l": l, "d": d, "num-pairs": num_pairs, "dtype": dtype}

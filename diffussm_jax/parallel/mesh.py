@@ -54,9 +54,7 @@ def make_mesh(
 def _shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     sizes = [getattr(config, axis) for axis in AXES]
     if sizes.count(-1) > 1:
-        raise UserError(
-            f"config.mesh: one axis at most may be -1, got {dict(zip(AXES, sizes))}"
-        )
+        raise UserError(f"config.mesh: one axis at most may be -1, got {dict(zip(AXES, sizes))}")
     known = math.prod(size for size in sizes if size != -1)
     filled = [num_devices // known if size == -1 else size for size in sizes]
     if math.prod(filled) != num_devices:
@@ -125,9 +123,7 @@ def check_divides(
         of = f"the {mesh.shape['data'] * mesh.shape['fsdp']} devices of mesh.data and mesh.fsdp"
         if num_microbatches > 1:
             of += f" times training.num_microbatches = {num_microbatches}"
-        raise UserError(
-            f"config.training.batch_size must be a multiple of {of}, got {batch_size}"
-        )
+        raise UserError(f"config.training.batch_size must be a multiple of {of}, got {batch_size}")
     if height // patch_size % mesh.shape["sequence"]:
         raise UserError(
             f"config.mesh.sequence must divide the {height // patch_size} rows of tokens, got "

@@ -129,9 +129,7 @@ class RollCall:
         except TimeoutError:
             verdict = {}
         peer.host = verdict.get("host", host)
-        if problem := verdict.get(
-            "problem", "process 0 ended while the others started"
-        ):
+        if problem := verdict.get("problem", "process 0 ended while the others started"):
             raise UserError(problem)
         self._peers[0] = peer
 

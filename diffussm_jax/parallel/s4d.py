@@ -71,23 +71,12 @@ def shard_s4d(
 
 
 def _part_of_a_sequence(
-    u,
-    poles,
-    gains,
-    skip,
-    *,
-    axis,
-    direction,
-    initial_state,
-    return_state,
-    implementation,
+    u, poles, gains, skip, *, axis, direction, initial_state, return_state, implementation
 ) -> Float[Array, "b l e"] | tuple[Float[Array, "b l e"], State]:
     """This device's part: first the states that all parts leave behind, then the outputs."""
     operands = u, poles, gains, skip
     # Only the state is used, so XLA drops what makes the outputs.
-    _, own = s4d(
-        *operands, direction=direction, return_state=True, implementation="chunked"
-    )
+    _, own = s4d(*operands, direction=direction, return_state=True, implementation="chunked")
     if initial_state is None:
         initial_state = jnp.zeros_like(own)
     entering, last = _chain(

@@ -43,9 +43,7 @@ class StopPoint:
     def reached(self) -> bool:
         """Pass a point; True at the one where all stop. Every process must pass the same points."""
         with self._changed:
-            self._changed.wait_for(
-                lambda: not self._is_asked or self._stop_at is not None
-            )
+            self._changed.wait_for(lambda: not self._is_asked or self._stop_at is not None)
             self._passed += 1
             return self._stop_at is not None and self._passed >= self._stop_at
 

@@ -25,12 +25,8 @@ _KERNEL = re.compile(
     r"operand_layout_constraints=\{(?P<operands>.*?)\}, (?:frontend_attributes|metadata|output)"
 )
 _ARRAY = re.compile(r"\b(?P<type>bf16|f32|s32)\[(?P<shape>[\d,]*)\]")
-_WHILE = re.compile(
-    r" while\(.*condition=%(?P<condition>[^,\s]+), body=%(?P<body>[^,\s]+)"
-)
-_CALL = re.compile(
-    r" (?:call|conditional)\(.*(?:to_apply|computations)=\{?(?P<names>[^}\s]+)"
-)
+_WHILE = re.compile(r" while\(.*condition=%(?P<condition>[^,\s]+), body=%(?P<body>[^,\s]+)")
+_CALL = re.compile(r" (?:call|conditional)\(.*(?:to_apply|computations)=\{?(?P<names>[^}\s]+)")
 _COLLECTIVE = re.compile(
     r" = (?P<results>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\(.*channel_id=(?P<channel>\d+)"

@@ -53,7 +53,11 @@ class Save:
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
         """Inside, what goes wrong is a CheckpointError in one line."""
-        last = "there is none before it" if self._last is None else f"the last whole one is of step {self._last}"  # fmt: skip
+        last = (
+            "there is none before it"
+            if self._last is None
+            else f"the last whole one is of step {self._last}"
+        )
         try:
             yield
         except TimeoutError as error:

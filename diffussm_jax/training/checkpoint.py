@@ -51,9 +51,7 @@ class Checkpoints:
                 state=ocp.StandardCheckpointHandler(),
                 record=ocp.JsonCheckpointHandler(filename=_RECORD_FILE),
             ),
-            async_options=ocp.options.AsyncOptions(
-                timeout_secs=math.ceil(config.timeout)
-            ),
+            async_options=ocp.options.AsyncOptions(timeout_secs=math.ceil(config.timeout)),
         )
         self._save: Save | None = None
         self._last_whole: int | None = None
@@ -211,11 +209,9 @@ class Checkpoints:
         if step is None:
             return self._newest_whole(abstract_state)[0]
         if step not in (steps := self.steps()):
-            raise UserError(
-                f"no checkpoint of step {step} in {self._folder}; it has {steps}"
-            )
+            raise UserError(f"no checkpoint of step {step} in {self._folder}; it has {steps}")
         if damage := self._find_damage(step):
-            raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {damage}")  # fmt: skip
+            raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {damage}")
         return self._read(step, abstract_state)
 
     def _newest_whole(self, abstract_state: Any) -> tuple[Saved | None, list[int]]:
@@ -260,23 +256,19 @@ class Checkpoints:
         folder = self._folder / str(step)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), record=ocp.args.JsonRestore()
-        )  # fmt: skip
+        )
         try:
             _require_same_shapes(folder, self._orbax.metadata(folder), abstract_state)
             found = self._orbax.restore(folder, args=items)
         except UserError:
             raise
         except Exception as error:
-            raise UserError(
-                f"checkpoint {folder} cannot be read: {one_line(error)}"
-            ) from error
+            raise UserError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
         self._last_whole = step
         return Saved(found.state, found.record)
 
 
-def _require_same_shapes(
-    folder: epath.Path, metadata: Any, abstract_state: TrainState
-) -> None:
+def _require_same_shapes(folder: epath.Path, metadata: Any, abstract_state: TrainState) -> None:
     """Compare parameter by parameter before reading, so that the error can name the first that differs."""
     saved = _shapes(metadata.item_metadata["state"].tree["params"])
     wanted = _shapes(abstract_state.params)

@@ -68,11 +68,7 @@ def dump_at_nonfinite(
 
 
 def _write(
-    folder: Path,
-    config: Config,
-    source: Source,
-    state: TrainState,
-    error: NonFiniteError,
+    folder: Path, config: Config, source: Source, state: TrainState, error: NonFiniteError
 ) -> None:
     keep_one = dataclasses.replace(config.checkpoint, keep=1)
     step = int(state.step)
@@ -86,11 +82,7 @@ def _write(
     arrays: dict[str, Any] = batch | {INDICES: indices}
     with (folder / BATCH_FILE).open("wb") as file:  # perhaps in a bucket
         np.savez(file, **arrays)
-    facts = {
-        "step": error.step,
-        "error": str(error),
-        "config": dataclasses.asdict(config),
-    }
+    facts = {"step": error.step, "error": str(error), "config": dataclasses.asdict(config)}
     write_atomically(folder / DUMP_FILE, json.dumps(facts, indent=1) + "\n")
 
 

@@ -36,9 +36,7 @@ def save_snapshots(
     """Write each average as safetensors, float32. Every process must call it."""
     folder = workdir / FOLDER
     for average, width in zip(averages, widths, strict=True):
-        tensors = {
-            name: collect(x) for name, x in flatten_dict(average, sep=".").items()
-        }
+        tensors = {name: collect(x) for name, x in flatten_dict(average, sep=".").items()}
         if jax.process_index() == 0:
             folder.mkdir(exist_ok=True)
             with whole(folder / f"step_{step:07d}_{width:g}.safetensors") as file:
@@ -68,7 +66,7 @@ def reconstruct(workdir: Path, width: float, *, step: int) -> dict:
         )
     weights = coefficients(
         [x.step for x in snapshots], [x.width for x in snapshots], step=step, width=width
-    )  # fmt: skip
+    )
     total: dict[str, np.ndarray] = {}
     for snapshot, weight in zip(snapshots, weights, strict=True):
         for name, tensor in read_tensors(snapshot.path).items():

@@ -21,11 +21,7 @@ LABEL_TABLE = "label.table"
 
 
 def init_from(
-    config: Config,
-    state: TrainState,
-    mesh: Mesh,
-    *,
-    class_names: Sequence[str] | None,
+    config: Config, state: TrainState, mesh: Mesh, *, class_names: Sequence[str] | None
 ) -> TrainState:
     """A new state whose parameters and averages are the EMA of `training.init_from`, reported one by one.
 
@@ -39,23 +35,16 @@ def init_from(
     """
     assert config.training.init_from is not None
     weights = load_weights(config.training.init_from, mesh=mesh)
-    ours, theirs = (
-        flatten_dict(state.params, sep="."),
-        flatten_dict(weights.params, sep="."),
-    )
+    ours, theirs = (flatten_dict(state.params, sep="."), flatten_dict(weights.params, sep="."))
     same_classes = _same_classes(class_names, weights)
     verdicts = {
         name: _verdict(name, ours, theirs, same_classes)
         for name in sorted(ours.keys() | theirs.keys())
     }
-    logger.info(
-        "from the EMA of step %d of %s:", weights.step, config.training.init_from
-    )
+    logger.info("from the EMA of step %d of %s:", weights.step, config.training.init_from)
     for name, verdict in verdicts.items():
         logger.info("  %s: %s", name, verdict)
-    refused = [
-        name for name, verdict in verdicts.items() if verdict.startswith("refused")
-    ]
+    refused = [name for name, verdict in verdicts.items() if verdict.startswith("refused")]
     if refused:
         raise UserError(
             f"config.training.init_from: {config.training.init_from} has other parameters than this config's model, "
@@ -67,21 +56,15 @@ def init_from(
     # Buffers of their own: the train step gives all away.
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     averages = tuple(copy(params) for _ in state.averages)
-    return dataclasses.replace(
-        state, params=params, ema=copy(params), averages=averages
-    )
+    return dataclasses.replace(state, params=params, ema=copy(params), averages=averages)
 
 
 def _verdict(name: str, ours: dict, theirs: dict, same_classes: bool) -> str:
     """What becomes of a parameter, in words; "loaded" and "refused, ..." have a meaning."""
-    here, there = (
-        list(x[name].shape) if name in x else "missing" for x in (ours, theirs)
-    )
+    here, there = (list(x[name].shape) if name in x else "missing" for x in (ours, theirs))
     if here == there and (same_classes or name != LABEL_TABLE):
         return "loaded"
-    if name != LABEL_TABLE or (
-        name in theirs and name in ours and here[1:] != there[1:]
-    ):
+    if name != LABEL_TABLE or (name in theirs and name in ours and here[1:] != there[1:]):
         return f"refused, {there} there and {here} here"
     if name not in ours:
         return "left out, this model has no classes"

@@ -17,12 +17,7 @@ from diffussm_jax.evaluation.score import make_scorer
 from diffussm_jax.generator import Generator, make_decoder
 from diffussm_jax.images import save_grid
 from diffussm_jax.parallel.feed import prefetch, shard_batch
-from diffussm_jax.parallel.mesh import (
-    check_divides,
-    local_rows,
-    make_mesh,
-    replicated,
-)
+from diffussm_jax.parallel.mesh import check_divides, local_rows, make_mesh, replicated
 from diffussm_jax.preemption import Preempted, PreemptionNotice
 from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.dump import dump_at_nonfinite
@@ -31,12 +26,7 @@ from diffussm_jax.training.init_from import init_from
 from diffussm_jax.training.metrics import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.record import Record, describe, require_same_position
-from diffussm_jax.training.state import (
-    TrainState,
-    abstract_model,
-    abstract_state,
-    init_state,
-)
+from diffussm_jax.training.state import TrainState, abstract_model, abstract_state, init_state
 from diffussm_jax.training.step import make_eval_step, make_train_step
 from diffussm_jax.training.watchdog import Watchdog
 
@@ -93,9 +83,7 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
         size = config.training.batch_size
         rows = local_rows(mesh, size)
         batches = prefetch(
-            mesh,
-            train_batches(config, source, start_step=step, rows=rows),
-            batch_size=size,
+            mesh, train_batches(config, source, start_step=step, rows=rows), batch_size=size
         )
         is_preempted = False
         with (
@@ -152,9 +140,7 @@ def _compile_steps(config: Config, graphdef, optimizer, abstract, mesh):
         out_shardings=(jax.tree.map(lambda a: a.sharding, abstract), replicated(mesh)),
         donate_argnums=0,
     )
-    eval_step = jax.jit(
-        make_eval_step(config, graphdef, diffusion), out_shardings=replicated(mesh)
-    )
+    eval_step = jax.jit(make_eval_step(config, graphdef, diffusion), out_shardings=replicated(mesh))
     size = config.training.batch_size
     batches = _eval_batches(config, local_rows(mesh, size))
 
@@ -164,9 +150,7 @@ def _compile_steps(config: Config, graphdef, optimizer, abstract, mesh):
             for index, batch in enumerate(batches)
         ]
         names = losses[0] if losses else {}
-        return {
-            f"eval_{name}": float(np.mean([x[name] for x in losses])) for name in names
-        }
+        return {f"eval_{name}": float(np.mean([x[name] for x in losses])) for name in names}
 
     return train_step, evaluate
 

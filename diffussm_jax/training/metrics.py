@@ -35,9 +35,7 @@ class JsonlWriter(metric_writers.LoggingWriter):
     def __init__(self, path: Path, *, start_step: int):
         super().__init__()
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        write_atomically(
-            path, "".join(line for line in lines if _step_of(line) <= start_step)
-        )
+        write_atomically(path, "".join(line for line in lines if _step_of(line) <= start_step))
         self._stack = contextlib.ExitStack()  # of a bucket, open() gives a context
         self._file = self._stack.enter_context(path.open("a"))
 
@@ -60,12 +58,7 @@ class TrainingLog:
     """
 
     def __init__(
-        self,
-        config: Config,
-        workdir: Path,
-        record: Mapping[str, Any],
-        *,
-        num_examples: int,
+        self, config: Config, workdir: Path, record: Mapping[str, Any], *, num_examples: int
     ):
         start_step: int = record["step"]
         self._config, self._step = config, start_step
@@ -77,9 +70,7 @@ class TrainingLog:
         self._paused, self._waited = _Stopwatch(), _Stopwatch()
         self._since, self._num_timed = 0.0, 0
         num_steps = config.training.num_steps
-        self._bar = tqdm(
-            total=num_steps, initial=start_step, disable=not sys.stderr.isatty()
-        )
+        self._bar = tqdm(total=num_steps, initial=start_step, disable=not sys.stderr.isatty())
         writers: list[metric_writers.MetricWriter] = []
         if jax.process_index() == 0:  # every process has the same numbers
             path = workdir / METRICS_FILE

@@ -61,18 +61,13 @@ class NumericsMonitor:
 
     def examples(self, step: int) -> str:
         """The examples of a step's batch, by their indices in the data."""
-        indices = example_indices(
-            self._config, num_examples=self._num_examples, step=step - 1
-        )
+        indices = example_indices(self._config, num_examples=self._num_examples, step=step - 1)
         return f"examples {', '.join(map(str, indices))} of {self._config.data.name}"
 
     def _report_skipped(self, step: int, metrics: dict) -> None:
         bad = [f"{name} is {x}" for name, x in metrics.items() if not np.isfinite(x)]
         text = f"step {step}: {', '.join(bad)}; its batch is {self.examples(step)}"
-        in_a_row, limit = (
-            metrics["skipped_in_a_row"],
-            max_skipped(self._config.training),
-        )
+        in_a_row, limit = (metrics["skipped_in_a_row"], max_skipped(self._config.training))
         if in_a_row >= limit:
             raise NonFiniteError(f"{text}; {in_a_row} in a row", step=step)
         logger.warning(

@@ -14,10 +14,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             learning_rate(config, multiplier), *config.betas, weight_decay=weight_decay
         )
 
-    groups = {
-        "dense": adamw(1.0, config.weight_decay),
-        "ssm": adamw(config.ssm_lr_multiplier, 0.0),
-    }
+    groups = {"dense": adamw(1.0, config.weight_decay), "ssm": adamw(config.ssm_lr_multiplier, 0.0)}
     optimizer = optax.multi_transform(groups, label_parameters)
     if config.grad_clip is None:
         return optimizer
@@ -36,10 +33,6 @@ def label_parameters(params: dict) -> dict:
     """Label "ssm" each parameter inside a module called `ssm`, and "dense" the others."""
 
     def label(path, _):
-        return (
-            "ssm"
-            if any(getattr(key, "key", None) == "ssm" for key in path)
-            else "dense"
-        )
+        return "ssm" if any(getattr(key, "key", None) == "ssm" for key in path) else "dense"
 
     return jax.tree_util.tree_map_with_path(label, params)

@@ -64,11 +64,7 @@ Origins = Sequence[Origin | None]
 
 
 def _run(
-    jaxpr: core.Jaxpr,
-    consts: Sequence,
-    args: Sequence,
-    origins: Origins,
-    scans: tuple[str, ...],
+    jaxpr: core.Jaxpr, consts: Sequence, args: Sequence, origins: Origins, scans: tuple[str, ...]
 ) -> tuple[list, list[Origin | None]]:
     """The outputs of a program and the origin of each that is not finite."""
     values: dict[core.Var, tuple[Any, Origin | None]] = {}
@@ -108,12 +104,8 @@ def _evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, inputs: Sequence) -> list:
         eqns=[eqn],
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
-    results = iter(
-        core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(given[v] for v in variables))
-    )
-    return [
-        None if isinstance(var, core.DropVar) else next(results) for var in eqn.outvars
-    ]
+    results = iter(core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(given[v] for v in variables)))
+    return [None if isinstance(var, core.DropVar) else next(results) for var in eqn.outvars]
 
 
 def _origins(
@@ -142,9 +134,7 @@ def _origins(
     return [inherited if count else None for count in bad]
 
 
-def _inside(
-    eqn: core.JaxprEqn, inputs: Sequence, scans: tuple[str, ...]
-) -> Origin | None:
+def _inside(eqn: core.JaxprEqn, inputs: Sequence, scans: tuple[str, ...]) -> Origin | None:
     """The origin within an operation that is a program; None if it is none, or its own values are finite."""
     name = eqn.primitive.name
     if name == "scan":
@@ -153,17 +143,13 @@ def _inside(
         return None
     inner = eqn.params[_CALLS[name]]
     jaxpr, consts = (
-        (inner.jaxpr, inner.consts)
-        if isinstance(inner, core.ClosedJaxpr)
-        else (inner, ())
+        (inner.jaxpr, inner.consts) if isinstance(inner, core.ClosedJaxpr) else (inner, ())
     )
     _, origins = _run(jaxpr, consts, inputs, [None] * len(inputs), scans)
     return next(filter(None, origins), None)
 
 
-def _inside_scan(
-    params: dict, inputs: Sequence, scans: tuple[str, ...]
-) -> Origin | None:
+def _inside_scan(params: dict, inputs: Sequence, scans: tuple[str, ...]) -> Origin | None:
     num_consts, num_carry = params["num_consts"], params["num_carry"]
     length, body = params["length"], params["jaxpr"]
     consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]

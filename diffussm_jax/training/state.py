@@ -36,10 +36,7 @@ class TrainState:
 
 
 def abstract_model(
-    config: Config,
-    mesh: Mesh | None = None,
-    *,
-    implementation: Choice | None = None,
+    config: Config, mesh: Mesh | None = None, *, implementation: Choice | None = None
 ) -> tuple[nnx.GraphDef, dict]:
     """The model's structure and the shapes of its parameters, without allocating them.
 
@@ -57,9 +54,7 @@ def abstract_model(
             implementation=implementation or config.model.ssm_implementation,
         )
     model = jax.eval_shape(
-        lambda: create_model(
-            config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, gather=gather
-        )
+        lambda: create_model(config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, gather=gather)
     )
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
@@ -80,9 +75,7 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
         ema=jax.tree.map(jnp.copy, params),
         optimizer=optimizer.init(params),
         skipped=jnp.zeros(2, jnp.int32),
-        averages=tuple(
-            jax.tree.map(jnp.copy, params) for _ in config.training.ema_lengths
-        ),
+        averages=tuple(jax.tree.map(jnp.copy, params) for _ in config.training.ema_lengths),
     )
 
 

@@ -42,13 +42,9 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         drawn = draw(config, key, batch, config.training.label_dropout)
         grads, metrics = _mean_over_microbatches(
-            lambda drawn: gradient(state.params, drawn),
-            drawn,
-            config.training.num_microbatches,
+            lambda drawn: gradient(state.params, drawn), drawn, config.training.num_microbatches
         )
-        updates, optimizer_state = optimizer.update(
-            grads, state.optimizer, state.params
-        )
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
         averages = tuple(
@@ -56,9 +52,7 @@ def make_train_step(
             for average, width in zip(state.averages, widths, strict=True)
         )
         metrics["grad_norm"] = optax.tree.norm(grads)
-        updated = TrainState(
-            state.step + 1, params, ema, optimizer_state, state.skipped, averages
-        )
+        updated = TrainState(state.step + 1, params, ema, optimizer_state, state.skipped, averages)
         is_finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
         state = _unless_nonfinite(config.training, state, updated, is_finite)
         metrics["skipped"], metrics["skipped_in_a_row"] = state.skipped
@@ -81,9 +75,9 @@ def _unless_nonfinite(
         (updated.params, updated.ema, updated.optimizer, updated.averages),
         (state.params, state.ema, state.optimizer, state.averages),
     )
-    counted = jnp.stack(
-        [total + ~is_finite, jnp.where(is_finite, 0, in_a_row + 1)]
-    ).astype(jnp.int32)
+    counted = jnp.stack([total + ~is_finite, jnp.where(is_finite, 0, in_a_row + 1)]).astype(
+        jnp.int32
+    )
     skipped = jnp.where(is_running, counted, state.skipped)
     step = state.step + is_running
     return TrainState(step, params, ema, optimizer, skipped, averages)
@@ -122,9 +116,7 @@ def _mean_over_microbatches(
         jax.eval_shape(compute, jax.tree.map(lambda x: x[0], parts)),
     )
     total, _ = jax.lax.scan(
-        lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None),
-        zeros,
-        parts,
+        lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None), zeros, parts
     )
     return jax.tree.map(lambda x: x / num_microbatches, total)
 
@@ -151,6 +143,4 @@ def clean_example(config: Config, key: Array, example: Batch) -> Array:
     if config.data.space == "pixels":
         return example["image"].astype(jnp.float32) / 127.5 - 1
     mean, std = (example[name].astype(jnp.float32) for name in ("mean", "std"))
-    return config.autoencoder.scale * (
-        mean + std * jax.random.normal(key, grid_shape(config))
-    )
+    return config.autoencoder.scale * (mean + std * jax.random.normal(key, grid_shape(config)))

@@ -29,9 +29,7 @@ class Watchdog:
     def __enter__(self):
         if self._seconds is not None:
             threading.Thread(target=self._follow, daemon=True).start()
-            threading.Thread(
-                target=self._guard, args=(self._seconds,), daemon=True
-            ).start()
+            threading.Thread(target=self._guard, args=(self._seconds,), daemon=True).start()
         return self
 
     def __exit__(self, *exception) -> None:

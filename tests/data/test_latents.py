@@ -71,8 +71,7 @@ def test_what_was_written_is_read(config, moments):
 def test_in_memory_is_the_same(config, tiny_config, tmp_path):
     kept = config_of(tiny_config, tmp_path, in_memory=True)
     batches = [
-        next(pipeline.train_batches(c, pipeline.open_source(c, "train")))
-        for c in (config, kept)
+        next(pipeline.train_batches(c, pipeline.open_source(c, "train"))) for c in (config, kept)
     ]
     for name in batches[0]:
         np.testing.assert_array_equal(batches[0][name], batches[1][name])
@@ -100,9 +99,7 @@ def test_batches_have_both_mirrors(tiny_config, config, tmp_path, moments):
         ({"num_classes": 4}, "config.data.num_classes=3, or 0"),
     ],
 )
-def test_another_config_is_told_what_differs(
-    tiny_config, config, tmp_path, data, field
-):
+def test_another_config_is_told_what_differs(tiny_config, config, tmp_path, data, field):
     other = config_of(tiny_config, tmp_path, **data)
     with pytest.raises(UserError, match=field or "has none: .* --mode=encode first"):
         LatentSource(other, other.data.split)

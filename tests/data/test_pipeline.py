@@ -31,14 +31,11 @@ def stream(config, num_steps, *, start_step=0, process_count=1):
     """(index, mirrored) of `num_steps` global batches, as the processes together read them."""
     rows = np.split(np.arange(config.training.batch_size), process_count)
     parts = [
-        pipeline.train_batches(config, Numbers(), start_step=start_step, rows=mine)
-        for mine in rows
+        pipeline.train_batches(config, Numbers(), start_step=start_step, rows=mine) for mine in rows
     ]
     steps = itertools.islice(zip(*parts), num_steps)
     batches = [batch for step in steps for batch in step]
-    return [
-        (int(i), bool(m)) for b in batches for i, m in zip(b["index"], b["mirrored"])
-    ]
+    return [(int(i), bool(m)) for b in batches for i, m in zip(b["index"], b["mirrored"])]
 
 
 @pytest.fixture
@@ -63,17 +60,13 @@ def test_the_order_of_three_epochs_is_that_of_one_process(
     resumed = []
     for start, end in itertools.pairwise([0, *map(int, restarts), num_steps]):
         processes = int(rng.choice([1, 2, 4]))
-        resumed += stream(
-            order_config, end - start, start_step=start, process_count=processes
-        )
+        resumed += stream(order_config, end - start, start_step=start, process_count=processes)
     assert resumed == three_epochs
 
 
 def test_epochs_have_every_example_once_in_another_order(three_epochs):
     indices = np.array([index for index, _ in three_epochs]).reshape(3, NUM_RECORDS)
-    np.testing.assert_array_equal(
-        np.sort(indices, axis=1), np.tile(np.arange(NUM_RECORDS), (3, 1))
-    )
+    np.testing.assert_array_equal(np.sort(indices, axis=1), np.tile(np.arange(NUM_RECORDS), (3, 1)))
     assert len({tuple(epoch) for epoch in indices}) == 3
     mirrored = np.array([flip for _, flip in three_epochs])
     assert 0.4 < mirrored.mean() < 0.6
@@ -82,9 +75,7 @@ def test_epochs_have_every_example_once_in_another_order(three_epochs):
 def test_the_seed_changes_the_order_and_the_workers_do_not(three_epochs):
     num_steps = 3 * NUM_RECORDS // 8
     for workers in (0, 1, 7):
-        config = from_dict(
-            {"training": {"batch_size": 8}, "seed": 3, "data": {"workers": workers}}
-        )
+        config = from_dict({"training": {"batch_size": 8}, "seed": 3, "data": {"workers": workers}})
         assert stream(config, num_steps) == three_epochs
     other = from_dict({"training": {"batch_size": 8}, "seed": 4})
     assert stream(other, num_steps) != three_epochs
@@ -104,9 +95,7 @@ def take(batches, num):
 
 def test_flips_mirror_half_of_the_images(tiny_config):
     plain = merge(tiny_config, {"training": {"batch_size": 400}})
-    flipping = merge(
-        tiny_config, {"training": {"batch_size": 400}, "data": {"flip": True}}
-    )
+    flipping = merge(tiny_config, {"training": {"batch_size": 400}, "data": {"flip": True}})
     (a,), (b,) = take(train_batches(plain), 1), take(train_batches(flipping), 1)
     mirrored = [np.array_equal(y, x[:, ::-1]) for x, y in zip(a["image"], b["image"])]
     same = [np.array_equal(y, x) for x, y in zip(a["image"], b["image"])]
@@ -122,10 +111,7 @@ def test_held_out_batches_are_fixed_and_disjoint_from_training(tiny_config):
     large = merge(tiny_config, {"training": {"batch_size": 512}})
     (whole,) = eval_batches(large)
     assert whole["image"].shape == (512, 8, 8, 1)
-    halves = [
-        eval_batches(large, rows=rows)[0]["image"]
-        for rows in np.split(np.arange(512), 2)
-    ]
+    halves = [eval_batches(large, rows=rows)[0]["image"] for rows in np.split(np.arange(512), 2)]
     np.testing.assert_array_equal(np.concatenate(halves), whole["image"])
 
 

@@ -55,7 +55,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_has_its_sub_folders_as_classes(folder, tmp_path):
-    source = open_images(config_of(f"folder:{folder}", tmp_path, num_classes=2), "train")  # fmt: skip
+    source = open_images(config_of(f"folder:{folder}", tmp_path, num_classes=2), "train")
     assert source.facts["class_names"] == ["a", "b"]
     assert [int(source.example(i)["label"]) for i in range(len(source))] == [0, 0, 1, 1]
     expected = Image.fromarray(write_image(tmp_path / "again.png", 2)).resize(
@@ -63,9 +63,7 @@ def test_a_folder_has_its_sub_folders_as_classes(folder, tmp_path):
     )
     image = source.example(0)["image"]
     np.testing.assert_array_equal(image, np.asarray(expected))
-    np.testing.assert_array_equal(
-        source.example(0, mirrored=True)["image"], image[:, ::-1]
-    )
+    np.testing.assert_array_equal(source.example(0, mirrored=True)["image"], image[:, ::-1])
 
 
 def test_a_folder_without_sub_folders_has_no_classes(folder, tmp_path):
@@ -92,11 +90,7 @@ def test_a_changed_folder_is_prepared_again(folder, tmp_path):
         (lambda f: write_image(f / "x.png"), {}, r"x.png\) beside sub-folders \(a\)"),
         (lambda f: (f / "c").mkdir(), {}, "class 'c' of .* has no images"),
         (lambda f: f, {"num_classes": 3}, "set --config.data.num_classes=2, or 0"),
-        (
-            lambda f: [shutil.rmtree(f / x) for x in "ab"],
-            {},
-            r"has no images \(.bmp",
-        ),
+        (lambda f: [shutil.rmtree(f / x) for x in "ab"], {}, r"has no images \(.bmp"),
     ],
 )
 def test_folders_that_do_not_fit(folder, tmp_path, break_it, options, message):
@@ -126,11 +120,11 @@ def test_a_bad_file_is_named(folder, tmp_path, damage):
     BAD[damage](folder / "a" / "1.jpg")
     config = config_of(f"folder:{folder}", tmp_path)
     with pytest.raises(UserError, match=r"record 1 of folder:.* \(a/1.jpg\): .*"):
-        for _, batch in zip(range(3), train_batches(config, open_source(config, "train"))):  # fmt: skip
+        for _, batch in zip(range(3), train_batches(config, open_source(config, "train"))):
             assert batch
     skipping = config_of(f"folder:{folder}", tmp_path, on_error="skip")
     with pytest.raises(UserError, match="1 of 4 records are bad, more than 1%"):
-        for _, batch in zip(range(3), train_batches(skipping, open_source(skipping, "train"))):  # fmt: skip
+        for _, batch in zip(range(3), train_batches(skipping, open_source(skipping, "train"))):
             assert batch
 
 
@@ -147,9 +141,7 @@ def test_one_bad_file_in_a_hundred_is_skipped_the_same_way_each_time(tmp_path, c
     assert caplog.text.count("skipped, the 1. of 120") == 2  # once a pass
     assert "(050.png): the file is empty" in caplog.text
     images = np.concatenate([batch["image"] for batch in epoch])
-    np.testing.assert_array_equal(
-        images, np.concatenate([batch["image"] for batch in again])
-    )
+    np.testing.assert_array_equal(images, np.concatenate([batch["image"] for batch in again]))
     next_one = source.example(51)["image"]
     assert sum(np.array_equal(image, next_one) for image in images) == 2
 
@@ -184,7 +176,7 @@ def lsun(tmp_path, monkeypatch):
     for part, images in (("train", photos), ("val", photos[:1])):
         path = manual / f"church_outdoor_{part}_lmdb"
         path.mkdir(parents=True)
-        with lmdb.open(str(path), map_size=2**22) as database, database.begin(write=True) as t:  # fmt: skip
+        with lmdb.open(str(path), map_size=2**22) as database, database.begin(write=True) as t:
             for index, image in enumerate(images):
                 file = io.BytesIO()
                 Image.fromarray(image).save(file, format="WEBP", lossless=True)
@@ -225,19 +217,13 @@ def test_digits_are_scikit_learns(tiny_config):
         expected_order = np.lexsort(expected.reshape(len(expected), -1).T)
         np.testing.assert_array_equal(actual[order], expected[expected_order])
         labels = np.array([record["label"] for record in records])
-        np.testing.assert_array_equal(
-            labels[order], digits.target[chosen][expected_order]
-        )
+        np.testing.assert_array_equal(labels[order], digits.target[chosen][expected_order])
 
 
 @pytest.mark.parametrize(
     ("data", "split", "message"),
     [
-        (
-            {},
-            "validation",
-            "has no split 'validation'; it has (train, test|test, train)",
-        ),
+        ({}, "validation", "has no split 'validation'; it has (train, test|test, train)"),
         ({}, "train[:0%]", "has no images"),
         ({"name": "no_such_set"}, "train", "TFDS has no data set 'no_such_set'"),
         (
@@ -255,9 +241,9 @@ def test_what_is_missing_is_said_in_one_line(tiny_config, data, split, message):
     assert "\n" not in str(error.value)
 
 
-def test_data_without_random_access_names_the_conversion(tiny_config, tmp_path, monkeypatch):  # fmt: skip
+def test_data_without_random_access_names_the_conversion(tiny_config, tmp_path, monkeypatch):
     """A prepared data set whose files are tfrecord."""
-    builder = digits_dataset_builder.Builder(data_dir=str(tmp_path), file_format="array_record")  # fmt: skip
+    builder = digits_dataset_builder.Builder(data_dir=str(tmp_path), file_format="array_record")
     builder.download_and_prepare()
     info = tmp_path / "digits" / "1.0.0" / "dataset_info.json"
     values = json.loads(info.read_text())
@@ -266,9 +252,7 @@ def test_data_without_random_access_names_the_conversion(tiny_config, tmp_path, 
     for file in info.parent.glob("*.array_record*"):
         file.rename(str(file).replace("array_record", "tfrecord"))
     renamed = builder.__class__(data_dir=str(tmp_path))
-    monkeypatch.setattr(
-        "diffussm_jax.data.sources.tfds.builder", lambda *_, **__: renamed
-    )
+    monkeypatch.setattr("diffussm_jax.data.sources.tfds.builder", lambda *_, **__: renamed)
     config = merge(tiny_config, {"data": {"name": "foreign"}})
     command = f"tfds convert_format --dataset_dir={tmp_path / 'digits'} "
     with pytest.raises(UserError, match=re.escape(command)):

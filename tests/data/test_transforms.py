@@ -59,9 +59,7 @@ MODES = {
     "rgba": lambda rgb: rgb.convert("RGBA"),
     "cmyk": lambda rgb: rgb.convert("CMYK"),
     "1 bit": lambda rgb: rgb.convert("1"),
-    "16 bits": lambda rgb: Image.fromarray(
-        np.asarray(rgb.convert("L")).astype(np.uint16) * 257
-    ),
+    "16 bits": lambda rgb: Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257),
     "grey and alpha": lambda rgb: rgb.convert("LA"),
 }
 
@@ -99,9 +97,7 @@ def test_damaged_images_are_errors():
         with pytest.raises((ValueError, OSError)):
             transforms.decode_image(data, channels=3)
     with pytest.raises(ValueError, match="floats"):
-        transforms.decode_image(
-            encode(Image.new("F", (4, 4)), format="TIFF"), channels=3
-        )
+        transforms.decode_image(encode(Image.new("F", (4, 4)), format="TIFF"), channels=3)
 
 
 def test_mirroring_is_a_fair_coin_for_each_position():

@@ -31,9 +31,7 @@ def test_posterior_is_bayes_rule(t):
     density /= density.sum()
     mean = (grid * density).sum()
     variance = ((grid - mean) ** 2 * density).sum()
-    actual = gaussian.q_posterior_mean(
-        SCHEDULE, images(x0), images(x_t), jnp.array([t])
-    )
+    actual = gaussian.q_posterior_mean(SCHEDULE, images(x0), images(x_t), jnp.array([t]))
     assert float(actual[0, 0, 0, 0]) == pytest.approx(mean, abs=2e-4)
     assert SCHEDULE.posterior_variance[t] == pytest.approx(variance, rel=1e-3)
 
@@ -49,9 +47,7 @@ def test_q_sample_has_the_marginal_of_the_chain():
     for beta in SCHEDULE.betas[:301]:
         mean, variance = np.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
     eps = jax.random.normal(jax.random.key(0), (20_000, 1, 1, 1))
-    x_t = gaussian.q_sample(
-        SCHEDULE, jnp.full_like(eps, 0.7), jnp.full((20_000,), 300), eps
-    )
+    x_t = gaussian.q_sample(SCHEDULE, jnp.full_like(eps, 0.7), jnp.full((20_000,), 300), eps)
     assert float(x_t.mean()) == pytest.approx(mean, abs=0.02)
     assert float(x_t.var()) == pytest.approx(variance, rel=0.04)
 
@@ -86,15 +82,9 @@ def test_learned_variance_interpolates_between_its_bounds():
         (-1, np.log(SCHEDULE.posterior_variance[400])),
         (1, np.log(SCHEDULE.betas[400])),
     ):
-        output = jnp.concatenate(
-            [jnp.zeros((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), value)], -1
-        )
+        output = jnp.concatenate([jnp.zeros((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), value)], -1)
         step = gaussian.reverse_step(
-            diffusion,
-            lambda x, t, y, output=output: output,
-            jnp.zeros((1, 2, 2, 1)),
-            t,
-            None,
+            diffusion, lambda x, t, y, output=output: output, jnp.zeros((1, 2, 2, 1)), t, None
         )
         np.testing.assert_allclose(step.log_variance, expected, rtol=1e-5)
 
@@ -140,25 +130,14 @@ def test_the_bound_is_in_bits_and_trains_the_variance_alone():
     step = gaussian.reverse_step(diffusion, lambda x, t, y: output, x_t, t, None)
     mean = gaussian.q_posterior_mean(diffusion.schedule, x0, x_t, t)
     variance = diffusion.schedule.posterior_variance[np.asarray(t)][:, None, None, None]
-    expected = np.mean((mean - step.mean) ** 2, axis=(1, 2, 3))[1:] / (
-        2 * variance[1:, 0, 0, 0]
-    )
-    np.testing.assert_allclose(
-        losses(output)["vlb"][1:], expected / np.log(2), rtol=2e-3
-    )
+    expected = np.mean((mean - step.mean) ** 2, axis=(1, 2, 3))[1:] / (2 * variance[1:, 0, 0, 0])
+    np.testing.assert_allclose(losses(output)["vlb"][1:], expected / np.log(2), rtol=2e-3)
 
 
 def test_bound_is_weighted_by_the_number_of_steps():
     diffusion = make_diffusion(DiffusionConfig(num_steps=200))
     x0 = eps = jnp.ones((1, 2, 2, 1))
     losses = training_loss(
-        diffusion,
-        lambda x, t, y: jnp.zeros((1, 2, 2, 2)),
-        x0,
-        jnp.array([9]),
-        eps,
-        None,
+        diffusion, lambda x, t, y: jnp.zeros((1, 2, 2, 2)), x0, jnp.array([9]), eps, None
     )
-    np.testing.assert_allclose(
-        losses["loss"], losses["mse"] + 0.2 * losses["vlb"], rtol=1e-6
-    )
+    np.testing.assert_allclose(losses["loss"], losses["mse"] + 0.2 * losses["vlb"], rtol=1e-6)

@@ -15,9 +15,7 @@ SHAPE = (1, 1, 2)
 
 
 def keys(num, seed=0):
-    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(
-        jnp.arange(num)
-    )
+    return jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(num))
 
 
 # A mixture of Gaussians in the plane, whose score is known.
@@ -25,7 +23,7 @@ WEIGHTS = np.array([0.3, 0.5, 0.2])
 MEANS = np.array([[-0.8, 0.2], [0.5, 0.6], [0.3, -0.7]])
 COVARIANCES = np.array(
     [[[0.04, 0.02], [0.02, 0.04]], [[0.01, -0.01], [-0.01, 0.05]], [[0.02, 0], [0, 0.01]]]
-)  # fmt: skip
+)
 
 
 def mixture_oracle(config):
@@ -60,9 +58,7 @@ def mixture_moments():
 def draw_mixture(
     name, num_steps, keys, *, schedule="linear", prediction="eps", eta=0.0, spacing=None
 ):
-    config = DiffusionConfig(
-        schedule=schedule, prediction=prediction, variance="fixed_small"
-    )
+    config = DiffusionConfig(schedule=schedule, prediction=prediction, variance="fixed_small")
     spacing = spacing or SPACINGS[name]
     diffusion = make_diffusion(config, num_steps=num_steps, spacing=spacing)
     step, model = make_step(name, eta=eta), mixture_oracle(config)
@@ -72,14 +68,18 @@ def draw_mixture(
 
 @pytest.mark.parametrize(
     ("name", "num_steps", "eta"),
-    [("ddpm", 500, 0.0), ("ddim", 200, 0.0), ("ddim", 500, 1.0), ("dpm_solver++", 50, 0.0), ("heun", 50, 0.0)],
-)  # fmt: skip
+    [
+        ("ddpm", 500, 0.0),
+        ("ddim", 200, 0.0),
+        ("ddim", 500, 1.0),
+        ("dpm_solver++", 50, 0.0),
+        ("heun", 50, 0.0),
+    ],
+)
 @pytest.mark.parametrize(
     ("schedule", "prediction"), [("linear", "eps"), ("cosine", "v"), ("linear", "x0")]
 )
-def test_a_mixture_is_sampled_to_its_moments(
-    name, num_steps, eta, schedule, prediction
-):
+def test_a_mixture_is_sampled_to_its_moments(name, num_steps, eta, schedule, prediction):
     """20,000 samples have its mean and covariance within three standard errors."""
     x = draw_mixture(
         name, num_steps, keys(20_000), schedule=schedule, prediction=prediction, eta=eta

@@ -119,10 +119,7 @@ def test_a_folder_scores_as_its_npz(scored_values, digits, tmp_path, channels):
 
 
 def test_the_model_is_scored(scored_values, reference, trained, tmp_path):
-    changes = {
-        "evaluate": {"reference": str(reference[1]), "name": "own"},
-        "sample": {"num": 24},
-    }
+    changes = {"evaluate": {"reference": str(reference[1]), "name": "own"}, "sample": {"num": 24}}
     config = merge(scored_values, changes)
     result = run(config, trained)
     assert result["scores"].keys() == {"frechet_distance", "precision", "recall"}
@@ -171,7 +168,7 @@ def test_the_classifier_knows_digits(scored_values, digits, tmp_path, monkeypatc
     images, labels = digits[0][1500:], digits[1][1500:]
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     found = []
-    for pixels, asked in ((images, labels), (images, (labels + 1) % 10), (noise, labels)):  # fmt: skip
+    for pixels, asked in ((images, labels), (images, (labels + 1) % 10), (noise, labels)):
         path = write_npz(tmp_path / "x.npz", pixels, asked)
         changes = {"evaluate": {"features": "classifier", "images": path}}
         found.append(run(merge(scored_values, changes), tmp_path)["scores"])
@@ -206,7 +203,9 @@ def test_presets_are_those_of_the_config(scored_values):
         options = sample_options(config)
         assert dataclasses.asdict(options).items() >= PRESETS[name].items()
         assert options.batch_size == config.sample.batch_size
-    unconditional = merge(scored_values, changes | {"data": {"num_classes": 0}, "evaluate": {"preset": "dit_guided"}})  # fmt: skip
+    unconditional = merge(
+        scored_values, changes | {"data": {"num_classes": 0}, "evaluate": {"preset": "dit_guided"}}
+    )
     with pytest.raises(UserError, match="cfg_scale must be 1"):
         sample_options(unconditional)
 

@@ -14,9 +14,7 @@ from diffussm_jax.sampling import Samples, draw_to
 
 def extractor():
     weight = np.random.default_rng(1).normal(size=(48, 5)).astype(np.float32)
-    return Extractor(
-        lambda w, x: {"pool": jnp.tanh(x.reshape(len(x), -1) / 255 @ w)}, weight, {}
-    )
+    return Extractor(lambda w, x: {"pool": jnp.tanh(x.reshape(len(x), -1) / 255 @ w)}, weight, {})
 
 
 def images(num):

@@ -36,11 +36,7 @@ def test_the_network_has_the_published_size():
     weights = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
     found = jax.eval_shape(inception, weights, images)
     widths = {name: array.shape for name, array in found.items()}
-    assert widths == {
-        "pool": (2, 2048),
-        "spatial": (2, 17 * 17 * 7),
-        "probabilities": (2, 1008),
-    }
+    assert widths == {"pool": (2, 2048), "spatial": (2, 17 * 17 * 7), "probabilities": (2, 1008)}
 
 
 def test_batch_norm_is_folded():

@@ -74,10 +74,7 @@ def test_frechet_distance_of_commuting_covariances_is_known_even_where_they_are_
     """sum (sqrt a - sqrt b)^2 + |difference|^2, in a rotated basis."""
     a, b = np.array([4.0, 1, 0, 0]), np.array([1.0, 9, 2, 0])
     basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))
-    pair = [
-        Moments(mean, basis * x @ basis.T)
-        for mean, x in ((np.zeros(4), a), (np.ones(4), b))
-    ]
+    pair = [Moments(mean, basis * x @ basis.T) for mean, x in ((np.zeros(4), a), (np.ones(4), b))]
     wanted = ((a**0.5 - b**0.5) ** 2).sum() + 4
     assert frechet_distance(*pair) == pytest.approx(wanted, rel=1e-6)
     assert frechet_distance(*pair[::-1]) == pytest.approx(wanted, rel=1e-6)

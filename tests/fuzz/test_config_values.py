@@ -73,9 +73,7 @@ def test_there_are_many():
     assert len(CASES) >= 300
 
 
-SECTIONS = [
-    f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)
-]
+SECTIONS = [f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -22,9 +22,7 @@ from tests.conftest import merge
 from tests.fuzz.one_line import JSON_DAMAGE, error_of, files_of
 from tests.fuzz.test_work_directories import SAFETENSORS
 
-AUTOENCODER = AutoencoderKLConfig(
-    block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4
-)
+AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -79,9 +77,7 @@ def test_the_weights_of_an_autoencoder(autoencoder, name):
     assert WEIGHTS in error_of(lambda: load_autoencoder(autoencoder))
 
 
-@pytest.mark.parametrize(
-    "change", ["missing", "flat", "scalar", "more", "undotted", "transposed"]
-)
+@pytest.mark.parametrize("change", ["missing", "flat", "scalar", "more", "undotted", "transposed"])
 def test_arrays_of_an_autoencoder(autoencoder, change):
     tensors = read_tensors(autoencoder / WEIGHTS)
     name = "decoder.conv_in.weight"
@@ -99,8 +95,7 @@ def test_arrays_of_an_autoencoder(autoencoder, change):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["../nowhere", "/", "a/b/c", "..", "x" * 300, "a b", "\u2028", "~nosuchuser/x"],
+    "name", ["../nowhere", "/", "a/b/c", "..", "x" * 300, "a b", "\u2028", "~nosuchuser/x"]
 )
 def test_names_that_are_no_autoencoder(tiny_config, monkeypatch, tmp_path, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -225,8 +220,7 @@ def config_of(name, tmp_path, **data):
 
 
 @pytest.mark.parametrize(
-    "kind",
-    ["nothing", "file", "empty", "texts", "beside", "empty class", "hidden", "links"],
+    "kind", ["nothing", "file", "empty", "texts", "beside", "empty class", "hidden", "links"]
 )
 def test_folders_of_images(tmp_path, kind):
     folder = tmp_path / "images"
@@ -255,8 +249,7 @@ IMAGES = {
     "text": b"no image",
     "signature": PNG[:8],
     "header": PNG,
-    "huge": PNG
-    + b"\x7f\xff\xff\xff\x7f\xff\xff\xff\x08\x02\x00\x00\x00\x00\x00\x00\x00",
+    "huge": PNG + b"\x7f\xff\xff\xff\x7f\xff\xff\xff\x08\x02\x00\x00\x00\x00\x00\x00\x00",
     "jpeg": b"\xff\xd8\xff\xe0" + bytes(20),
     "gif": b"GIF89a" + b"\xff" * 20,
     "pickle": b"\x80\x04N.",
@@ -278,8 +271,7 @@ def test_files_that_are_no_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "split",
-    ["trian", "train[", "train[:", "train[x:]", "train[50%", "train+", "[]", "*"],
+    "split", ["trian", "train[", "train[:", "train[x:]", "train[50%", "train+", "[]", "*"]
 )
 def test_splits(tiny_config, split):
     config = merge(tiny_config, {"data": {"split": split}})
@@ -287,8 +279,7 @@ def test_splits(tiny_config, split):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["lsun", "lsun/", "lsun/attic", "folder:", "nothing", "../x", "a b", "mnist:9"],
+    "name", ["lsun", "lsun/", "lsun/attic", "folder:", "nothing", "../x", "a b", "mnist:9"]
 )
 def test_names_of_data_sets(tmp_path, name):
     config = config_of(name, tmp_path)

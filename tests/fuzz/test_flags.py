@@ -136,9 +136,7 @@ def test_in_a_process_of_its_own(arguments, tmp_path, data_dir):
     command.append(f"--config.data.data_dir={data_dir}")
     command += [argument.format(tmp=tmp_path) for argument in arguments]
     began = time.monotonic()
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1].startswith("error: ")

@@ -57,9 +57,7 @@ def test_the_config_of_a_run(run, tiny_config, replaced, damage):
 
 def test_a_config_of_the_defaults_is_another_run(run, tiny_config, replaced):
     replaced(run / "config.json", b"{}")
-    assert "holds a run with" in error_of(
-        lambda: loop.train(from_dict(tiny_config), run)
-    )
+    assert "holds a run with" in error_of(lambda: loop.train(from_dict(tiny_config), run))
 
 
 # JSON objects are facts, whatever they are of.
@@ -130,27 +128,18 @@ SAFETENSORS = {
     "deep": header(b"[" * 1000),
     "nothing": header(b"{}"),
     "no dtype": header(b'{"a": {"shape": [1], "data_offsets": [0, 4]}}') + b"1234",
-    "dtype": header(b'{"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}')
+    "dtype": header(b'{"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}') + b"1234",
+    "offsets": header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [8, 4]}}') + b"1234",
+    "offsets beyond": header(b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}')
     + b"1234",
-    "offsets": header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [8, 4]}}')
-    + b"1234",
-    "offsets beyond": header(
-        b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}'
-    )
-    + b"1234",
-    "shape": header(b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}')
-    + b"1234",
+    "shape": header(b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}') + b"1234",
     "huge shape": header(
         b'{"a": {"dtype": "F32", "shape": [99999999999, 99999999999], "data_offsets": [0, 4]}}'
     )
     + b"1234",
-    "float8": header(
-        b'{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}'
-    )
+    "float8": header(b'{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}')
     + b"1234",
-    "a path": header(
-        b'{"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'
-    )
+    "a path": header(b'{"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}')
     + b"1234",
     "pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}\x94.",
     "zip": b"PK\x03\x04" + bytes(60),

@@ -82,9 +82,14 @@ def hosts(resource: Path, flags: dict) -> list[Path]:
 
 def ssh(resource: Path, names, flags) -> int:
     codes = [
-        subprocess.run(["bash", "-c", flags["command"]], cwd=host, env=os.environ | {"HOME": str(host)}, check=False).returncode
+        subprocess.run(
+            ["bash", "-c", flags["command"]],
+            cwd=host,
+            env=os.environ | {"HOME": str(host)},
+            check=False,
+        ).returncode
         for host in hosts(resource, flags)
-    ]  # fmt: skip
+    ]
     return max(codes)
 
 

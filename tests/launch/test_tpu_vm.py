@@ -36,17 +36,23 @@ def stub(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/local/bin:/usr/bin:/bin")
     monkeypatch.setenv("STUB", str(tmp_path))
-    monkeypatch.setenv(
-        "DIFFUSSM_PYTHON", sys.executable
-    )  # nothing is installed on the hosts
+    monkeypatch.setenv("DIFFUSSM_PYTHON", sys.executable)  # nothing is installed on the hosts
     return tmp_path
 
 
 def call(action, *flags, job=()):
     command = ["--", *map(str, job)] if job else []
     return tpu_vm.main(
-        [action, "--name=church", "--zone=us-west4-a", "--poll=0.2", "--timeout=20", *flags, *command]
-    )  # fmt: skip
+        [
+            action,
+            "--name=church",
+            "--zone=us-west4-a",
+            "--poll=0.2",
+            "--timeout=20",
+            *flags,
+            *command,
+        ]
+    )
 
 
 def asked(stub, verb) -> list[list[str]]:
@@ -71,16 +77,30 @@ def test_a_job_runs_on_every_host_and_nothing_is_left(stub, capfd):
 def test_data_is_copied_to_every_host(stub):
     (stub / "latents").mkdir()
     (stub / "latents" / "shard").touch()
-    show = [sys.executable, "-c", "import pathlib; pathlib.Path('../data/shard').rename('../data/seen')"]  # fmt: skip
+    show = [
+        sys.executable,
+        "-c",
+        "import pathlib; pathlib.Path('../data/shard').rename('../data/seen')",
+    ]
     assert call("run", f"--data={stub}/latents", job=show) == 0
     assert len(list(stub.glob("resources/church/host*/diffussm/data/seen"))) == 2
 
 
 def test_a_slice_that_was_taken_back_is_made_again_and_the_job_goes_on(stub, capfd):
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "launch.tpu_vm", "run", "--name=church", "--zone=z", "--spot", "--poll=0.2", "--",
-         *map(str, job(stub, seconds=0.7))]
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "launch.tpu_vm",
+            "run",
+            "--name=church",
+            "--zone=z",
+            "--spot",
+            "--poll=0.2",
+            "--",
+            *map(str, job(stub, seconds=0.7)),
+        ]
+    )
     deadline = time.monotonic() + 30
     while not (stub / "done").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -110,9 +130,21 @@ def test_stop_lets_the_job_save(stub):
     """The job gets SIGTERM, saves and ends with 75; who watches it does not start it again."""
     saving = "import signal,sys,time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nopen(sys.argv[1],'w')\ntime.sleep(60)"
     launcher = subprocess.Popen(
-        [sys.executable, "-m", "launch.tpu_vm", "run", "--name=church", "--zone=z", "--poll=0.2", "--",
-         sys.executable, "-c", saving, str(stub / "ready")]
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "launch.tpu_vm",
+            "run",
+            "--name=church",
+            "--zone=z",
+            "--poll=0.2",
+            "--",
+            sys.executable,
+            "-c",
+            saving,
+            str(stub / "ready"),
+        ]
+    )
     deadline = time.monotonic() + 30
     while not (stub / "ready").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -138,16 +170,24 @@ def test_wrong_use_is_one_line(stub, capfd):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--type=v5e-16"], ["--accelerator-type=v5litepod-16", "--runtime-version=v2-alpha-tpuv5-lite", "--node-id=church"]),
-        (["--type=v4-32", "--reserved"], ["--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base", "--reserved"]),
+        (
+            ["--type=v5e-16"],
+            [
+                "--accelerator-type=v5litepod-16",
+                "--runtime-version=v2-alpha-tpuv5-lite",
+                "--node-id=church",
+            ],
+        ),
+        (
+            ["--type=v4-32", "--reserved"],
+            ["--accelerator-type=v4-32", "--runtime-version=tpu-ubuntu2204-base", "--reserved"],
+        ),
         (["--type=v6e-256", "--num_slices=2"], ["--node-count=2", "--node-prefix=church"]),
     ],
-)  # fmt: skip
+)
 def test_dry_run_prints_the_commands_and_asks_nothing(stub, capfd, flags, words):
     assert call("run", "--dry_run", *flags, job=["python", "-c", "a b"]) == 0
-    create, *rest = [
-        x for x in capfd.readouterr().out.splitlines() if " describe " not in x
-    ]
+    create, *rest = [x for x in capfd.readouterr().out.splitlines() if " describe " not in x]
     assert set(words) <= set(create.split())
     assert not (stub / "log").exists()
     assert "bash remote.sh start python -c" in rest[-1]
@@ -163,9 +203,7 @@ def test_the_jobset_fills_its_slice():
     (container,) = pod["containers"]
     chips = container["resources"]["limits"]["google.com/tpu"]
     assert chips == container["resources"]["requests"]["google.com/tpu"] == 4
-    assert (
-        pods["parallelism"] == pods["completions"] == int(rows) * int(columns) // chips
-    )
+    assert pods["parallelism"] == pods["completions"] == int(rows) * int(columns) // chips
     assert pods["backoffLimit"] == 0
     assert manifest["spec"]["failurePolicy"]["maxRestarts"] > 0
     assert container["command"][:3] == ["python", "-m", "diffussm_jax.main"]

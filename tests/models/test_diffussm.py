@@ -35,18 +35,11 @@ OPTIONS = [
 
 
 def tiny(num_classes=10, **model):
-    return from_dict(
-        {
-            "model": TINY_MODEL | model,
-            "data": {"num_classes": num_classes},
-        }
-    )
+    return from_dict({"model": TINY_MODEL | model, "data": {"num_classes": num_classes}})
 
 
 def inputs(num_classes=10, side=8):
-    x = jnp.asarray(
-        np.random.default_rng(0).normal(size=(3, side, side, 1)), jnp.float32
-    )
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, side, side, 1)), jnp.float32)
     return x, jnp.array([0, 7, 49]), jnp.array([1, 2, 10]) if num_classes else None
 
 
@@ -135,9 +128,7 @@ def test_block_matches_the_equations_of_the_paper():
         return v @ layer.kernel[...] + layer.bias[...]
 
     gelu = jax.nn.gelu
-    shift, scale = np.split(
-        np.asarray(dense(block.modulation.linear, jax.nn.silu(c))), 2, axis=-1
-    )
+    shift, scale = np.split(np.asarray(dense(block.modulation.linear, jax.nn.silu(c))), 2, axis=-1)
     normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
     i = normal * (1 + scale[:, None]) + shift[:, None]
     u = np.zeros((2, 5 * m, d), np.float32)
@@ -148,15 +139,10 @@ def test_block_matches_the_equations_of_the_paper():
         )
         u[:, k::m] = gelu(gelu(dense(block.w0, i)) @ w_up + bias)
     y = np.asarray(block.ssm(jnp.asarray(u)))
-    parts = [
-        gelu(y[:, k::m] @ block.w_down.kernel[k] + block.w_down.bias[k])
-        for k in range(m)
-    ]
+    parts = [gelu(y[:, k::m] @ block.w_down.kernel[k] + block.w_down.bias[k]) for k in range(m)]
     i_down = np.concatenate(parts, axis=-1)
     o = dense(block.w3, gelu(dense(block.w2, i_down)) * gelu(dense(block.w1, i)))
-    np.testing.assert_allclose(
-        block(jnp.asarray(x), jnp.asarray(c)), x + o, rtol=2e-4, atol=2e-4
-    )
+    np.testing.assert_allclose(block(jnp.asarray(x), jnp.asarray(c)), x + o, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
@@ -165,11 +151,7 @@ def test_group_keeps_raster_order(m, patch_size):
     x = jnp.arange(2 * 8 * 8 * 3, dtype=jnp.float32).reshape(2, 8, 8, 3)
     grouped = group(x, patch_size, m)
     p = patch_size
-    tokens = [
-        x[0, r : r + p, c : c + p].ravel()
-        for r in range(0, 8, p)
-        for c in range(0, 8, p)
-    ]
+    tokens = [x[0, r : r + p, c : c + p].ravel() for r in range(0, 8, p) for c in range(0, 8, p)]
     np.testing.assert_array_equal(grouped[0].ravel(), jnp.concatenate(tokens))
     np.testing.assert_array_equal(ungroup(grouped, 8, 8, patch_size), x)
 
@@ -177,12 +159,8 @@ def test_group_keeps_raster_order(m, patch_size):
 def test_position_code_is_that_of_the_groups_centre():
     fine, coarse = sincos2d(4, 8, 1, 32), sincos2d(4, 4, 1, 32)
     pairs = sincos2d(4, 8, 2, 32)
-    np.testing.assert_allclose(
-        pairs[:, :16], coarse[:, :16], atol=1e-6
-    )  # rows are the same
-    columns = (np.arange(8).reshape(4, 2).mean(1))[:, None] * 10_000.0 ** (
-        -np.arange(8) / 8
-    )
+    np.testing.assert_allclose(pairs[:, :16], coarse[:, :16], atol=1e-6)  # rows are the same
+    columns = (np.arange(8).reshape(4, 2).mean(1))[:, None] * 10_000.0 ** (-np.arange(8) / 8)
     expected = np.concatenate([np.cos(columns), np.sin(columns)], axis=1)
     np.testing.assert_allclose(pairs[:4, 16:], expected, atol=1e-5)
     assert len(np.unique(np.round(fine, 5), axis=0)) == 32
@@ -206,9 +184,7 @@ def count(values) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-IMAGENET = {
-    "data": {"space": "latents", "image_size": 256, "num_classes": 1000, "channels": 3}
-}
+IMAGENET = {"data": {"space": "latents", "image_size": 256, "num_classes": 1000, "channels": 3}}
 
 
 def test_parameter_counts():

@@ -11,12 +11,7 @@ from diffussm_jax.models.dit import position_code
 from diffussm_jax.training.loop import train
 from diffussm_jax.training.state import abstract_model
 from tests.conftest import merge
-from tests.models.test_diffussm import (
-    assert_gradients_reach_all,
-    inputs,
-    randomized,
-    tiny,
-)
+from tests.models.test_diffussm import assert_gradients_reach_all, inputs, randomized, tiny
 
 TINY = {"name": "dit", "num_heads": 4}
 
@@ -35,7 +30,7 @@ def test_parameters_are_those_of_the_released_models():
 
 @pytest.mark.parametrize(
     "options", [{}, {"patch_size": 2}, {"dtype": "bfloat16"}, {"remat": "dots"}], ids=str
-)  # fmt: skip
+)
 def test_output_shape_and_gradients_reach_every_parameter(options):
     assert_gradients_reach_all(tiny(**TINY | options))
 
@@ -54,9 +49,7 @@ def test_position_code_is_the_released_codes_formula():
     frequencies = 10_000.0 ** -(np.arange(4) / 4)
     for row in range(3):
         for column in range(5):
-            halves = [
-                part(x * frequencies) for x in (column, row) for part in (np.sin, np.cos)
-            ]  # fmt: skip
+            halves = [part(x * frequencies) for x in (column, row) for part in (np.sin, np.cos)]
             found = position_code(3, 5, num_features=16)[5 * row + column]
             np.testing.assert_allclose(found, np.concatenate(halves), atol=1e-6)
 

@@ -43,9 +43,7 @@ def recurrence(u, poles, gains, skip, reverse, state=None):
 
 def recurrence_vjp(u, poles, gains, skip, reverse, dy):
     """Gradients of <y, dy> by the adjoint recurrence in float64, derived by hand from the definition."""
-    u, poles, gains, skip, dy = (
-        np.asarray(x, np.float64) for x in (u, poles, gains, skip, dy)
-    )
+    u, poles, gains, skip, dy = (np.asarray(x, np.float64) for x in (u, poles, gains, skip, dy))
     p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
     d = u.shape[2]
     du = np.zeros_like(u)
@@ -58,21 +56,14 @@ def recurrence_vjp(u, poles, gains, skip, reverse, dy):
             before[i] = x
             x = decay * x + u[:, i, :, None]
             d_gains[r] += 2 * (out[:, i, :, None] * x.conj()).sum(0)
-        adjoint = np.zeros_like(
-            x
-        )  # d<y, dy> / dx, real and imaginary parts as one number
+        adjoint = np.zeros_like(x)  # d<y, dy> / dx, real and imaginary parts as one number
         for i in order[::-1]:
             adjoint = decay.conj() * adjoint + 2 * out[:, i, :, None] * g[r].conj()
             du[:, i] += adjoint.sum(-1).real + skip[r] * out[:, i]
             d_poles[r] += (adjoint * (decay * before[i]).conj()).sum(0)
         d_skip[r] = (out * u).sum((0, 1))
     pack = functools.partial(np.stack, axis=-1)
-    return (
-        du,
-        pack([d_poles.real, d_poles.imag]),
-        pack([d_gains.real, d_gains.imag]),
-        d_skip,
-    )
+    return (du, pack([d_poles.real, d_poles.imag]), pack([d_gains.real, d_gains.imag]), d_skip)
 
 
 @functools.partial(jax.jit, static_argnums=0)

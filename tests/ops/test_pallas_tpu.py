@@ -68,9 +68,7 @@ def shapes(b, length, d, num_pairs, dtype=jnp.float32):
     ],
 )
 def test_what_does_not_fit_is_named_and_never_chosen(arguments, message):
-    run = functools.partial(
-        s4d.__wrapped__, implementation=Choice("pallas_tpu", tiling=Tiling())
-    )
+    run = functools.partial(s4d.__wrapped__, implementation=Choice("pallas_tpu", tiling=Tiling()))
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(run, *arguments)
     assert choose("tpu", *arguments[:2]) == Choice("chunked")

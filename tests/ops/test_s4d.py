@@ -21,9 +21,7 @@ from tests.ops.s4d_reference import (
     value_and_vjp,
 )
 
-s4d = jax.jit(
-    eager_s4d, static_argnames=("direction", "implementation", "return_state")
-)
+s4d = jax.jit(eager_s4d, static_argnames=("direction", "implementation", "return_state"))
 
 PALLAS = Choice("pallas_tpu", tiling=Tiling(channels=1, interpret=True))
 IMPLEMENTATIONS = ["scan", "associative_scan", "fft", "chunked", PALLAS]
@@ -36,13 +34,7 @@ TOLERANCE = {
     PALLAS: (1e-6, 1e-5),
 }
 BFLOAT16_TOLERANCE = (5e-3, 2e-2)
-SHAPES = [
-    (1, 1, 3, 2),
-    (2, 5, 8, 1),
-    (1, 64, 4, 32),
-    (3, 200, 8, 8),
-    (2, 333, 5, 16),
-]  # b l d n
+SHAPES = [(1, 1, 3, 2), (2, 5, 8, 1), (1, 64, 4, 32), (3, 200, 8, 8), (2, 333, 5, 16)]  # b l d n
 # The TPU kernel pads all of these to whole chunks, so the short ones are the same program.
 CASES = [
     pytest.param(implementation, shape, id=f"{name}-{shape}")
@@ -71,16 +63,12 @@ def test_value_and_gradients(implementation, shape, dtype):
         assert np.all(wanted == 0) or error(actual, wanted) < gradient_tolerance
 
 
-@pytest.mark.parametrize(
-    ("direction", "reverse"), [("forward", (False,)), ("backward", (True,))]
-)
+@pytest.mark.parametrize(("direction", "reverse"), [("forward", (False,)), ("backward", (True,))])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_one_direction(implementation, direction, reverse):
     parameters, u = make_parameters(1, 4, 8), make_input(2, 150, 4)
     y = s4d(u, *parameters, direction=direction, implementation=implementation)
-    assert (
-        error(y, recurrence(u, *parameters, reverse)[0]) < TOLERANCE[implementation][0]
-    )
+    assert error(y, recurrence(u, *parameters, reverse)[0]) < TOLERANCE[implementation][0]
 
 
 @pytest.mark.parametrize("length", [1, 40, 200])
@@ -99,9 +87,7 @@ def test_states_in_and_out(implementation, length):
     expected, expected_last = recurrence(u, *parameters, (False, True), complex_state)
     tolerance = TOLERANCE[implementation][0]
     assert error(y, expected) < tolerance
-    assert (
-        error(last, np.stack([expected_last.real, expected_last.imag], -1)) < tolerance
-    )
+    assert error(last, np.stack([expected_last.real, expected_last.imag], -1)) < tolerance
 
 
 @pytest.mark.parametrize("length", [128, 150])
@@ -195,11 +181,7 @@ def test_chunk_size_changes_nothing():
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(chunk_size):
-        options = {
-            "reverse": (False, True),
-            "return_state": False,
-            "chunk_size": chunk_size,
-        }
+        options = {"reverse": (False, True), "return_state": False, "chunk_size": chunk_size}
         return chunked(u, *parameters, None, **options)[0]
 
     for chunk_size in (1, 7, 32, 99, 1000):
@@ -215,10 +197,7 @@ def test_blocks_of_channels_change_nothing():
     def run(num_blocks):
         options = {"reverse": (False, True), "return_state": True}
         (y, last), vjp = jax.vjp(
-            lambda *x: chunked(*x, **options, num_blocks=num_blocks),
-            u,
-            *parameters,
-            state,
+            lambda *x: chunked(*x, **options, num_blocks=num_blocks), u, *parameters, state
         )
         return y, last, vjp((dy, last))
 
@@ -267,11 +246,7 @@ U = make_input(2, 10, 4)
     [
         ((U[0], POLES, GAINS, SKIP), {}, r"u must have shape \[b, l, d\]"),
         ((U[:, :0], POLES, GAINS, SKIP), {}, "u must have shape"),
-        (
-            (U.astype(jnp.float16), POLES, GAINS, SKIP),
-            {},
-            "u must be bfloat16 or float32",
-        ),
+        ((U.astype(jnp.float16), POLES, GAINS, SKIP), {}, "u must be bfloat16 or float32"),
         ((U, POLES[0], GAINS, SKIP), {}, r"poles must have shape \[r, d, n, 2\]"),
         ((U, POLES[:1], GAINS, SKIP), {}, r"poles must be float32 \(2, 4, 8, 2\)"),
         ((U, POLES.astype(jnp.bfloat16), GAINS, SKIP), {}, "poles must be float32"),
@@ -291,8 +266,6 @@ U = make_input(2, 10, 4)
     ],
 )
 def test_wrong_arguments_are_named(arguments, options, message):
-    unchecked = inspect.unwrap(
-        eager_s4d
-    )  # the test run's type checks come before s4d's own
+    unchecked = inspect.unwrap(eager_s4d)  # the test run's type checks come before s4d's own
     with pytest.raises(ValueError, match=message):
         unchecked(*arguments, **options)

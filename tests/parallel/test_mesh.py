@@ -55,9 +55,7 @@ def one_step(tiny_config, batch, mesh, **training):
         state.params.update(jax.tree.unflatten(structure, noisy))
         return state
 
-    step = make_train_step(
-        config, graphdef, make_diffusion(config.diffusion), optimizer
-    )
+    step = make_train_step(config, graphdef, make_diffusion(config.diffusion), optimizer)
     state, metrics = jax.jit(step, out_shardings=(places, None))(
         init(), shard_batch(mesh, batch, batch_size=16)
     )
@@ -80,10 +78,7 @@ def assert_same(found, expected):
 
 @pytest.mark.parametrize(
     "sizes",
-    [
-        pytest.param(a, marks=() if a in QUICK else pytest.mark.slow)
-        for a in ARRANGEMENTS
-    ],
+    [pytest.param(a, marks=() if a in QUICK else pytest.mark.slow) for a in ARRANGEMENTS],
     ids=str,
 )
 def test_eight_devices_equal_one(tiny_config, batch, expected, sizes, monkeypatch):
@@ -111,10 +106,7 @@ def test_the_rule_of_fsdp():
         is_leaf=lambda x: isinstance(x, tuple),
     )
     specs = jax.tree.map(lambda s: tuple(s.spec), state_shardings(mesh, state))
-    assert specs == {
-        "blocks": {"kernel": (None, None, "fsdp"), "bias": (), "odd": ()},
-        "head": (),
-    }
+    assert specs == {"blocks": {"kernel": (None, None, "fsdp"), "bias": (), "odd": ()}, "head": ()}
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,18 @@ from diffussm_jax.generate import load
 from diffussm_jax.parallel.distributed import find_processes
 from launch.local import _free_ports
 
-TINY = {"model.depth": 1, "model.width": 16, "model.state_size": 4, "training.batch_size": 16,
-        "training.log_every": 1, "training.eval_every": 10**9, "training.sample_every": 20,
-        "sample.num": 10, "sample.batch_size": 16, "sample.steps": 2}  # fmt: skip
+TINY = {
+    "model.depth": 1,
+    "model.width": 16,
+    "model.state_size": 4,
+    "training.batch_size": 16,
+    "training.log_every": 1,
+    "training.eval_every": 10**9,
+    "training.sample_every": 20,
+    "sample.num": 10,
+    "sample.batch_size": 16,
+    "sample.steps": 2,
+}
 FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
@@ -39,7 +48,7 @@ def environment(**variables: str) -> dict[str, str]:
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         command, env=environment(**variables), capture_output=True, text=True, check=False
-    )  # fmt: skip
+    )
 
 
 def start_all(command: list[str], num: int, *, indices=None) -> list[subprocess.Popen]:
@@ -47,11 +56,19 @@ def start_all(command: list[str], num: int, *, indices=None) -> list[subprocess.
     address = f"localhost:{_free_ports()}"
     return [
         subprocess.Popen(
-            [*command, f"--coordinator_address={address}", f"--num_processes={num}", f"--process_id={index}"],
-            env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [
+                *command,
+                f"--coordinator_address={address}",
+                f"--num_processes={num}",
+                f"--process_id={index}",
+            ],
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for index in (range(num) if indices is None else indices)
-    ]  # fmt: skip
+    ]
 
 
 def metrics(workdir: Path) -> list[dict]:
@@ -59,15 +76,12 @@ def metrics(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in lines]
 
 
-def compare(
-    workdir: Path, data_dir: str, num_processes: int, num_devices: int, **changes
-):
+def compare(workdir: Path, data_dir: str, num_processes: int, num_devices: int, **changes):
     """A job's losses, EMA and sample grid are those of one process with as many devices."""
     num_steps = changes["training.num_steps"]
     one, several = workdir / "one", workdir / "several"
     alone = run(
-        command(one, data_dir, **changes),
-        JAX_NUM_CPU_DEVICES=str(num_processes * num_devices),
+        command(one, data_dir, **changes), JAX_NUM_CPU_DEVICES=str(num_processes * num_devices)
     )
     assert alone.returncode == 0, alone.stderr
     launcher = [sys.executable, "-m", "launch.local", f"--processes={num_processes}"]
@@ -118,8 +132,16 @@ def test_two_processes_sample_what_one_does(tmp_path, data_dir):
 
 @pytest.mark.slow
 def test_four_processes_train_the_demo_as_one(tmp_path, data_dir):
-    demo = {"model.depth": 4, "model.width": 64, "model.state_size": 16, "training.batch_size": 32,
-            "training.num_steps": 20, "sample.num": 100, "sample.batch_size": 100, "sample.steps": 50}  # fmt: skip
+    demo = {
+        "model.depth": 4,
+        "model.width": 64,
+        "model.state_size": 16,
+        "training.batch_size": 32,
+        "training.num_steps": 20,
+        "sample.num": 100,
+        "sample.batch_size": 100,
+        "sample.steps": 50,
+    }
     compare(tmp_path, data_dir, 4, 2, **demo)
 
 
@@ -131,9 +153,7 @@ def _wait_for_steps(workdir: Path, num: int, job: subprocess.Popen) -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.parametrize(
-    "victim", [0, pytest.param(1, marks=pytest.mark.slow)]
-)  # fmt: skip
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_is_killed_all_end_and_name_it(tmp_path, data_dir, victim):
     long = {"training.num_steps": 10**6, "training.sample_every": 10**9}
     children = start_all(command(tmp_path, data_dir, **long), 2 if victim == 0 else 4)
@@ -154,12 +174,16 @@ def test_when_one_is_killed_all_end_and_name_it(tmp_path, data_dir, victim):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 2])
-def test_the_launcher_ends_all_and_shows_the_last_lines_of_the_killed(tmp_path, data_dir, victim):  # fmt: skip
+def test_the_launcher_ends_all_and_shows_the_last_lines_of_the_killed(tmp_path, data_dir, victim):
     long = command(tmp_path, data_dir, **{"training.num_steps": 10**6})
     launcher = [sys.executable, "-m", "launch.local", "--processes=4", "--devices=2"]
     job = subprocess.Popen(
-        [*launcher, "--", *long], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )  # fmt: skip
+        [*launcher, "--", *long],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     try:
         _wait_for_steps(tmp_path, 3, job)
         os.kill(_child_of(job.pid, f"JAX_PROCESS_ID={victim}"), signal.SIGKILL)
@@ -167,9 +191,7 @@ def test_the_launcher_ends_all_and_shows_the_last_lines_of_the_killed(tmp_path, 
     finally:
         job.kill()
     assert job.returncode == 128 + signal.SIGKILL
-    assert (
-        f"error: process {victim} of 4 was ended by SIGKILL; its last lines:" in output
-    )
+    assert f"error: process {victim} of 4 was ended by SIGKILL; its last lines:" in output
 
 
 def _child_of(parent: int, variable: str) -> int:
@@ -186,7 +208,7 @@ def _child_of(parent: int, variable: str) -> int:
 
 @pytest.mark.parametrize(
     ("present", "missing"), [([0, 2], "of 3 processes, 1 did"), ([1, 2], "process 0 (localhost:")]
-)  # fmt: skip
+)
 def test_a_missing_process_is_named_within_the_time(tmp_path, present, missing):
     started = time.monotonic()
     children = start_all(
@@ -205,11 +227,16 @@ def test_an_error_of_one_process_ends_the_others(tmp_path, data_dir):
     address = f"localhost:{_free_ports()}"
     children = [
         subprocess.Popen(
-            command(tmp_path, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=environment(JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index)),
+            command(tmp_path, folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(
+                JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index)
+            ),
         )
         for index, folder in enumerate([data_dir, "/proc/nowhere"])
-    ]  # fmt: skip
+    ]
     outputs = [child.communicate(timeout=120)[0] for child in children]
     assert [child.returncode for child in children] == [1, 2]
     assert "error: config.data.data_dir" in outputs[1]

@@ -43,8 +43,7 @@ def run(job: Job, num_turns: int, speed: float) -> list[int]:
                 return
 
     threads = [
-        threading.Thread(target=loop, args=(i,), daemon=True)
-        for i in range(len(job.points))
+        threading.Thread(target=loop, args=(i,), daemon=True) for i in range(len(job.points))
     ]
     for thread in threads:
         thread.start()

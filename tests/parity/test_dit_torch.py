@@ -71,9 +71,7 @@ class PatchEmbed(nn.Module):
 class TimestepEmbedder(nn.Module):
     def __init__(self):
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH)
-        )
+        self.mlp = nn.Sequential(nn.Linear(256, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
 
     def forward(self, t):
         frequencies = torch.exp(-math.log(10_000) * torch.arange(128) / 128)
@@ -106,9 +104,7 @@ def sincos_table():
     y, x = np.meshgrid(np.arange(SIDE), np.arange(SIDE), indexing="ij")
     frequencies = 10_000.0 ** -(np.arange(WIDTH // 4) / (WIDTH / 4))
     halves = [np.outer(axis.ravel(), frequencies) for axis in (x, y)]
-    table = np.concatenate(
-        [part(half) for half in halves for part in (np.sin, np.cos)], axis=1
-    )
+    table = np.concatenate([part(half) for half in halves for part in (np.sin, np.cos)], axis=1)
     return torch.tensor(table[None], dtype=torch.float32)
 
 
@@ -126,7 +122,7 @@ class DiT(nn.Module):
         for block in self.blocks:
             x = block(x, c)
         x = self.final_layer(x, c).reshape(-1, SIDE, SIDE, PATCH, PATCH, 8)
-        return torch.einsum("nhwpqc->nchpwq", x).reshape(-1, 8, SIDE * PATCH, SIDE * PATCH)  # fmt: skip
+        return torch.einsum("nhwpqc->nchpwq", x).reshape(-1, 8, SIDE * PATCH, SIDE * PATCH)
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +143,7 @@ def released(tmp_path_factory):
 def test_outputs_are_those_of_the_released_architecture(released):
     theirs, folder = released
     config, params, _, _ = load_export(folder)
-    config = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, dtype="float32")
-    )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="float32"))
     graphdef, _ = abstract_model(config)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, SIDE * PATCH, SIDE * PATCH, 4)).astype(np.float32)

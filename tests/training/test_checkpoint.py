@@ -108,9 +108,7 @@ def test_training_goes_on_from_the_one_before_and_comes_to_the_same_end(
         loop.train(config, tmp_path / "run")
     assert "resuming from step 3" in caplog.text
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
-    assert_equal(
-        restored(config, tmp_path / "run").state, restored(config, trained).state
-    )
+    assert_equal(restored(config, tmp_path / "run").state, restored(config, trained).state)
 
 
 def test_where_none_is_whole_nothing_is_made_anew(trained, tiny_config, tmp_path):
@@ -134,9 +132,7 @@ def test_a_first_save_that_was_killed_is_made_again(trained, tiny_config, tmp_pa
     assert restored(config, tmp_path / "run") is None
     loop.train(config, tmp_path / "run")
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
-    assert_equal(
-        restored(config, tmp_path / "run").state, restored(config, trained).state
-    )
+    assert_equal(restored(config, tmp_path / "run").state, restored(config, trained).state)
 
 
 WIDE = {"model": {"width": 64, "state_size": 16}}  # enough to be split
@@ -147,12 +143,7 @@ def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
     config = merge(tiny_config, WIDE)
     meshes = [
         make_mesh(MeshConfig(**axes), jax.devices()[:num])
-        for num, axes in (
-            (8, {}),
-            (4, {"data": 1, "fsdp": 4}),
-            (1, {}),
-            (8, {"fsdp": 2}),
-        )
+        for num, axes in ((8, {}), (4, {"data": 1, "fsdp": 4}), (1, {}), (8, {"fsdp": 2}))
     ]
     optimizer, first = make_optimizer(config.optimizer), abstract(config, meshes[0])
     state = jax.jit(
@@ -171,9 +162,7 @@ def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
         assert all(jax.tree.leaves(places))
     halves = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(
-            a.shape,
-            jnp.bfloat16 if a.dtype == jnp.float32 else a.dtype,
-            sharding=a.sharding,
+            a.shape, jnp.bfloat16 if a.dtype == jnp.float32 else a.dtype, sharding=a.sharding
         ),
         wanted,
     )

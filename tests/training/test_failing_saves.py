@@ -31,11 +31,11 @@ def failing(seconds):
         (0, 60, r"step 3 could not be written: .*No space left on device; there is none"),
         (60, 1, r"step 3 was not written within 1 s \(config.checkpoint.timeout\)"),
     ],
-)  # fmt: skip
+)
 def test_a_failed_save_ends_the_run_soon(
     seconds, timeout, message, tiny_config, tmp_path, monkeypatch
 ):
-    changes = {"checkpoint": {"every": 3, "timeout": timeout}, "training": {"num_steps": 10**6}}  # fmt: skip
+    changes = {"checkpoint": {"every": 3, "timeout": timeout}, "training": {"num_steps": 10**6}}
     config = merge(tiny_config, changes)
     monkeypatch.setattr(integrity, "write_manifest", failing(seconds))
     with pytest.raises(CheckpointError, match=message):
@@ -73,8 +73,7 @@ def lock(disk: Path) -> None:
 # Orbax leaves coroutines of the failed save to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
-    ("spoil", "message"),
-    [(fill, "No space left on device"), (lock, "Read-only file system")],
+    ("spoil", "message"), [(fill, "No space left on device"), (lock, "Read-only file system")]
 )
 def test_a_disk_that_takes_no_more_is_named_and_the_last_checkpoint_is_good(
     spoil, message, small_disk, trained, tiny_config, monkeypatch
@@ -90,7 +89,7 @@ def test_a_disk_that_takes_no_more_is_named_and_the_last_checkpoint_is_good(
             save(self, *arguments)
 
         patch.setattr(Checkpoints, "save", spoilt)
-        text = f"step 6 could not be written: .*{message}.*; the last whole one is of step 3"  # fmt: skip
+        text = f"step 6 could not be written: .*{message}.*; the last whole one is of step 3"
         with pytest.raises(CheckpointError, match=text):
             loop.train(config, workdir)
     gc.collect()

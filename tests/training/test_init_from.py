@@ -54,8 +54,7 @@ def test_the_same_model_loads_the_ema_whole(kind, tiny_config, trained, exported
 
 
 @pytest.mark.parametrize(
-    ("num_classes", "class_names"),
-    [(3, ["a", "b", "c"]), (10, [f"letter {i}" for i in range(10)])],
+    ("num_classes", "class_names"), [(3, ["a", "b", "c"]), (10, [f"letter {i}" for i in range(10)])]
 )
 def test_other_classes_begin_anew_and_nothing_else(
     num_classes, class_names, tiny_config, exported, caplog
@@ -91,25 +90,14 @@ def test_another_resolution_loads_and_names_the_dt_rate(tiny_config, exported, c
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            {"width": 32},
-            r"blocks.modulation.linear.bias is \[2, 32\] there and \[2, 64\]",
-        ),
-        (
-            {"depth": 3},
-            r"blocks.modulation.linear.bias is \[2, 32\] there and \[3, 32\]",
-        ),
+        ({"width": 32}, r"blocks.modulation.linear.bias is \[2, 32\] there and \[2, 64\]"),
+        ({"depth": 3}, r"blocks.modulation.linear.bias is \[2, 32\] there and \[3, 32\]"),
         ({"state_size": 4}, r"3 in all: blocks.ssm.a_im is \[2, 2, 16, 4\] there"),
         ({"gate": True}, r"2 in all: blocks.modulation.linear.bias is \[2, 32\] there"),
     ],
 )
-def test_another_model_is_refused_by_name(
-    model, message, tiny_config, exported, caplog
-):
-    with (
-        caplog.at_level("INFO", "diffussm_jax"),
-        pytest.raises(UserError, match=message) as error,
-    ):
+def test_another_model_is_refused_by_name(model, message, tiny_config, exported, caplog):
+    with caplog.at_level("INFO", "diffussm_jax"), pytest.raises(UserError, match=message) as error:
         begin(tiny_config, exported, {"model": model})
     assert "\n" not in str(error.value)
     assert ": refused, " in caplog.text
@@ -126,9 +114,7 @@ def test_what_is_no_run_is_refused(tiny_config, tmp_path):
         begin(tiny_config, tmp_path)
 
 
-def test_a_finetuned_run_begins_there_and_resumes_as_any_other(
-    tiny_config, trained, tmp_path
-):
+def test_a_finetuned_run_begins_there_and_resumes_as_any_other(tiny_config, trained, tmp_path):
     """Interrupted after two steps of four, it ends where the undisturbed one ends, bit for bit."""
     training = {"init_from": str(trained), "num_steps": 4}
     changes = {"training": training, "checkpoint": {"every": 2}}

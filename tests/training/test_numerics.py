@@ -62,9 +62,7 @@ def test_an_update_that_is_not_finite_is_dropped_and_counted(latent_step):
     states, rows = run(latent_step, [GOOD, BAD, BAD, GOOD, BAD])
     assert_equal(weights(states[1]), weights(states[3]))
     assert_equal(weights(states[4]), weights(states[5]))
-    assert not np.array_equal(
-        states[4].ema["head"]["bias"], states[3].ema["head"]["bias"]
-    )
+    assert not np.array_equal(states[4].ema["head"]["bias"], states[3].ema["head"]["bias"])
     assert [int(state.step) for state in states] == [0, 1, 2, 3, 4, 5]
     assert [int(row["skipped"]) for row in rows] == [0, 1, 2, 2, 3]
     assert [int(row["skipped_in_a_row"]) for row in rows] == [0, 1, 2, 0, 1]
@@ -140,9 +138,7 @@ def test_the_named_examples_are_those_of_the_batch(tiny_config):
 def test_too_many_in_a_row_stop_the_run(tiny_config, training, losses, step):
     config = merge(tiny_config, {"training": training})
     rows = metrics_of(losses, limit=training.get("max_nonfinite", 1))
-    with pytest.raises(
-        NonFiniteError, match=rf"^step {step}: loss is (nan|inf)"
-    ) as error:
+    with pytest.raises(NonFiniteError, match=rf"^step {step}: loss is (nan|inf)") as error:
         NumericsMonitor(config, num_examples=1498).check(1, rows)
     assert error.value.step == step
 
@@ -171,8 +167,7 @@ def test_a_steep_descent_and_a_constant_are_no_spikes(tiny_config, caplog):
 
 def test_a_run_that_diverges_stops_before_it_is_saved(tiny_config, tmp_path):
     config = merge(
-        tiny_config,
-        {"optimizer": {"learning_rate": 1e18}, "training": {"on_nonfinite": "stop"}},
+        tiny_config, {"optimizer": {"learning_rate": 1e18}, "training": {"on_nonfinite": "stop"}}
     )
     with pytest.raises(NonFiniteError, match=r"step \d: .* is (nan|inf)") as error:
         loop.train(config, tmp_path)

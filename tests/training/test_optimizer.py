@@ -4,11 +4,7 @@ import optax
 import pytest
 
 from diffussm_jax.config import OptimizerConfig, from_dict
-from diffussm_jax.training.optimizer import (
-    label_parameters,
-    learning_rate,
-    make_optimizer,
-)
+from diffussm_jax.training.optimizer import label_parameters, learning_rate, make_optimizer
 from diffussm_jax.training.state import abstract_model
 from tests.conftest import TINY_MODEL
 
@@ -17,16 +13,12 @@ GRADS = {"dense": jnp.array([0.3, -4.0]), "ssm": {"log_dt": jnp.array([2.0])}}
 
 
 def test_groups_are_adamw_with_and_without_decay():
-    config = OptimizerConfig(
-        learning_rate=0.01, weight_decay=0.1, ssm_lr_multiplier=0.5
-    )
+    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.1, ssm_lr_multiplier=0.5)
     optimizer = make_optimizer(config)
     updates, _ = optimizer.update(GRADS, optimizer.init(PARAMS), PARAMS)
     # The first step of Adam is the sign of the gradient.
     np.testing.assert_allclose(
-        updates["dense"],
-        -0.01 * (np.sign(GRADS["dense"]) + 0.1 * PARAMS["dense"]),
-        rtol=1e-5,
+        updates["dense"], -0.01 * (np.sign(GRADS["dense"]) + 0.1 * PARAMS["dense"]), rtol=1e-5
     )
     np.testing.assert_allclose(updates["ssm"]["log_dt"], [-0.005], rtol=1e-5)
 
@@ -34,8 +26,7 @@ def test_groups_are_adamw_with_and_without_decay():
 def test_clipping_is_by_the_global_norm():
     """Adam forgets the scale of one gradient, not the ratio of two."""
     clipped, plain = (
-        make_optimizer(OptimizerConfig(learning_rate=1.0, grad_clip=clip))
-        for clip in (0.5, None)
+        make_optimizer(OptimizerConfig(learning_rate=1.0, grad_clip=clip)) for clip in (0.5, None)
     )
     small = {"dense": jnp.array([0.1, 0.1]), "ssm": {"log_dt": jnp.array([0.1])}}
     scale = 0.5 / float(optax.tree.norm(GRADS))

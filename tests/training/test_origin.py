@@ -44,9 +44,7 @@ def test_scans_and_calls_are_opened(wrap):
 
 def test_the_backward_pass_is_searched_too():
     """sqrt is finite at 0 and its derivative is not."""
-    loss = jax.jit(
-        lambda x: jax.lax.scan(lambda c, y: (c + jnp.sqrt(y), None), 0.0, x)[0]
-    )
+    loss = jax.jit(lambda x: jax.lax.scan(lambda c, y: (c + jnp.sqrt(y), None), 0.0, x)[0])
     x = jnp.array([1.0, 0.0, 2.0])
     assert find_origin(loss, x) is None
     origin = find_origin(jax.grad(loss), x)

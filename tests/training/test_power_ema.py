@@ -9,18 +9,14 @@ from diffussm_jax import generate
 from diffussm_jax.errors import UserError
 from diffussm_jax.pretrained import read_tensors
 from diffussm_jax.training import power_ema
-from diffussm_jax.training.ema_snapshots import (
-    find_snapshots,
-    reconstruct,
-    save_snapshots,
-)
+from diffussm_jax.training.ema_snapshots import find_snapshots, reconstruct, save_snapshots
 
 NUM_STEPS = 2000
 
 
 def path(tau):
     """Parameters over time: a drift, a settling and two oscillations."""
-    return np.stack([tau / 500, np.exp(-tau / 300), np.sin(tau / 90), np.cos(tau / 400)], axis=-1)  # fmt: skip
+    return np.stack([tau / 500, np.exp(-tau / 300), np.sin(tau / 90), np.cos(tau / 400)], axis=-1)
 
 
 def integral(width: float, num_steps: int = NUM_STEPS):
@@ -79,7 +75,7 @@ def test_inner_products_are_integrals():
     t, gamma = np.array([3.0, 5.0]), np.array([6.94, 2.0])
     found = power_ema.inner_products(t[:, None], gamma[:, None], t[None], gamma[None])
     tau = (np.arange(100_000) + 0.5) / 100_000 * 5
-    weights = (gamma[:, None] + 1) * tau ** gamma[:, None] / t[:, None] ** (gamma[:, None] + 1)  # fmt: skip
+    weights = (gamma[:, None] + 1) * tau ** gamma[:, None] / t[:, None] ** (gamma[:, None] + 1)
     weights *= tau <= t[:, None]
     np.testing.assert_allclose(found, weights @ weights.T * 5 / 100_000, rtol=1e-3)
 

@@ -23,10 +23,7 @@ from tests.conftest import merge
 
 
 def read_metrics(workdir):
-    return [
-        json.loads(line)
-        for line in (workdir / "metrics.jsonl").read_text().splitlines()
-    ]
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def read_state(config, workdir, step=None):
@@ -56,9 +53,7 @@ def test_a_finished_run_says_so_and_does_nothing(trained, tiny_config, caplog):
     with caplog.at_level("INFO", "diffussm_jax"):
         loop.train(from_dict(tiny_config), trained)
     assert "is done: step 6 of 6" in caplog.text
-    assert before == sorted(
-        p.stat().st_mtime_ns for p in (trained / "checkpoints").rglob("*")
-    )
+    assert before == sorted(p.stat().st_mtime_ns for p in (trained / "checkpoints").rglob("*"))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_end(trained, tiny_config, tmp_path):
@@ -82,9 +77,7 @@ def test_8_devices_equal_1(trained, tiny_config, tmp_path, monkeypatch):
     loop.train(config, tmp_path / "run")
     eight, alone = read_state(config, trained), read_state(config, tmp_path / "run")
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-        alone.ema,
-        eight.ema,
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), alone.ema, eight.ema
     )
 
 
@@ -93,14 +86,9 @@ def test_the_state_has_one_type_from_the_first_step_on(tiny_config):
     config = from_dict(tiny_config)
     optimizer = make_optimizer(config.optimizer)
     graphdef, _ = abstract_model(config)
-    step = make_train_step(
-        config, graphdef, make_diffusion(config.diffusion), optimizer
-    )
+    step = make_train_step(config, graphdef, make_diffusion(config.diffusion), optimizer)
     before = jax.eval_shape(lambda: init_state(config, optimizer))
-    batch = {
-        "image": jnp.zeros((16, 8, 8, 1), jnp.uint8),
-        "label": jnp.zeros(16, jnp.int32),
-    }
+    batch = {"image": jnp.zeros((16, 8, 8, 1), jnp.uint8), "label": jnp.zeros(16, jnp.int32)}
     after, _ = jax.eval_shape(step, before, batch)
     jax.tree.map(
         lambda a, b: (
@@ -116,9 +104,7 @@ def test_one_step_is_adam_on_the_gradient_and_ema_follows(tiny_config):
     config = merge(tiny_config, {"training": {"ema_decay": 0.9}})
     optimizer = make_optimizer(config.optimizer)
     graphdef, _ = abstract_model(config)
-    step = jax.jit(
-        make_train_step(config, graphdef, make_diffusion(config.diffusion), optimizer)
-    )
+    step = jax.jit(make_train_step(config, graphdef, make_diffusion(config.diffusion), optimizer))
     state = jax.jit(lambda: init_state(config, optimizer))()
     rng = np.random.default_rng(0)
     batch = {
@@ -133,29 +119,17 @@ def test_one_step_is_adam_on_the_gradient_and_ema_follows(tiny_config):
     # The head starts at zero, so the prediction is zero and the squared error is that of the noise.
     assert 0.8 < metrics["mse"] < 1.2
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), first.params, state.params)
-    np.testing.assert_allclose(
-        moved["head"]["kernel"], config.optimizer.learning_rate, rtol=1e-2
-    )
+    np.testing.assert_allclose(moved["head"]["kernel"], config.optimizer.learning_rate, rtol=1e-2)
     expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.ema, first.params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first.ema, expected
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), first.ema, expected)
     later, _ = step(first, batch)
-    assert not np.array_equal(
-        later.params["head"]["kernel"], first.params["head"]["kernel"]
-    )
+    assert not np.array_equal(later.params["head"]["kernel"], first.params["head"]["kernel"])
 
 
 def test_latents_are_drawn_from_their_moments_and_scaled(tiny_config):
-    config = merge(
-        tiny_config,
-        {"data": {"space": "latents", "image_size": 512, "channels": 3}},
-    )
+    config = merge(tiny_config, {"data": {"space": "latents", "image_size": 512, "channels": 3}})
     shape = (64, 64, 4)
-    example = {
-        "mean": jnp.full(shape, 3, jnp.float16),
-        "std": jnp.full(shape, 0.5, jnp.float16),
-    }
+    example = {"mean": jnp.full(shape, 3, jnp.float16), "std": jnp.full(shape, 0.5, jnp.float16)}
     x_0 = clean_example(config, jax.random.key(0), example) / config.autoencoder.scale
     error = 0.5 / np.sqrt(x_0.size)
     assert abs(x_0.mean() - 3) < 4 * error
@@ -175,23 +149,18 @@ def test_latents_are_drawn_from_their_moments_and_scaled(tiny_config):
         ),
     ],
 )
-def test_a_work_directory_of_another_model_is_refused(
-    trained, tiny_config, changes, message
-):
+def test_a_work_directory_of_another_model_is_refused(trained, tiny_config, changes, message):
     with pytest.raises(UserError, match=message):
         loop.train(merge(tiny_config, changes), trained)
     assert workdir_lib.read_config(trained) == from_dict(tiny_config)
 
 
-def test_a_checkpoint_of_another_model_names_the_parameter(
-    trained, tiny_config, tmp_path
-):
+def test_a_checkpoint_of_another_model_names_the_parameter(trained, tiny_config, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     config = merge(tiny_config, {"model": {"width": 32}})
     (tmp_path / "run" / "config.json").unlink()
     with pytest.raises(
-        UserError,
-        match=r"checkpoints/6 is of another model: blocks/.* is \(2, .*config",
+        UserError, match=r"checkpoints/6 is of another model: blocks/.* is \(2, .*config"
     ):
         loop.train(config, tmp_path / "run")
 
@@ -206,8 +175,7 @@ def test_how_a_model_is_computed_may_change(trained, tiny_config, caplog):
 
 def test_devices_must_divide_the_batch(tiny_config, tmp_path):
     with pytest.raises(
-        UserError,
-        match="training.batch_size must be a multiple of the 8 devices of .*, got 12",
+        UserError, match="training.batch_size must be a multiple of the 8 devices of .*, got 12"
     ):
         loop.train(merge(tiny_config, {"training": {"batch_size": 12}}), tmp_path)
 
@@ -218,7 +186,4 @@ def test_metrics_after_the_restored_step_are_dropped(tmp_path):
     writer = JsonlWriter(path, start_step=4)
     writer.write_scalars(5, {"loss": 1.5})
     writer.close()
-    assert read_metrics(tmp_path) == [
-        {"step": 1, "loss": 3.0},
-        {"step": 5, "loss": 1.5},
-    ]
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 5, "loss": 1.5}]

@@ -25,8 +25,11 @@ def run(**values) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-c", HANGING.format(**values)],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def test_a_step_that_does_not_finish_ends_the_run_with_every_stack():

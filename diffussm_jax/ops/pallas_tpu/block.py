@@ -81,11 +81,7 @@ def dot(a, b, contract):
     """Matrix product with float32 sums; float32 operands keep their precision."""
     precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jax.lax.dot_general(
-        a,
-        b,
-        (contract, ((), ())),
-        precision=precision,
-        preferred_element_type=jnp.float32,
+        a, b, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32
     )
 
 

@@ -76,9 +76,7 @@ FORWARD_SCRATCH = ("level", "coarse", "fine", "local", "entering")
 BACKWARD_SCRATCH = (*FORWARD_SCRATCH, "d_entering", "d_within", "d_tables")
 
 
-def forward(
-    inputs: Inputs, outputs: Outputs, memory: dict, *, block: Block, interleave: int
-):
+def forward(inputs: Inputs, outputs: Outputs, memory: dict, *, block: Block, interleave: int):
     """y and the last states of a block."""
     u_ref, local_ref, entering_ref = inputs.u, memory["local"], memory["entering"]
     tables, states = _form(block, inputs, memory)
@@ -114,20 +112,13 @@ def backward(
         local_ref[c] = dot(u_ref[c], tables.falling(c), NN)
     for c in block.channels:
         reading = tables.reading(c)
-        d_entering_ref[c] = sum(
-            dot(dy_ref[r, c], tables.only(reading, r), NN) for r in directions
-        )
+        d_entering_ref[c] = sum(dot(dy_ref[r, c], tables.only(reading, r), NN) for r in directions)
     for group in block.groups(interleave):
         states.carry(group, local_ref, entering_ref, None)
     d_local_ref = local_ref  # read for the last time above
     for group in block.groups(interleave):
         sums = states.carry_adjoint(
-            group,
-            cotangents.last,
-            entering_ref,
-            d_entering_ref,
-            d_local_ref,
-            gradients.state,
+            group, cotangents.last, entering_ref, d_entering_ref, d_local_ref, gradients.state
         )
         for c, (same, crossed) in zip(group, sums):
             gradients.sums[c, 4:5], gradients.sums[c, 5:6] = same, crossed

@@ -94,8 +94,7 @@ def _forward(u, poles, gains, skip, state, reverse, tiling):
         kernels.forward,
         (inputs,),
         outputs=kernels.Outputs(
-            jax.ShapeDtypeStruct((len(reverse), d, num_rows, t), u.dtype),
-            _like(inputs.state),
+            jax.ShapeDtypeStruct((len(reverse), d, num_rows, t), u.dtype), _like(inputs.state)
         ),
         memory=kernels.FORWARD_SCRATCH,
         block=block,
@@ -133,9 +132,7 @@ def _backward(reverse, tiling, residuals, cotangents):
 _whole_chunks.defvjp(_forward, _backward)
 
 
-def _inputs(
-    u, poles, gains, skip, state, reverse, tiling
-) -> tuple[Block, kernels.Inputs]:
+def _inputs(u, poles, gains, skip, state, reverse, tiling) -> tuple[Block, kernels.Inputs]:
     """What both kernels read: u as rows, the powers of the poles, the convolution kernels, any state."""
     b, length, _ = u.shape
     t = tiling.chunk_size
@@ -176,9 +173,7 @@ def _call(kernel, operands, *, outputs, memory, block: Block, tiling: Tiling):
         in_specs=jax.tree.map(spec, operands),
         out_specs=(jax.tree.map(spec, outputs),),
         out_shape=(outputs,),
-        scratch_shapes=[
-            {name: pltpu.VMEM(x.shape, x.dtype) for name, x in scratch.items()}
-        ],
+        scratch_shapes=[{name: pltpu.VMEM(x.shape, x.dtype) for name, x in scratch.items()}],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel",), vmem_limit_bytes=tiling.vmem_bytes
         ),

@@ -73,9 +73,7 @@ def gradients(poles, gains, d_kernel, sums, reverse, t: int):
     d = poles.shape[1]
     lanes = _lane_powers(poles, reverse, t)
     sums = jnp.moveaxis(sums[:d], 0, -1)[:6]  # 6 128 d
-    falling_0, falling_1, rising_0, rising_1, same, crossed = (
-        (x[:HALF], x[HALF:]) for x in sums
-    )
+    falling_0, falling_1, rising_0, rising_1, same, crossed = ((x[:HALF], x[HALF:]) for x in sums)
     d_kernel = jnp.moveaxis(d_kernel[:d], 0, -1)  # r t d
     kernel_0, kernel_1 = _kernel_moments(lanes, d_kernel, reverse)
     backward = _backward_lanes(reverse)[:, None]
@@ -105,9 +103,7 @@ def gradients(poles, gains, d_kernel, sums, reverse, t: int):
     )
 
 
-def _kernel_moments(
-    lanes: _LanePowers, d_kernel, reverse
-) -> tuple[pairs.Pair, pairs.Pair]:
+def _kernel_moments(lanes: _LanePowers, d_kernel, reverse) -> tuple[pairs.Pair, pairs.Pair]:
     """sum_x dK[x] rising[x] and sum_x x dK[x] rising[x] for every lane, in two levels as in the kernel."""
     z_0, z_1 = [], []
     for dk, backward, lanes_of_r in zip(d_kernel, reverse, _directions(reverse)):

@@ -41,21 +41,13 @@ class States:
             return tuple(new)
 
         states = self._with_swapped(self.state_ref, channels)
-        states = jax.lax.fori_loop(
-            0, self.block.num_chunks, step, states, unroll=self._unroll
-        )
+        states = jax.lax.fori_loop(0, self.block.num_chunks, step, states, unroll=self._unroll)
         if last_ref is not None:
             for c, (x, _) in zip(channels, states):
                 last_ref[c] = x
 
     def carry_adjoint(
-        self,
-        channels,
-        d_last_ref,
-        entering_ref,
-        d_entering_ref,
-        d_local_ref,
-        d_state_ref,
+        self, channels, d_last_ref, entering_ref, d_entering_ref, d_local_ref, d_state_ref
     ):
         """The transpose of `carry`, from the last step to the first.
 
@@ -67,9 +59,7 @@ class States:
         def step(i, carried):
             k = self.block.num_chunks - 1 - i
             new = []
-            for c, (z, swapped, same, crossed), (re, im) in zip(
-                channels, carried, decays
-            ):
+            for c, (z, swapped, same, crossed), (re, im) in zip(channels, carried, decays):
                 d_local_ref[c, self._chunk(k)] = z
                 x = entering_ref[c, self._chunk(k)]
                 d_entering = self._of_step(d_entering_ref, c, k)
@@ -78,18 +68,13 @@ class States:
                 new.append((new_z, new_swapped, same + x * z, crossed + x * swapped))
             return tuple(new)
 
-        carried = tuple(
-            (*pair, zero, zero) for pair in self._with_swapped(d_last_ref, channels)
-        )
-        carried = jax.lax.fori_loop(
-            0, self.block.num_chunks, step, carried, unroll=self._unroll
-        )
+        carried = tuple((*pair, zero, zero) for pair in self._with_swapped(d_last_ref, channels))
+        carried = jax.lax.fori_loop(0, self.block.num_chunks, step, carried, unroll=self._unroll)
         if d_state_ref is not None:
             for c, (z, *_) in zip(channels, carried):
                 d_state_ref[c] = z
         return [
-            tuple(jnp.sum(part, axis=0, keepdims=True) for part in sums)
-            for _, _, *sums in carried
+            tuple(jnp.sum(part, axis=0, keepdims=True) for part in sums) for _, _, *sums in carried
         ]
 
     def _with_swapped(self, ref, channels):
@@ -119,7 +104,5 @@ class States:
         if len(set(self.block.reverse)) == 1:
             return ref[c, behind if self.block.reverse[0] else ahead]
         return jnp.where(
-            self.block.backward_lanes((self.block.batch, LANES)),
-            ref[c, behind],
-            ref[c, ahead],
+            self.block.backward_lanes((self.block.batch, LANES)), ref[c, behind], ref[c, ahead]
         )

@@ -65,9 +65,7 @@ class Tables:
         """
         shape = (num_rows, LANES)
         row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-        row = jnp.where(
-            self.block.backward_lanes(shape) != mirrored, num_rows - 1 - row, row
-        )
+        row = jnp.where(self.block.backward_lanes(shape) != mirrored, num_rows - 1 - row, row)
         low = lane(shape) < HALF
         one = jnp.where(low, 1.0, 0.0), jnp.where(low, 0.0, 1.0)
         products = [one for _ in self.block.channels]

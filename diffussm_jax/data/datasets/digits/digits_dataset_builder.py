@@ -42,16 +42,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {
-            "train": self._generate_examples(False),
-            "test": self._generate_examples(True),
-        }
+        return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
     def _generate_examples(self, held_out: bool):
         digits = load_digits()
-        images = np.round(digits.images * (255 / INK_LEVELS)).astype(np.uint8)[
-            ..., None
-        ]
+        images = np.round(digits.images * (255 / INK_LEVELS)).astype(np.uint8)[..., None]
         for index, (image, label) in enumerate(zip(images, digits.target)):
             if (index % 6 == 5) == held_out:
                 yield index, {"image": image, "label": int(label)}

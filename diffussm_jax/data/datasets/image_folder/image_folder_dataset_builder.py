@@ -11,9 +11,7 @@ from diffussm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-)
+EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -34,10 +32,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features: dict = {
-            "image": tfds.features.Image(),
-            "file_name": tfds.features.Text(),
-        }
+        features: dict = {"image": tfds.features.Image(), "file_name": tfds.features.Text()}
         if self._classes:
             features["label"] = tfds.features.ClassLabel(names=self._classes)
         return tfds.core.DatasetInfo(
@@ -59,9 +54,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             yield index, example
 
 
-def _list_images(
-    folder: Path, allow_empty_classes: bool
-) -> tuple[list[Path], list[str]]:
+def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[list[Path], list[str]]:
     """The images in the order of their names, and the classes; no classes where there are no sub-folders."""
     if not folder.is_dir():
         raise UserError(f"config.data.name: there is no folder {folder}")
@@ -94,11 +87,7 @@ def _list_images(
 
 
 def _is_image(path: Path) -> bool:
-    return (
-        path.suffix.lower() in EXTENSIONS
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
 
 
 def _fingerprint(folder: Path, files: list[Path]) -> str:

@@ -40,9 +40,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     """Builder of `lsun/<category>`; TFDS has another one of this name, so it is not registered."""
 
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS: ClassVar = [
-        tfds.core.BuilderConfig(name=name) for name in CATEGORIES
-    ]
+    BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in CATEGORIES]
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
