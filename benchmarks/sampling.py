@@ -21,14 +21,14 @@ import numpy as np
 from flax import nnx
 from sklearn.datasets import load_digits
 
+import diffussm_jax
 from benchmarks.digits import measure
-from diffussm_jax import generate
 from diffussm_jax.config import SampleConfig, grid_shape
 from diffussm_jax.evaluation.metrics import Moments, RunningMoments, frechet_distance
-from diffussm_jax.generate import TrainedModel
-from diffussm_jax.generator import sampling_program
-from diffussm_jax.images import save_grid
 from diffussm_jax.parallel.mesh import make_mesh, replicated
+from diffussm_jax.sampling.images import save_grid
+from diffussm_jax.sampling.model import TrainedModel
+from diffussm_jax.sampling.program import sampling_program
 from diffussm_jax.training.state import abstract_model
 
 REFERENCE = {"sampler": "ddpm", "steps": 250}
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="of each timing")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
     flags = parser.parse_args()
-    model, folder = generate.load(flags.workdir), flags.workdir / "sampling"
+    model, folder = diffussm_jax.load(flags.workdir), flags.workdir / "sampling"
     samplers = []
     print("sampler        steps  cfg  agreement  distance  calls")
     for scale in flags.scales:

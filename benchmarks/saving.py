@@ -16,9 +16,9 @@ import jax
 
 from configs import digits
 from diffussm_jax.config import from_dict
-from diffussm_jax.training.checkpoint import Checkpoints
-from diffussm_jax.training.loop import train
+from diffussm_jax.train import train
 from diffussm_jax.training.watchdog import Watchdog
+from diffussm_jax.workdir.checkpoints import Checkpoints
 
 EVERY = 100
 

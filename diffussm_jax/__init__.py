@@ -1,12 +1,25 @@
-"""DiffuSSM in JAX: image diffusion without attention."""
+"""DiffuSSM in JAX: image diffusion without attention.
 
-import os
+import diffussm_jax
 
-import jax as _jax  # noqa: F401  # notes whether this machine has TPU chips
+model = diffussm_jax.load("runs/digits")
+diffussm_jax.save_grid(model.sample(classes=[3, 1, 4, 1, 5]), "pi.png")
+"""
 
-# `libtpu` serves as a compiler on machines without a chip. There it must not ask the network what machine this
-# is, and several processes may load it.
-if os.environ.get("TPU_SKIP_MDS_QUERY") == "1":
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffussm_jax.sampling.images import save_grid
+    from diffussm_jax.sampling.model import load
+
+__version__ = "0.1.0"
+__all__ = ["load", "save_grid"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `load` and `save_grid` when they are first asked for: the import alone does no work."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = "sampling.model" if name == "load" else "sampling.images"
+    return getattr(importlib.import_module(f"diffussm_jax.{room}"), name)

@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from diffussm_jax.autoencoding import Autoencoder
+from diffussm_jax.autoencoder.on_mesh import Autoencoder
 from diffussm_jax.config import Config
 from diffussm_jax.data.faults import BadRecordError, Faults
 from diffussm_jax.data.latents import (
@@ -28,10 +28,10 @@ from diffussm_jax.data.latents import (
 )
 from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.files import sha256_of, whole, write_atomically
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.preemption import Preempted, PreemptionNotice
+from diffussm_jax.parallel.preemption import PreemptionNotice
 
 logger = logging.getLogger(__name__)
 

@@ -8,47 +8,27 @@ README.md           a model card
 """
 
 import dataclasses
-import json
 import logging
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import safetensors.numpy
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from flax.traverse_util import flatten_dict
 
-from diffussm_jax import config as config_lib
-from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import Config, MeshConfig
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import sha256_of, write_atomically
-from diffussm_jax.model_card import model_card
 from diffussm_jax.parallel.feed import collect
-from diffussm_jax.parallel.mesh import make_mesh, state_shardings
-from diffussm_jax.pretrained import read_tensors
-from diffussm_jax.training.checkpoint import Checkpoints
-from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.state import abstract_model, abstract_state
+from diffussm_jax.workdir import layout
+from diffussm_jax.workdir.weights import (
+    CARD_FILE,
+    CHECKED_FILES,
+    EXPORT_FILE,
+    load_weights,
+    write_export,
+)
 
 logger = logging.getLogger(__name__)
-
-EXPORT_FILE, WEIGHTS_FILE, CARD_FILE = "export.json", "model.safetensors", "README.md"
-FORMAT = 1
-# Whose checksums are kept: a model card may be edited.
-CHECKED_FILES = (WEIGHTS_FILE, workdir_lib.CONFIG_FILE, workdir_lib.DATA_FILE)
-
-
-class Weights(NamedTuple):
-    """Parameters and what is needed to use them; class_names is None where the run had no labels."""
-
-    config: Config
-    params: dict
-    step: int
-    class_names: list[str] | None
 
 
 def export(config: Config, workdir: Path) -> None:
@@ -57,7 +37,7 @@ def export(config: Config, workdir: Path) -> None:
     Raises:
         UserError: there is no run or no checkpoint, or the folder holds something else or cannot be written.
     """
-    workdir_lib.require_same_model(workdir, config)
+    layout.require_same_model(workdir, config)
     weights = load_weights(workdir)
     named = config.export.folder
     folder = Path(os.path.expanduser(named)) if named else workdir / "export"
@@ -66,7 +46,7 @@ def export(config: Config, workdir: Path) -> None:
     tensors = {name: collect(x) for name, x in flatten_dict(weights.params, sep=".").items()}
     if jax.process_index() != 0:
         return
-    facts = workdir_lib.read_data_facts(workdir)
+    facts = layout.read_data_facts(workdir)
     published = _without_paths(weights.config)
     try:
         write_export(folder, published, facts, tensors, weights.step)
@@ -75,68 +55,6 @@ def export(config: Config, workdir: Path) -> None:
             f"config.export.folder: {folder} cannot be written: {error.strerror}"
         ) from error
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
-
-
-def load_export(folder: str | Path) -> Weights:
-    """The weights of an export, float32 on the host.
-
-    Raises:
-        UserError: it is missing, unfinished, damaged, or its weights are not those of its config.
-    """
-    folder = Path(folder) if isinstance(folder, str) else folder
-    step = _check_files(folder)
-    config = workdir_lib.read_config(folder)
-    tensors = read_tensors(folder / WEIGHTS_FILE)
-    _, shapes = abstract_model(config)
-    require_same_tensors(tensors, flatten_dict(shapes, sep="."), folder / WEIGHTS_FILE)
-    params = unflatten_dict(tensors, sep=".")
-    return Weights(config, params, step, workdir_lib.read_data_facts(folder).get("class_names"))
-
-
-def load_weights(
-    folder: str | Path, *, step: int | None = None, ema: bool = True, mesh: Mesh | None = None
-) -> Weights:
-    """The weights of a work directory, from its latest checkpoint or the one of `step`, or those of an export.
-
-    They are placed on `mesh`, by default that of the config.
-
-    Raises:
-        UserError: there is no run, no such checkpoint, or the files do not fit together.
-    """
-    folder = Path(folder) if isinstance(folder, str) else folder
-    if is_export(folder):
-        weights = load_export(folder)
-        if step not in (None, weights.step) or not ema:
-            raise UserError(
-                f"{folder} is an export, which has the EMA weights of step {weights.step} alone: use its work "
-                "directory"
-            )
-        mesh = make_mesh(weights.config.mesh) if mesh is None else mesh
-        return weights._replace(params=place(weights.params, mesh))
-    config = workdir_lib.read_config(folder)
-    mesh = make_mesh(config.mesh) if mesh is None else mesh
-    abstract = abstract_state(config, make_optimizer(config.optimizer), mesh)
-    with Checkpoints(folder, config.checkpoint) as checkpoints:
-        saved = checkpoints.restore(abstract, step=step)
-    if saved is None:
-        raise UserError(f"{folder} has no checkpoint yet: train first, or lower checkpoint.every")
-    params = saved.state.ema if ema else saved.state.params
-    names = workdir_lib.read_data_facts(folder).get("class_names")
-    return Weights(config, params, int(saved.state.step), names)
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder is an export, whole or not."""
-    return any((folder / name).exists() for name in (EXPORT_FILE, WEIGHTS_FILE))
-
-
-def place(params: dict, mesh: Mesh) -> dict:
-    """Arrays that every process has, each where it lives on a mesh."""
-    return jax.tree.map(
-        lambda x, to: jax.make_array_from_callback(x.shape, to, lambda i: x[i]),
-        params,
-        state_shardings(mesh, params),
-    )
 
 
 def _without_paths(config: Config) -> Config:
@@ -163,66 +81,3 @@ def _require_free(folder: Path) -> None:
         raise UserError(
             f"config.export.folder: {folder} holds {min(others)!r}, which is of no export: choose another folder"
         )
-
-
-def write_export(
-    folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, np.ndarray], step: int
-) -> None:
-    """Write the files of an export; `tensors` have the names of `flat_names`, `facts` are of the data."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / EXPORT_FILE).unlink(missing_ok=True)
-    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
-    write_atomically(folder / workdir_lib.CONFIG_FILE, config_lib.to_json(config))
-    workdir_lib.write_data_facts(folder, facts)
-    num_parameters = sum(x.size for x in tensors.values())
-    card = model_card(config, facts, step=step, num_parameters=num_parameters)
-    write_atomically(folder / CARD_FILE, card)
-    sums = {name: _sha256(folder / name) for name in CHECKED_FILES}
-    summary = {"format": FORMAT, "step": step, "sha256": sums}
-    write_atomically(folder / EXPORT_FILE, json.dumps(summary, indent=1) + "\n")
-
-
-def _check_files(folder: Path) -> int:
-    """The step of an export whose files have the checksums that were noted when it was written."""
-    path = folder / EXPORT_FILE
-    try:
-        summary = json.loads(path.read_text())
-        version, step, sums = (summary[name] for name in ("format", "step", "sha256"))
-        noted = {name: sums[name] for name in CHECKED_FILES}
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} is no whole export ({EXPORT_FILE} is missing): export again"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: export again") from error
-    if version != FORMAT:
-        raise UserError(f"{path} has format {version!r}, this version reads {FORMAT}")
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise UserError(f"{path} is damaged: step is {step!r}")
-    for name, sha256 in noted.items():
-        if _sha256(folder / name) != sha256:
-            raise UserError(
-                f"{folder / name} is not the file that was exported (its sha256 differs): export again"
-            )
-    return step
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def require_same_tensors(found: dict[str, np.ndarray], wanted: dict[str, Any], path: Path) -> None:
-    """Raise UserError naming the first tensor that is not as the config's model has it."""
-    for name in sorted(found.keys() | wanted.keys()):
-        ours, theirs = (
-            f"{x.dtype}{list(x.shape)}" if x is not None else "missing"
-            for x in (wanted.get(name), found.get(name))
-        )
-        if ours != theirs:
-            raise UserError(
-                f"{path} is of another model: {name} is {theirs} there and {ours} in the model of its config"
-            )

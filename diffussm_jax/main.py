@@ -18,12 +18,10 @@ from etils import epath
 from ml_collections import config_flags
 
 from diffussm_jax.config import Config, from_dict
-from diffussm_jax.config_parsing import check_field
-from diffussm_jax.errors import UserError
+from diffussm_jax.config.parsing import check_field
+from diffussm_jax.errors import CheckpointError, Preempted, UserError
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.roll_call import Processes
-from diffussm_jax.preemption import EXIT_CODE, Preempted
-from diffussm_jax.training.background import CheckpointError
 
 
 class Mode(NamedTuple):
@@ -34,10 +32,10 @@ class Mode(NamedTuple):
 
 
 MODES = {
-    "train": Mode("diffussm_jax.training.loop:train", "needed"),
-    "sample": Mode("diffussm_jax.generate:sample", "needed"),
-    "evaluate": Mode("diffussm_jax.evaluation.evaluate:evaluate", "needed"),
-    "refstats": Mode("diffussm_jax.evaluation.refstats:refstats", "optional"),
+    "train": Mode("diffussm_jax.train:train", "needed"),
+    "sample": Mode("diffussm_jax.sample:sample", "needed"),
+    "evaluate": Mode("diffussm_jax.evaluate:evaluate", "needed"),
+    "refstats": Mode("diffussm_jax.refstats:refstats", "optional"),
     "export": Mode("diffussm_jax.export:export", "needed"),
     "replay": Mode("diffussm_jax.replay:replay", "needed"),
     "encode": Mode("diffussm_jax.encode:encode", "unused"),
@@ -78,19 +76,17 @@ def main(argv: list[str]) -> None:
 def _errors_in_one_line() -> Iterator[None]:
     try:
         yield
-    except UserError as error:
-        _exit(2, f"error: {error}")
-    except FloatingPointError as error:
-        _exit(1, f"error: {error}")
+    except (UserError, FloatingPointError) as error:
+        _exit(getattr(error, "exit_code", 1), f"error: {error}")
     except CheckpointError as error:
         _write_line(f"error: {error}")
-        os._exit(1)  # a write that hangs would be waited for
+        os._exit(error.exit_code)  # a write that hangs would be waited for
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         _exit(1, f"error: {error.filename or _WORKDIR.value}: {error.strerror}")
     except Preempted as end:
-        _exit(EXIT_CODE, f"preempted: {end}; the same command goes on")
+        _exit(end.exit_code, f"preempted: {end}; the same command goes on")
 
 
 def _find_processes() -> Processes | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from diffussm_jax.config import Config
-from diffussm_jax.estimate import Plan, SamplerPlan, estimate, estimate_sampler
 from diffussm_jax.files import write_atomically
+from diffussm_jax.planning.estimate import Plan, SamplerPlan, estimate, estimate_sampler
 
 logger = logging.getLogger(__name__)
 

@@ -11,18 +11,17 @@ import optax
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from diffussm_jax import config_parsing
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, parsing
 from diffussm_jax.diffusion.gaussian import make_diffusion, training_loss
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_atomically
 from diffussm_jax.parallel.mesh import LAYERS, make_mesh
-from diffussm_jax.training.checkpoint import Checkpoints
-from diffussm_jax.training.dump import Dump, read_newest
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.origin import find_origin
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
 from diffussm_jax.training.step import Drawn, draw
+from diffussm_jax.workdir.checkpoints import Checkpoints
+from diffussm_jax.workdir.dump import Dump, read_newest
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +111,8 @@ def _example(drawn: Drawn, row: int) -> Drawn:
 
 def _differences(config: Config, dumped: Config) -> Iterator[str]:
     """The fields of the model that are not as they were."""
-    for field in config_parsing.field_names(Config):
-        ours, theirs = (config_parsing.get_field(c, field) for c in (config, dumped))
+    for field in parsing.field_names(Config):
+        ours, theirs = (parsing.get_field(c, field) for c in (config, dumped))
         if field.startswith("model.") and ours != theirs:
             yield f"{field} is {ours!r} here and was {theirs!r}"
 

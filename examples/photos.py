@@ -19,8 +19,8 @@ import sklearn.datasets
 from flax import nnx
 from PIL import Image
 
-from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from diffussm_jax.pretrained import save_autoencoder
+from diffussm_jax.autoencoder.network import AutoencoderKL, AutoencoderKLConfig
+from diffussm_jax.autoencoder.weights import save_autoencoder
 
 CLASSES = {
     "scenes": ("china.jpg", "flower.jpg", "hubble_deep_field.jpg", "moon.png", "rocket.jpg"),

@@ -63,7 +63,7 @@ def merge(values: dict, changes: dict) -> Config:
 @pytest.fixture(scope="session")
 def trained(tiny_config, tmp_path_factory):
     """The work directory of a finished tiny run."""
-    from diffussm_jax.training.loop import train
+    from diffussm_jax.train import train
 
     workdir = tmp_path_factory.mktemp("trained") / "run"
     train(from_dict(tiny_config), workdir)

@@ -5,10 +5,10 @@ import sys
 
 import numpy as np
 
+import diffussm_jax
 from benchmarks import sampling
 from benchmarks.ssm import __main__ as ssm
 from benchmarks.ssm import host
-from diffussm_jax import generate
 from diffussm_jax.config import SampleConfig
 from tests.ops.s4d_reference import error, make_input, make_parameters, recurrence
 
@@ -32,7 +32,7 @@ def test_a_table_a_file_and_a_plot(tmp_path, monkeypatch, capsys):
 
 
 def test_figures_of_samplers(trained):
-    model = generate.load(trained)
+    model = diffussm_jax.load(trained)
     cost = sampling.guidance_cost(model, batch=2, steps=2, repeats=1)
     assert cost["guided_step_ms"] > 0
     assert cost["plain_call_ms"] > 0

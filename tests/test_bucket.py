@@ -15,7 +15,7 @@ gpath.PosixGPath._path_str = property(lambda self: name(self).replace("gs://", "
 
 from diffussm_jax import images, main, workdir
 from diffussm_jax.config import from_dict
-from diffussm_jax.training import ema_snapshots, integrity
+from diffussm_jax.workdir import snapshots, integrity
 from diffussm_jax.training.metrics import JsonlWriter
 
 run, config = main._as_path("gs://bucket/run"), from_dict({})

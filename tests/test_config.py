@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from diffussm_jax.config import Config, from_dict, grid_shape, to_json
-from diffussm_jax.config_parsing import ConfigError, check_field
+from diffussm_jax.config.parsing import ConfigError, check_field
 from diffussm_jax.training.state import abstract_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"

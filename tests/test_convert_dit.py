@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from diffussm_jax.convert_dit import config_of, parameters
+from diffussm_jax.convert.dit import config_of, parameters
 from diffussm_jax.models.dit import position_code
 from diffussm_jax.training.state import abstract_model
 

@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import diffussm_jax
 from diffussm_jax import encode as encode_lib
-from diffussm_jax import generate
-from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.autoencoder.network import AutoencoderKLConfig
+from diffussm_jax.autoencoder.weights import load_autoencoder, save_autoencoder
 from diffussm_jax.data.latents import LatentSource, cache_folder
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.encode import encode
 from diffussm_jax.errors import UserError
-from diffussm_jax.models.autoencoder_kl import AutoencoderKLConfig
-from diffussm_jax.pretrained import load_autoencoder, save_autoencoder
+from diffussm_jax.workdir import layout
 from examples.photos import random_autoencoder
 from tests.conftest import merge
 
@@ -176,21 +176,21 @@ def test_two_processes_write_what_one_writes(tiny_config, weights, tmp_path, mon
 
 
 def test_training_and_sampling_from_latents(tiny_config, config, tmp_path):
-    from diffussm_jax.training.loop import train
+    from diffussm_jax.train import train
 
     encode(config)
     train(config, tmp_path / "run")
-    facts = workdir_lib.read_data_facts(tmp_path / "run")
+    facts = layout.read_data_facts(tmp_path / "run")
     assert facts["class_names"] == [str(digit) for digit in range(10)]
-    model = generate.load(tmp_path / "run")
+    model = diffussm_jax.load(tmp_path / "run")
     images = model.sample(num=3)
     assert (images.shape, images.dtype) == ((3, 8, 8, 3), np.uint8)
     shutil.rmtree(config.data.latents_dir)
     assert np.array_equal(model.sample(num=3), images)  # the cache is for training
     other = facts | {"autoencoder.sha256": "0" * 64}
-    workdir_lib.write_data_facts(tmp_path / "run", other)
+    layout.write_data_facts(tmp_path / "run", other)
     with pytest.raises(UserError, match="not those that the latents .* encoded with"):
-        generate.load(tmp_path / "run")
+        diffussm_jax.load(tmp_path / "run")
 
 
 @pytest.mark.slow

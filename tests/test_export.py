@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffussm_jax import generate
+import diffussm_jax
 from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
-from diffussm_jax.export import CHECKED_FILES, export, load_export, load_weights
-from diffussm_jax.pretrained import read_tensors
+from diffussm_jax.export import export
+from diffussm_jax.files import read_tensors
+from diffussm_jax.workdir.weights import CHECKED_FILES, load_export, load_weights
 from tests.conftest import merge
 
 
@@ -33,7 +34,7 @@ def test_an_export_gives_the_ema_back(exported, trained):
 
 
 def test_an_export_samples_as_its_run_does(exported, trained):
-    ours, theirs = (generate.load(path).sample(num=8, steps=3) for path in (exported, trained))
+    ours, theirs = (diffussm_jax.load(path).sample(num=8, steps=3) for path in (exported, trained))
     np.testing.assert_array_equal(ours, theirs)
 
 
@@ -91,7 +92,7 @@ def test_every_damaged_file_is_named(folder, name, damage):
 def test_an_export_without_its_last_file_is_not_whole(folder):
     (folder / "export.json").unlink()
     with pytest.raises(UserError, match="is no whole export"):
-        generate.load(folder)
+        diffussm_jax.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -123,15 +124,15 @@ def test_weights_of_another_model_are_refused(folder, change, message):
 
 
 def note_checksums(folder):
-    from diffussm_jax.export import _sha256
+    from diffussm_jax.files import sha256_of
 
     summary = json.loads((folder / "export.json").read_text())
-    summary["sha256"] = {name: _sha256(folder / name) for name in CHECKED_FILES}
+    summary["sha256"] = {name: sha256_of(folder / name) for name in CHECKED_FILES}
     (folder / "export.json").write_text(json.dumps(summary))
 
 
 def test_what_an_export_does_not_have_is_said(folder):
     with pytest.raises(UserError, match="has the EMA weights of step 6 alone"):
-        generate.load(folder, step=3)
+        diffussm_jax.load(folder, step=3)
     with pytest.raises(UserError, match="has the EMA weights of step 6 alone"):
-        generate.load(folder, ema=False)
+        diffussm_jax.load(folder, ema=False)

@@ -10,9 +10,9 @@ from flax import nnx
 from configs import dit256
 from diffussm_jax import flops
 from diffussm_jax.config import SIZES, from_dict, grid_shape
-from diffussm_jax.flops import multiply_adds
 from diffussm_jax.models import create_model
 from diffussm_jax.ops.s4d import Choice, s4d
+from diffussm_jax.planning.multiply_adds import multiply_adds
 from tests.conftest import merge
 
 LATENTS = {"space": "latents", "image_size": 256, "channels": 3, "num_classes": 1000}

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffussm_jax import generate
-from diffussm_jax import workdir as workdir_lib
-from diffussm_jax.config_parsing import ConfigError
+import diffussm_jax
+from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.errors import UserError
+from diffussm_jax.sample import sample
+from diffussm_jax.workdir import layout
 from tests.conftest import merge
 
 README = Path(__file__).parents[1] / "README.md"
@@ -20,11 +21,11 @@ README = Path(__file__).parents[1] / "README.md"
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return generate.load(trained)
+    return diffussm_jax.load(trained)
 
 
 def test_sample_writes_a_grid_and_an_npz(trained, tiny_config):
-    generate.sample(merge(tiny_config, {}), trained)
+    sample(merge(tiny_config, {}), trained)
     with np.load(trained / "samples" / "samples.npz") as arrays:
         images, labels = arrays["arr_0"], arrays["arr_1"]
     assert images.shape == (10, 8, 8, 1)
@@ -51,8 +52,8 @@ def test_the_lines_of_the_readme(trained, tmp_path, monkeypatch):
 
 def test_a_float32_run_samples_in_bfloat16(trained, tiny_config, model):
     config = merge(tiny_config, {"model": {"dtype": "bfloat16"}})
-    workdir_lib.require_same_model(trained, config)
-    rough = generate.load(trained, config=config)
+    layout.require_same_model(trained, config)
+    rough = diffussm_jax.load(trained, config=config)
     assert rough.config.model.dtype == "bfloat16"
     images = rough.sample(num=10, sampler="ddpm").astype(int)
     assert np.abs(images - model.sample(num=10, sampler="ddpm")).mean() < 4  # of 255
@@ -69,7 +70,7 @@ def test_seed_class_guidance_and_weights_change_the_images(trained, model):
     assert np.array_equal(base, model.sample(num=8, sampler="ddpm"))
     assert not np.array_equal(base, model.sample(num=8, sampler="ddpm", seed=1))
     assert model.step == 6
-    earlier = generate.load(trained, step=3, ema=False)
+    earlier = diffussm_jax.load(trained, step=3, ema=False)
     assert earlier.step == 3
     same = [
         np.array_equal(a, b)
@@ -93,15 +94,15 @@ def test_wrong_options_are_named(model, options, message):
 
 def test_what_cannot_be_loaded_is_said(trained, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        generate.load(tmp_path / "nothing")
+        diffussm_jax.load(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"no checkpoint of step 4 in .*; it has \[3, 6\]"):
-        generate.load(trained, step=4)
+        diffussm_jax.load(trained, step=4)
     shutil.copy(trained / "config.json", tmp_path)
     with pytest.raises(UserError, match="has no checkpoint yet"):
-        generate.load(tmp_path)
+        diffussm_jax.load(tmp_path)
     (tmp_path / "config.json").write_text('{"model": {"dep')
     with pytest.raises(UserError, match="config.json is damaged"):
-        generate.load(tmp_path)
+        diffussm_jax.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,7 @@ def test_what_cannot_be_loaded_is_said(trained, tmp_path):
 )
 def test_grid_columns_hold_whole_periods_of_classes(num, labels, columns, tmp_path):
     images = np.full((num, 40, 40, 3), 7, np.uint8)
-    generate.save_grid(images, tmp_path / "grid.png", labels=labels, gap=0)
+    diffussm_jax.save_grid(images, tmp_path / "grid.png", labels=labels, gap=0)
     with Image.open(tmp_path / "grid.png") as grid:
         assert grid.size == (columns * 40, -(-num // columns) * 40)
         assert grid.getpixel((0, 0)) == (7, 7, 7)

@@ -10,8 +10,8 @@ from configs import imagenet512
 from diffussm_jax import plan as plan_lib
 from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
-from diffussm_jax.estimate import estimate, estimate_sampler
-from diffussm_jax.parallel import tpu_compiler
+from diffussm_jax.planning import tpu_compiler
+from diffussm_jax.planning.estimate import estimate, estimate_sampler
 from tests.conftest import merge
 
 pytestmark = [

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from diffussm_jax.encode import encode
-from diffussm_jax.preemption import EXIT_CODE, Preempted, PreemptionNotice
+from diffussm_jax.errors import Preempted
+from diffussm_jax.parallel.preemption import PreemptionNotice
 from tests.parallel.test_processes import _wait_for_steps, command, environment, metrics
 from tests.test_encode import config, weights  # noqa: F401 - fixtures
 
@@ -105,7 +106,7 @@ def test_training_saves_its_step_and_goes_on(tmp_path, data_dir, num):
         output = job.communicate(timeout=60)[0]
     finally:
         job.kill()
-    assert job.returncode == EXIT_CODE, output
+    assert job.returncode == Preempted.exit_code, output
     step = metrics(tmp_path)[-1]["step"]
     assert f"preempted: step {step} of 1000000 is saved in {tmp_path}; the same command" in output
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [str(step)]

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffussm_jax.errors import UserError
-from diffussm_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from diffussm_jax.pretrained import (
+from diffussm_jax.autoencoder.network import AutoencoderKL, AutoencoderKLConfig
+from diffussm_jax.autoencoder.weights import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     find_autoencoder,
     load_autoencoder,
     save_autoencoder,
 )
+from diffussm_jax.errors import UserError
 from examples.photos import random_autoencoder
 
 CONFIG = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)

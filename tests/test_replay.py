@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import NonFiniteError, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.replay import replay
-from diffussm_jax.training import loop
-from diffussm_jax.training.checkpoint import Checkpoints
-from diffussm_jax.training.dump import read_newest
-from diffussm_jax.training.numerics import NonFiniteError
 from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.record import describe
 from diffussm_jax.training.state import abstract_state
+from diffussm_jax.workdir.checkpoints import Checkpoints
+from diffussm_jax.workdir.dump import read_newest
+from diffussm_jax.workdir.record import describe
 from tests.conftest import merge
 
 
@@ -34,7 +33,7 @@ def stop_with(tiny_config, trained, workdir, damage, **training):
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         checkpoints.save(3, damaged, describe(config, 3))
     with pytest.raises(NonFiniteError, match="--mode=replay looks into it") as error:
-        loop.train(config, workdir)
+        train_lib.train(config, workdir)
     return config, error.value
 
 

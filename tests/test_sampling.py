@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffussm_jax import generate, generator
+import diffussm_jax
 from diffussm_jax.config import SampleConfig, from_dict
 from diffussm_jax.diffusion.samplers import START, image_noise
-from diffussm_jax.errors import UserError
-from diffussm_jax.export import Weights
-from diffussm_jax.images import save_npz, save_pngs
+from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.parallel.mesh import make_mesh, replicated
-from diffussm_jax.preemption import Preempted
-from diffussm_jax.sampling import draw_to, image_keys, image_labels
+from diffussm_jax.sampling import generator
+from diffussm_jax.sampling.images import save_npz, save_pngs
+from diffussm_jax.sampling.inputs import image_keys, image_labels
+from diffussm_jax.sampling.job import draw_to
 from diffussm_jax.training.state import init_params
+from diffussm_jax.workdir.weights import Weights
 from tests.conftest import TINY_MODEL
 
 SHAPE = (4, 4, 3)
@@ -170,7 +171,9 @@ def weights():
 def draw_on(weights, num_devices: int, **options):
     mesh = make_mesh(devices=jax.devices()[:num_devices])
     params = jax.device_put(weights.params, replicated(mesh))
-    model = generate.TrainedModel(weights._replace(params=params), Path("unused"), mesh)
+    model = diffussm_jax.sampling.model.TrainedModel(
+        weights._replace(params=params), Path("unused"), mesh
+    )
     common = {"num": 64, "steps": 4, "labels": "random", "cfg_scale": 1.5} | options
     images, labels = model.draw(SampleConfig(**common))
     assert images.std() > 20

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.throughput import __main__ as throughput
 from benchmarks.throughput import host, subjects
-from diffussm_jax.flops import multiply_adds
+from diffussm_jax.planning.multiply_adds import multiply_adds
 
 
 def tiny(side=4):

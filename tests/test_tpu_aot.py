@@ -13,7 +13,7 @@ from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.block import Block
 from diffussm_jax.ops.pallas_tpu import tiling_for
 from diffussm_jax.ops.s4d import Choice, s4d
-from diffussm_jax.parallel import tpu_compiler
+from diffussm_jax.planning import tpu_compiler
 
 pytestmark = [
     pytest.mark.tpu_aot,

@@ -6,10 +6,10 @@ import typing
 
 import pytest
 
-from diffussm_jax import workdir as workdir_lib
 from diffussm_jax.config import Config, from_dict, to_json
-from diffussm_jax.config_parsing import ConfigError, build, field_names, get_field
+from diffussm_jax.config.parsing import ConfigError, build, field_names, get_field
 from diffussm_jax.errors import UserError
+from diffussm_jax.workdir import layout
 
 FIELDS = field_names(Config)
 # One of each kind; the test below goes through them all.
@@ -20,7 +20,7 @@ IS_REFUSED = ["seed", "optimizer.learning_rate", "data.split", "training.batch_s
 @pytest.fixture
 def run(tmp_path):
     """A work directory with a run that has saved something."""
-    workdir_lib.begin(tmp_path, Config())
+    layout.begin(tmp_path, Config())
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     return tmp_path
 
@@ -60,29 +60,29 @@ def candidates(value, hint):
 def test_every_field_goes_on_or_is_refused_by_name(run, field):
     config = changed(field)
     assert get_field(config, field) != get_field(Config(), field)
-    if workdir_lib.may_differ(field):
-        workdir_lib.begin(run, config)
+    if layout.may_differ(field):
+        layout.begin(run, config)
         assert (run / "config.json").read_text() == to_json(config)
     else:
         with pytest.raises(UserError, match=f"holds a run with {field} = ") as error:
-            workdir_lib.begin(run, config)
+            layout.begin(run, config)
         assert "\n" not in str(error.value)
-        assert workdir_lib.read_config(run) == Config()
+        assert layout.read_config(run) == Config()
 
 
 def test_the_table_is_as_the_issue_says():
-    assert all(map(workdir_lib.may_differ, GOES_ON))
-    assert not any(map(workdir_lib.may_differ, IS_REFUSED))
+    assert all(map(layout.may_differ, GOES_ON))
+    assert not any(map(layout.may_differ, IS_REFUSED))
     sections = {field.name for field in dataclasses.fields(Config)}
-    assert workdir_lib.MAY_DIFFER <= {*FIELDS, *sections}
+    assert layout.MAY_DIFFER <= {*FIELDS, *sections}
 
 
 def test_a_run_that_saved_nothing_begins_anew(tmp_path):
-    workdir_lib.begin(tmp_path, Config())
+    layout.begin(tmp_path, Config())
     (tmp_path / "checkpoints").mkdir()
     config = changed("optimizer.learning_rate")
-    workdir_lib.begin(tmp_path, config)
-    assert workdir_lib.read_config(tmp_path) == config
+    layout.begin(tmp_path, config)
+    assert layout.read_config(tmp_path) == config
 
 
 def test_a_folder_of_images_may_lie_elsewhere(run):
@@ -91,13 +91,13 @@ def test_a_folder_of_images_may_lie_elsewhere(run):
         for path in ("/a/photos", "/b/photos", "/b/scans")
     )
     (run / "config.json").write_text(to_json(here))
-    workdir_lib.begin(run, there)
+    layout.begin(run, there)
     with pytest.raises(UserError, match="data.name = 'folder:/b/photos'"):
-        workdir_lib.begin(run, other)
+        layout.begin(run, other)
 
 
 def test_a_field_that_is_new_since_the_run_began_has_its_default(run):
     saved = json.loads(to_json(Config()))
     del saved["training"]["ema_decay"]
     (run / "config.json").write_text(json.dumps(saved))
-    workdir_lib.begin(run, Config())
+    layout.begin(run, Config())

@@ -23,12 +23,12 @@ import jax
 import numpy as np
 
 from benchmarks.chaos.run import ENVIRONMENT, Run, in_fork
-from diffussm_jax import workdir as workdir_lib
+from diffussm_jax.errors import Preempted
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.preemption import EXIT_CODE
-from diffussm_jax.training.checkpoint import Checkpoints
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_state
+from diffussm_jax.workdir import layout
+from diffussm_jax.workdir.checkpoints import Checkpoints
 
 TIMED = {"images_per_second", "input_wait"}  # of a metrics line, what may differ
 STEPS_PER_LIFE = 20
@@ -88,8 +88,8 @@ def terms(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
         say(
             f"SIGTERM {number}: went on from step {start}, saved step {run.step()}, exit code {code}"
         )
-        if code != EXIT_CODE:
-            raise SystemExit(f"error: exit code {code}, not {EXIT_CODE}")
+        if code != Preempted.exit_code:
+            raise SystemExit(f"error: exit code {code}, not {Preempted.exit_code}")
     run.start()
     run.finish()
     in_fork(compare, run, reference)
@@ -109,7 +109,7 @@ def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -
         say(
             f"job {number}: went on from step {start}, {how.name} to process {victim} after step {run.step()}, exit code {code}"
         )
-        if code != (EXIT_CODE if how == signal.SIGTERM else 128 + how):
+        if code != (Preempted.exit_code if how == signal.SIGTERM else 128 + how):
             raise SystemExit(f"error: exit code {code}:\n{run.log.read_text()[-3000:]}")
     run.start()
     run.finish()
@@ -158,7 +158,7 @@ def compare(run: Run, reference: Run) -> None:
 
 
 def state(folder: Path):
-    config = workdir_lib.read_config(folder)
+    config = layout.read_config(folder)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     with Checkpoints(folder, config.checkpoint) as checkpoints:
         return checkpoints.restore(

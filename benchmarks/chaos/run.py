@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-import diffussm_jax.training.loop  # noqa: F401 - before the fork, for all
+import diffussm_jax.train  # noqa: F401 - before the fork, for all
 from diffussm_jax import main as command_line
 
 FIELDS = {

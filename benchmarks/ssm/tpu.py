@@ -14,8 +14,8 @@ from diffussm_jax.models.block import Block
 from diffussm_jax.ops.pallas_tpu import parameters, tiling_for
 from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES
 from diffussm_jax.ops.s4d import DIRECTIONS, Choice, Operator, s4d
-from diffussm_jax.parallel import tpu_compiler
-from diffussm_jax.parallel.kernel_cycles import kernel_cycles
+from diffussm_jax.planning import tpu_compiler
+from diffussm_jax.planning.kernel_cycles import kernel_cycles
 
 WIDTH = 1152
 SHAPES = ((32, 1024), (8, 1024), (8, 4096))  # b l; the first is that of the block

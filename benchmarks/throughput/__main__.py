@@ -26,7 +26,7 @@ from benchmarks.throughput.subjects import (
     of_side,
     on_host,
 )
-from diffussm_jax.flops import multiply_adds
+from diffussm_jax.planning.multiply_adds import multiply_adds
 
 COUNTED_SIDES = (16, 32, 64, 128, 192, 256)
 

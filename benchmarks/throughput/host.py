@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from diffussm_jax import programs
 from diffussm_jax.config import Config, grid_shape
-from diffussm_jax.estimate import FLOPS_PER_MULTIPLY_ADD, total_bytes
-from diffussm_jax.flops import multiply_adds
-from diffussm_jax.parallel.chips import CHIPS, GIB
 from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.planning import programs
+from diffussm_jax.planning.chips import CHIPS, GIB
+from diffussm_jax.planning.estimate import FLOPS_PER_MULTIPLY_ADD, total_bytes
+from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, init_params, init_state
 

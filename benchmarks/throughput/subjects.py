@@ -4,7 +4,7 @@ import dataclasses
 
 from configs import dit256, imagenet256
 from diffussm_jax.config import Config, from_dict
-from diffussm_jax.flops import multiply_adds
+from diffussm_jax.planning.multiply_adds import multiply_adds
 
 DIFFUSSM, SAME_TOKENS, SAME_FLOPS, PATCHES = (
     "DiffuSSM",

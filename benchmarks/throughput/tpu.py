@@ -14,12 +14,12 @@ from flax import nnx
 from benchmarks.ssm.tpu import WIDTH, Estimator, block, gradient, operator
 from benchmarks.throughput.subjects import DIFFUSSM, SAME_TOKENS, extra_large
 from diffussm_jax.config import DIT_SIZES, ModelConfig
-from diffussm_jax.estimate import needed_gib
 from diffussm_jax.files import write_atomically
 from diffussm_jax.models.dit import TransformerBlock
 from diffussm_jax.ops.s4d import Operator
-from diffussm_jax.parallel.chips import GIB
 from diffussm_jax.plan import make_plan
+from diffussm_jax.planning.chips import GIB
+from diffussm_jax.planning.estimate import needed_gib
 
 TOKENS_OF_A_CHIP = 32768
 

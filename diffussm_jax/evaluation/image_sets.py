@@ -20,8 +20,8 @@ from diffussm_jax.data.pipeline import MAX_WORKERS, read_good
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import sha256_of
-from diffussm_jax.images import ImageArray
-from diffussm_jax.sampling import Samples
+from diffussm_jax.sampling.images import ImageArray
+from diffussm_jax.sampling.job import Samples
 
 Rows = Int[np.ndarray, " b"]
 

@@ -30,7 +30,7 @@ NUM_CLASSES = 1008
 SPATIAL_CHANNELS = 7  # of `mixed_6/conv`, which sFID looks at
 # Of the published file, which is named after it.
 PUBLISHED_SHA256 = "6726825d"
-CONVERT = "python -m diffussm_jax.evaluation.convert_inception pt_inception-2015-12-05-6726825d.pth TARGET"
+CONVERT = "python -m diffussm_jax.convert.inception pt_inception-2015-12-05-6726825d.pth TARGET"
 
 
 def load_weights(path: str | Path) -> tuple[Weights, dict[str, str]]:

@@ -22,7 +22,7 @@ from diffussm_jax.evaluation.image_sets import ImageSet, NpzImages, Rows, batche
 from diffussm_jax.evaluation.metrics import Moments
 from diffussm_jax.evaluation.statistics import Statistics, measure
 from diffussm_jax.files import sha256_of, whole
-from diffussm_jax.images import save_npz
+from diffussm_jax.sampling.images import save_npz
 
 _BATCH = 256  # images in memory at a time
 MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}

@@ -13,8 +13,8 @@ from diffussm_jax.evaluation.image_sets import ArrayImages, ImageSet
 from diffussm_jax.evaluation.presets import sample_options
 from diffussm_jax.evaluation.reference import Reference, reference_path
 from diffussm_jax.evaluation.statistics import measure, scores
-from diffussm_jax.generator import Generator
 from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.sampling.generator import Generator
 
 Scorer = Callable[[dict], dict[str, float]]
 

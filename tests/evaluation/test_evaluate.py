@@ -10,11 +10,11 @@ from PIL import Image
 
 from diffussm_jax.config import EvaluateConfig
 from diffussm_jax.errors import UserError
+from diffussm_jax.evaluate import evaluate
 from diffussm_jax.evaluation import classifier
-from diffussm_jax.evaluation.evaluate import evaluate
 from diffussm_jax.evaluation.presets import PRESETS, sample_options
-from diffussm_jax.evaluation.refstats import refstats
-from diffussm_jax.training.loop import train
+from diffussm_jax.refstats import refstats
+from diffussm_jax.train import train
 from tests.conftest import merge
 from tests.evaluation.test_metrics import adm_precision_recall
 

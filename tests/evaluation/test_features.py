@@ -9,7 +9,7 @@ from diffussm_jax.config import SampleConfig
 from diffussm_jax.evaluation.features import Extractor, stream
 from diffussm_jax.evaluation.image_sets import ArrayImages, DrawnImages, NpzImages
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.sampling import Samples, draw_to
+from diffussm_jax.sampling.job import Samples, draw_to
 
 
 def extractor():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from diffussm_jax.convert.inception import from_pytorch
 from diffussm_jax.errors import UserError
-from diffussm_jax.evaluation.convert_inception import from_pytorch
 from diffussm_jax.evaluation.inception import (
     inception,
     load_weights,

@@ -6,7 +6,7 @@ import typing
 import pytest
 
 from diffussm_jax.config import Config, from_dict
-from diffussm_jax.config_parsing import field_names
+from diffussm_jax.config.parsing import field_names
 from tests.fuzz.one_line import error_of
 
 INF, NAN = float("inf"), float("nan")

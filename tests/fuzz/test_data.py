@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffussm_jax.autoencoding import Autoencoder
+from diffussm_jax.autoencoder.network import AutoencoderKLConfig
+from diffussm_jax.autoencoder.on_mesh import Autoencoder
+from diffussm_jax.autoencoder.weights import load_autoencoder, save_autoencoder
 from diffussm_jax.config import from_dict
 from diffussm_jax.data import latents
 from diffussm_jax.data.latents import SHARED_FIELDS, LatentSource, record_dtype
 from diffussm_jax.data.pipeline import open_source, train_batches
 from diffussm_jax.encode import write_shard
-from diffussm_jax.models.autoencoder_kl import AutoencoderKLConfig
+from diffussm_jax.files import read_tensors
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.pretrained import load_autoencoder, read_tensors, save_autoencoder
 from examples.photos import random_autoencoder
 from tests.conftest import merge
 from tests.fuzz.one_line import JSON_DAMAGE, error_of, files_of

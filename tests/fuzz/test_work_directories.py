@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffussm_jax import generate
+import diffussm_jax
+from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict
-from diffussm_jax.export import CHECKED_FILES, _sha256, export, load_export
+from diffussm_jax.export import export
+from diffussm_jax.files import sha256_of
 from diffussm_jax.replay import replay
-from diffussm_jax.training import loop
-from diffussm_jax.workdir import read_data_facts
+from diffussm_jax.sample import sample
+from diffussm_jax.workdir.layout import read_data_facts
+from diffussm_jax.workdir.weights import CHECKED_FILES, load_export
 from tests.conftest import merge
 from tests.fuzz.one_line import JSON_DAMAGE, error_of, files_of
 
@@ -46,10 +49,10 @@ def test_the_config_of_a_run(run, tiny_config, replaced, damage):
     before = files_of(run)
     config = from_dict(tiny_config)
     for use in (
-        lambda: generate.load(run),
-        lambda: generate.sample(config, run),
+        lambda: diffussm_jax.load(run),
+        lambda: sample(config, run),
         lambda: export(config, run),
-        lambda: loop.train(config, run),
+        lambda: train_lib.train(config, run),
     ):
         assert "config.json" in error_of(use)
     assert files_of(run) == before
@@ -57,7 +60,7 @@ def test_the_config_of_a_run(run, tiny_config, replaced, damage):
 
 def test_a_config_of_the_defaults_is_another_run(run, tiny_config, replaced):
     replaced(run / "config.json", b"{}")
-    assert "holds a run with" in error_of(lambda: loop.train(from_dict(tiny_config), run))
+    assert "holds a run with" in error_of(lambda: train_lib.train(from_dict(tiny_config), run))
 
 
 # JSON objects are facts, whatever they are of.
@@ -178,7 +181,7 @@ def test_arrays_of_an_export(exported, replaced, kind):
 
 def note_checksums(folder, replaced):
     summary = json.loads((folder / "export.json").read_text())
-    summary["sha256"] = {name: _sha256(folder / name) for name in CHECKED_FILES}
+    summary["sha256"] = {name: sha256_of(folder / name) for name in CHECKED_FILES}
     replaced(folder / "export.json", json.dumps(summary).encode())
 
 
@@ -186,7 +189,7 @@ def note_checksums(folder, replaced):
 def test_the_config_of_an_export(exported, replaced, config):
     replaced(exported / "config.json", config)
     note_checksums(exported, replaced)
-    assert "config.json" in error_of(lambda: generate.load(exported))
+    assert "config.json" in error_of(lambda: diffussm_jax.load(exported))
 
 
 @pytest.mark.parametrize(
@@ -234,12 +237,12 @@ def test_paths_that_are_no_run(tiny_config, tmp_path, what):
         path = tmp_path / "a\0b"
     config = from_dict(tiny_config)
     before = files_of(tmp_path)
-    for use in (generate.sample, export, replay):
+    for use in (sample, export, replay):
         error_of(lambda use=use: use(config, path))
     training = {"init_from": str(path)}
     begun = merge(tiny_config, {"training": training})
-    error_of(lambda: loop.train(begun, tmp_path / "new"))
+    error_of(lambda: train_lib.train(begun, tmp_path / "new"))
     assert not list((tmp_path / "new").glob("checkpoints/[0-9]*"))
     if what in ("file", "link", "loop", "nul"):
-        error_of(lambda: loop.train(config, path))
+        error_of(lambda: train_lib.train(config, path))
         assert {k: v for k, v in files_of(tmp_path).items() if "new" not in k} == before

@@ -8,7 +8,7 @@ from flax import nnx
 from configs import dit256
 from diffussm_jax.config import DIT_SIZES, from_dict
 from diffussm_jax.models.dit import position_code
-from diffussm_jax.training.loop import train
+from diffussm_jax.train import train
 from diffussm_jax.training.state import abstract_model
 from tests.conftest import merge
 from tests.models.test_diffussm import assert_gradients_reach_all, inputs, randomized, tiny

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from diffussm_jax.errors import UserError
-from diffussm_jax.generate import load
 from diffussm_jax.parallel.distributed import find_processes
+from diffussm_jax.sampling.model import load
 from launch.local import _free_ports
 
 TINY = {

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffussm_jax.pretrained import WEIGHTS_FILE, load_autoencoder
+from diffussm_jax.autoencoder.weights import WEIGHTS_FILE, load_autoencoder
 
 pytestmark = pytest.mark.parity
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffussm_jax.convert_dit import convert
-from diffussm_jax.export import load_export
+from diffussm_jax.convert.dit import convert
 from diffussm_jax.training.state import abstract_model
+from diffussm_jax.workdir.weights import load_export
 
 pytestmark = pytest.mark.parity
 

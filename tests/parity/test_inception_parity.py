@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from diffussm_jax.config import from_dict
-from diffussm_jax.evaluation.convert_inception import convert
-from diffussm_jax.evaluation.evaluate import evaluate
+from diffussm_jax.convert.inception import convert
+from diffussm_jax.evaluate import evaluate
 from diffussm_jax.evaluation.inception import inception, load_weights, weight_shapes
 
 # Theirs: what PyTorch has deprecated, and torchvision without its compiled part.

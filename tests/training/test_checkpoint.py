@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from etils import epath
 
+from diffussm_jax import train as train_lib
 from diffussm_jax.config import MeshConfig, from_dict
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.preemption import Preempted, PreemptionNotice
-from diffussm_jax.training import integrity, loop
-from diffussm_jax.training.checkpoint import Checkpoints
+from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.record import describe
 from diffussm_jax.training.state import abstract_state
+from diffussm_jax.workdir import integrity
+from diffussm_jax.workdir.checkpoints import Checkpoints
+from diffussm_jax.workdir.record import describe
 from tests.conftest import merge
 
 
@@ -105,7 +106,7 @@ def test_training_goes_on_from_the_one_before_and_comes_to_the_same_end(
     truncate(folder / "6" / "state" / "_METADATA")
     (folder / "9.orbax-checkpoint-tmp").mkdir()
     with caplog.at_level(logging.INFO):
-        loop.train(config, tmp_path / "run")
+        train_lib.train(config, tmp_path / "run")
     assert "resuming from step 3" in caplog.text
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
     assert_equal(restored(config, tmp_path / "run").state, restored(config, trained).state)
@@ -117,7 +118,7 @@ def test_where_none_is_whole_nothing_is_made_anew(trained, tiny_config, tmp_path
     for step in ("3", "6"):
         (folder / step / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"no checkpoint in .* is whole"):
-        loop.train(from_dict(tiny_config), tmp_path / "run")
+        train_lib.train(from_dict(tiny_config), tmp_path / "run")
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
 
 
@@ -130,7 +131,7 @@ def test_a_first_save_that_was_killed_is_made_again(trained, tiny_config, tmp_pa
     (folder / "3.saving").touch()
     config = from_dict(tiny_config)
     assert restored(config, tmp_path / "run") is None
-    loop.train(config, tmp_path / "run")
+    train_lib.train(config, tmp_path / "run")
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
     assert_equal(restored(config, tmp_path / "run").state, restored(config, trained).state)
 
@@ -147,7 +148,7 @@ def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
     ]
     optimizer, first = make_optimizer(config.optimizer), abstract(config, meshes[0])
     state = jax.jit(
-        lambda: loop.init_state(config, optimizer),
+        lambda: train_lib.init_state(config, optimizer),
         out_shardings=jax.tree.map(lambda a: a.sharding, first),
     )()
     original = jax.device_get(state)
@@ -194,13 +195,13 @@ def test_a_report_begun_before_the_save_is_what_it_would_have_been(
     """Told to stop at step 3, where a report is of 4 steps."""
     few = {"training": {"log_every": 4}, "checkpoint": {"every": 100}}
     config = merge(tiny_config, few)
-    loop.train(config, tmp_path / "straight")
+    train_lib.train(config, tmp_path / "straight")
     with monkeypatch.context() as patch:
         turns = itertools.count(1)
         patch.setattr(PreemptionNotice, "reached", lambda self: next(turns) == 3)
         with pytest.raises(Preempted, match="step 3 of 6 is saved"):
-            loop.train(config, tmp_path / "stopped")
-    loop.train(config, tmp_path / "stopped")
+            train_lib.train(config, tmp_path / "stopped")
+    train_lib.train(config, tmp_path / "stopped")
     straight, stopped = (
         [
             {k: v for k, v in json.loads(line).items() if k not in TIMED}

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict
-from diffussm_jax.training import integrity, loop
-from diffussm_jax.training.background import CheckpointError
-from diffussm_jax.training.checkpoint import Checkpoints
+from diffussm_jax.errors import CheckpointError
+from diffussm_jax.workdir import integrity
+from diffussm_jax.workdir.checkpoints import Checkpoints
 from tests.conftest import merge
 from tests.training.test_checkpoint import assert_equal, restored
 
@@ -39,7 +40,7 @@ def test_a_failed_save_ends_the_run_soon(
     config = merge(tiny_config, changes)
     monkeypatch.setattr(integrity, "write_manifest", failing(seconds))
     with pytest.raises(CheckpointError, match=message):
-        loop.train(config, tmp_path)
+        train_lib.train(config, tmp_path)
 
 
 @pytest.fixture
@@ -91,9 +92,9 @@ def test_a_disk_that_takes_no_more_is_named_and_the_last_checkpoint_is_good(
         patch.setattr(Checkpoints, "save", spoilt)
         text = f"step 6 could not be written: .*{message}.*; the last whole one is of step 3"
         with pytest.raises(CheckpointError, match=text):
-            loop.train(config, workdir)
+            train_lib.train(config, workdir)
     gc.collect()
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     (small_disk / "filler").unlink(missing_ok=True)
-    loop.train(config, workdir)
+    train_lib.train(config, workdir)
     assert_equal(restored(config, workdir).state, restored(config, trained).state)

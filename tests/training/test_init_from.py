@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffussm_jax import train as train_lib
 from diffussm_jax.errors import UserError
-from diffussm_jax.export import export, load_weights
+from diffussm_jax.export import export
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.training import loop
-from diffussm_jax.training.checkpoint import Checkpoints
-from diffussm_jax.training.init_from import init_from
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_state
+from diffussm_jax.workdir.checkpoints import Checkpoints
+from diffussm_jax.workdir.init_from import init_from
+from diffussm_jax.workdir.weights import load_weights
 from tests.conftest import merge
 
 DIGITS = [str(i) for i in range(10)]
@@ -119,15 +120,15 @@ def test_a_finetuned_run_begins_there_and_resumes_as_any_other(tiny_config, trai
     training = {"init_from": str(trained), "num_steps": 4}
     changes = {"training": training, "checkpoint": {"every": 2}}
     config = merge(tiny_config, changes)
-    loop.train(config, tmp_path / "whole")
+    train_lib.train(config, tmp_path / "whole")
     half = merge(tiny_config, changes | {"training": training | {"num_steps": 2}})
-    loop.train(half, tmp_path / "parts")
-    loop.train(config, tmp_path / "parts")
+    train_lib.train(half, tmp_path / "parts")
+    train_lib.train(config, tmp_path / "parts")
     whole, parts = (read_state(config, tmp_path / x) for x in ("whole", "parts"))
     assert_equal(whole, parts)
     other = merge(tiny_config, changes | {"training": training | {"init_from": "x"}})
     with pytest.raises(UserError, match="training.init_from = "):
-        loop.train(other, tmp_path / "parts")
+        train_lib.train(other, tmp_path / "parts")
 
 
 def read_state(config, workdir):
@@ -140,7 +141,7 @@ def test_a_wrong_beginning_can_be_mended(tiny_config, trained, tmp_path):
     """The refused attempt leaves nothing that a later one takes for its own."""
     values = {"training": {"init_from": str(trained)}, "model": {"depth": 3}}
     with pytest.raises(UserError, match="config.training.init_from"):
-        loop.train(merge(tiny_config, values), tmp_path / "run")
+        train_lib.train(merge(tiny_config, values), tmp_path / "run")
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
     short = {"training": {"num_steps": 1, "sample_every": None}}
-    loop.train(merge(tiny_config, short), tmp_path / "run")
+    train_lib.train(merge(tiny_config, short), tmp_path / "run")

@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict
 from diffussm_jax.data.pipeline import example_indices, open_source, train_batches
 from diffussm_jax.diffusion.gaussian import make_diffusion
-from diffussm_jax.training import loop
-from diffussm_jax.training.numerics import NonFiniteError, NumericsMonitor
+from diffussm_jax.errors import NonFiniteError
+from diffussm_jax.training.monitor import NumericsMonitor
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, init_state
 from diffussm_jax.training.step import make_train_step
@@ -170,6 +171,6 @@ def test_a_run_that_diverges_stops_before_it_is_saved(tiny_config, tmp_path):
         tiny_config, {"optimizer": {"learning_rate": 1e18}, "training": {"on_nonfinite": "stop"}}
     )
     with pytest.raises(NonFiniteError, match=r"step \d: .* is (nan|inf)") as error:
-        loop.train(config, tmp_path)
+        train_lib.train(config, tmp_path)
     saved = [int(p.name) for p in tmp_path.glob("checkpoints/[0-9]*")]
     assert all(step < error.value.step for step in saved)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from diffussm_jax import generate
+import diffussm_jax
 from diffussm_jax.errors import UserError
-from diffussm_jax.pretrained import read_tensors
+from diffussm_jax.files import read_tensors
 from diffussm_jax.training import power_ema
-from diffussm_jax.training.ema_snapshots import find_snapshots, reconstruct, save_snapshots
+from diffussm_jax.workdir.snapshots import find_snapshots, reconstruct, save_snapshots
 
 NUM_STEPS = 2000
 
@@ -84,7 +84,7 @@ def test_a_run_keeps_snapshots_to_sample_from(trained):
     found = [(x.step, x.width) for x in find_snapshots(trained)]
     assert found == [(3, 0.05), (3, 0.1), (6, 0.05), (6, 0.1)]
     stored = read_tensors(find_snapshots(trained)[-1].path)
-    model = generate.load(trained, ema_length=0.1)
+    model = diffussm_jax.load(trained, ema_length=0.1)
     for name, leaf in flatten_dict(model.params, sep=".").items():
         np.testing.assert_allclose(leaf, stored[name], atol=1e-6)
     assert len(model.sample(num=2)) == 2

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffussm_jax import workdir as workdir_lib
+from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.training import loop
-from diffussm_jax.training.checkpoint import Checkpoints
-from diffussm_jax.training.metrics import JsonlWriter
+from diffussm_jax.training.log import JsonlWriter
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state, init_state
 from diffussm_jax.training.step import clean_example, make_train_step
+from diffussm_jax.workdir import layout
+from diffussm_jax.workdir.checkpoints import Checkpoints
 from tests.conftest import merge
 
 
@@ -38,7 +38,7 @@ def assert_equal(a, b):
 
 
 def test_a_run_leaves_its_files(trained, tiny_config):
-    assert workdir_lib.read_config(trained) == from_dict(tiny_config)
+    assert layout.read_config(trained) == from_dict(tiny_config)
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["3", "6"]
     assert [p.name for p in trained.glob("samples/step_*")] == ["step_0000006.png"]
     assert list(trained.glob("events.out.tfevents.*"))
@@ -51,7 +51,7 @@ def test_a_run_leaves_its_files(trained, tiny_config):
 def test_a_finished_run_says_so_and_does_nothing(trained, tiny_config, caplog):
     before = sorted(p.stat().st_mtime_ns for p in (trained / "checkpoints").rglob("*"))
     with caplog.at_level("INFO", "diffussm_jax"):
-        loop.train(from_dict(tiny_config), trained)
+        train_lib.train(from_dict(tiny_config), trained)
     assert "is done: step 6 of 6" in caplog.text
     assert before == sorted(p.stat().st_mtime_ns for p in (trained / "checkpoints").rglob("*"))
 
@@ -62,7 +62,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(trained, tiny_config, tmp_pa
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "lo')  # torn by the kill
-    loop.train(config, tmp_path / "run")
+    train_lib.train(config, tmp_path / "run")
     assert_equal(read_state(config, tmp_path / "run"), read_state(config, trained))
     steps = [e["step"] for e in read_metrics(tmp_path / "run") if "loss" in e]
     assert steps == sorted(set(steps)), "a step was logged twice"
@@ -73,8 +73,8 @@ def test_8_devices_equal_1(trained, tiny_config, tmp_path, monkeypatch):
     """The fixture ran on eight devices; the same run on one ends in the same place up to the order of sums."""
     config = from_dict(tiny_config)
     one = make_mesh(devices=jax.devices()[:1])
-    monkeypatch.setattr(loop, "make_mesh", lambda config: one)
-    loop.train(config, tmp_path / "run")
+    monkeypatch.setattr(train_lib, "make_mesh", lambda config: one)
+    train_lib.train(config, tmp_path / "run")
     eight, alone = read_state(config, trained), read_state(config, tmp_path / "run")
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), alone.ema, eight.ema
@@ -151,8 +151,8 @@ def test_latents_are_drawn_from_their_moments_and_scaled(tiny_config):
 )
 def test_a_work_directory_of_another_model_is_refused(trained, tiny_config, changes, message):
     with pytest.raises(UserError, match=message):
-        loop.train(merge(tiny_config, changes), trained)
-    assert workdir_lib.read_config(trained) == from_dict(tiny_config)
+        train_lib.train(merge(tiny_config, changes), trained)
+    assert layout.read_config(trained) == from_dict(tiny_config)
 
 
 def test_a_checkpoint_of_another_model_names_the_parameter(trained, tiny_config, tmp_path):
@@ -162,22 +162,22 @@ def test_a_checkpoint_of_another_model_names_the_parameter(trained, tiny_config,
     with pytest.raises(
         UserError, match=r"checkpoints/6 is of another model: blocks/.* is \(2, .*config"
     ):
-        loop.train(config, tmp_path / "run")
+        train_lib.train(config, tmp_path / "run")
 
 
 def test_how_a_model_is_computed_may_change(trained, tiny_config, caplog):
     config = merge(tiny_config, {"model": {"remat": "full", "scan_unroll": 2}})
     with caplog.at_level("INFO", "diffussm_jax"):
-        loop.train(config, trained)
+        train_lib.train(config, trained)
     assert "is done" in caplog.text
-    loop.train(from_dict(tiny_config), trained)
+    train_lib.train(from_dict(tiny_config), trained)
 
 
 def test_devices_must_divide_the_batch(tiny_config, tmp_path):
     with pytest.raises(
         UserError, match="training.batch_size must be a multiple of the 8 devices of .*, got 12"
     ):
-        loop.train(merge(tiny_config, {"training": {"batch_size": 12}}), tmp_path)
+        train_lib.train(merge(tiny_config, {"training": {"batch_size": 12}}), tmp_path)
 
 
 def test_metrics_after_the_restored_step_are_dropped(tmp_path):

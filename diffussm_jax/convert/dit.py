@@ -1,0 +1,153 @@
+"""The released DiT weights to an export: python -m diffussm_jax.convert.dit DiT-XL-2-256x256.pt runs/dit-xl-2
+
+Once, where PyTorch is installed (`pip install -e '.[parity]'`). `--mode=sample` and `diffussm_jax.load` read the result as any export.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from diffussm_jax.config import DIT_SIZES, Config, from_dict
+from diffussm_jax.convert.torch_file import read_torch
+from diffussm_jax.errors import UserError
+from diffussm_jax.models.dit import position_code
+from diffussm_jax.training.state import abstract_model
+from diffussm_jax.workdir.weights import require_same_tensors, write_export
+
+# Our name of a layer and that of the released code.
+LAYERS = {
+    "embed": "x_embedder.proj",
+    "timestep.hidden": "t_embedder.mlp.0",
+    "timestep.out": "t_embedder.mlp.2",
+    "modulation.linear": "final_layer.adaLN_modulation.1",
+    "head": "final_layer.linear",
+}
+BLOCK_LAYERS = {
+    "modulation.linear": "adaLN_modulation.1",
+    "qkv": "attn.qkv",
+    "attention_out": "attn.proj",
+    "mlp_in": "mlp.fc1",
+    "mlp_out": "mlp.fc2",
+}
+LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
+FACTOR = 8  # of the autoencoder that DiT was trained with
+RELEASED_STEPS = {256: 7_000_000, 512: 3_000_000}  # DiT, section 5.1, by image size
+
+Tensors = dict[str, np.ndarray]
+
+
+def convert(source: Path, folder: Path) -> Config:
+    """Write the model of a released `.pt` file to `folder`; gives the config that it found in the weights.
+
+    Raises:
+        UserError: `source` cannot be read or holds something else.
+    """
+    found, sha256 = read_torch(source)
+    weights = {name: x.float().numpy() for name, x in found.items()}
+    try:
+        config = config_of(weights)
+        tensors = parameters(weights, depth=config.model.depth)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{source} is no DiT of the released code: {error}") from error
+    _, shapes = abstract_model(config)
+    require_same_tensors(tensors, flatten_dict(shapes, sep="."), source)
+    facts = {"source": f"converted from {source.name}, sha256 {sha256}"}
+    write_export(folder, config, facts, tensors, config.training.num_steps)
+    return config
+
+
+def config_of(weights: Mapping[str, np.ndarray]) -> Config:
+    """What the shapes say: size, patch, classes, resolution.
+
+    Raises:
+        KeyError: a weight is missing.
+        ValueError: the size is none of DiT's, or the position table is another.
+    """
+    width, channels, patch_size, _ = weights["x_embedder.proj.weight"].shape
+    blocks = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))}
+    heads = {size[:2]: size[2] for size in DIT_SIZES.values()}
+    if (len(blocks), width) not in heads:
+        raise ValueError(f"{len(blocks)} layers of width {width} are no size of DiT")
+    num_heads = heads[len(blocks), width]
+    side = math.isqrt(weights[POSITIONS].shape[1])
+    _require_same_positions(weights[POSITIONS], side, width)
+    image_size = side * patch_size * FACTOR
+    model = {
+        "name": "dit",
+        "depth": len(blocks),
+        "width": width,
+        "patch_size": patch_size,
+        "num_heads": num_heads,
+    }
+    data = {
+        "name": "imagenet2012",
+        "space": "latents",
+        "image_size": image_size,
+        "channels": 3,
+        "num_classes": len(weights[LABELS]) - 1,
+    }
+    steps = RELEASED_STEPS.get(image_size, RELEASED_STEPS[256])
+    return from_dict(
+        {
+            "model": model,
+            "data": data,
+            "autoencoder": {"factor": FACTOR, "channels": channels},
+            "training": {"num_steps": steps},
+        }
+    )
+
+
+def parameters(weights: Mapping[str, np.ndarray], *, depth: int) -> Tensors:
+    """Our parameters by their names in an export; those of the blocks stacked.
+
+    Raises:
+        KeyError: a weight is missing.
+    """
+    found = {"label.table": weights[LABELS]}
+    for ours, theirs in LAYERS.items():
+        found[f"{ours}.kernel"] = _kernel(weights[f"{theirs}.weight"])
+        found[f"{ours}.bias"] = weights[f"{theirs}.bias"]
+    for ours, theirs in BLOCK_LAYERS.items():
+        names = [f"blocks.{layer}.{theirs}" for layer in range(depth)]
+        found[f"blocks.{ours}.kernel"] = np.stack(
+            [_kernel(weights[f"{name}.weight"]) for name in names]
+        )
+        found[f"blocks.{ours}.bias"] = np.stack([weights[f"{name}.bias"] for name in names])
+    return found
+
+
+def _kernel(weight: np.ndarray) -> np.ndarray:
+    """[in out] of [out in]; the patch embedding is a convolution, whose window comes before its channels here."""
+    if weight.ndim == 4:
+        weight = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
+    return weight.T
+
+
+def _require_same_positions(table: np.ndarray, side: int, width: int) -> None:
+    code = position_code(side, side, num_features=width)
+    if table.shape[1:] != code.shape or np.abs(table[0] - code).max() > 1e-4:
+        raise ValueError(f"{POSITIONS} is not the sin-cos table of a {side} x {side} grid")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    try:
+        model = convert(arguments.source, arguments.folder).model
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(
+        f"wrote {arguments.folder}: {model.depth} layers of width {model.width}, patches of {model.patch_size}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()

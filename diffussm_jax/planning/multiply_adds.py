@@ -1,0 +1,92 @@
+"""The multiply-adds of every matrix product in a model's own program.
+
+One multiply-add counts once, as in the "Gflops" of the papers; FLOPs are twice that. Element-wise work is not counted.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend import core
+
+from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.models import create_model
+from diffussm_jax.ops.s4d import s4d
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiplyAdds:
+    """Of one image's forward pass, by part."""
+
+    dense: int = 0  # the blocks' dense layers, those of the modulation among them
+    ssm: int = (
+        0  # the state space operator in chunks of a batch of one; other forms take other products
+    )
+    attention: int = 0  # queries by keys, and weights by values
+    embeddings: int = 0  # of patches, step and class, and the head
+
+    @property
+    def total(self) -> int:
+        return sum(dataclasses.astuple(self))
+
+    @property
+    def without_ssm(self) -> int:
+        """What the papers and MFU count: the operator's share depends on its algorithm."""
+        return self.total - self.ssm
+
+
+def multiply_adds(config: Config) -> MultiplyAdds:
+    """Of one image's forward pass, without running it."""
+
+    def forward(x, t, y):
+        operator = functools.partial(s4d, implementation="chunked")
+        model = create_model(config, rngs=nnx.Rngs(0), apply_s4d=operator)
+        return model(x, t, y if config.data.num_classes else None)
+
+    x = jax.ShapeDtypeStruct((1, *grid_shape(config)), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    counts = collections.Counter[str]()
+    parts = {field.name for field in dataclasses.fields(MultiplyAdds)}
+    for scopes, count in _products(jax.make_jaxpr(forward)(x, label, label).jaxpr):
+        counts[next((scope for scope in scopes if scope in parts), "dense")] += count
+    return MultiplyAdds(**counts)
+
+
+def _products(
+    jaxpr: Any, scopes: tuple[str, ...] = (), rounds: int = 1
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The named scopes and the multiply-adds of each matrix product; loops multiply theirs."""
+    for equation in jaxpr.eqns:
+        inside = (*scopes, *str(equation.source_info.name_stack).split("/"))
+        if equation.primitive.name == "dot_general":
+            yield inside, rounds * _product(equation)
+        times = rounds * equation.params.get("length", 1)
+        for inner in _inner(equation.params.values()):
+            yield from _products(inner, inside, times)
+
+
+def _product(equation: Any) -> int:
+    """Elements of the result times the length of the contraction."""
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    result = equation.outvars[0].aval.shape
+    return math.prod(result) * math.prod(left[axis] for axis in contracted)
+
+
+def _inner(values: Any) -> list[Any]:
+    """The programs inside an operation's parameters."""
+    found = []
+    for value in values:
+        if isinstance(value, core.ClosedJaxpr):
+            found.append(value.jaxpr)
+        elif isinstance(value, core.Jaxpr):
+            found.append(value)
+        elif isinstance(value, (tuple, list)):
+            found += _inner(value)
+    return found

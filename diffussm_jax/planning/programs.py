@@ -1,0 +1,93 @@
+"""The train step and the sampler as they would run on given chips, there or not: jitted, with abstract arguments."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.diffusion.gaussian import make_diffusion
+from diffussm_jax.ops.chunked import num_blocks_for
+from diffussm_jax.ops.pallas_tpu import refusal, tiling_for
+from diffussm_jax.ops.s4d import Choice
+from diffussm_jax.parallel.mesh import batch_shardings, replicated, split_over_batch
+from diffussm_jax.sampling.program import images_of_a_call, sampling_program
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
+from diffussm_jax.training.step import make_train_step
+
+
+def train_step(config: Config, mesh: Mesh) -> tuple[Any, TrainState, dict[str, Any]]:
+    """The jitted step that training runs, and its abstract arguments."""
+    optimizer = make_optimizer(config.optimizer)
+    rows = config.training.batch_size // config.training.num_microbatches
+    operator = operator_on(config, mesh, rows)
+    graphdef, _ = abstract_model(config, mesh, implementation=operator)
+    state = abstract_state(config, optimizer, mesh)
+    diffusion = make_diffusion(config.diffusion)
+    step = jax.jit(
+        make_train_step(config, graphdef, diffusion, optimizer),
+        out_shardings=(jax.tree.map(lambda a: a.sharding, state), replicated(mesh)),
+        donate_argnums=0,
+    )
+    return step, state, _batch(config, mesh)
+
+
+def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
+    """The jitted sampler of `config.sample`, decoding and autoguidance excepted, and its abstract arguments."""
+    num = images_of_a_call(config.sample, mesh)
+    operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
+    graphdef, _ = abstract_model(config, mesh, implementation=operator)
+    params = abstract_state(config, make_optimizer(config.optimizer), mesh).ema
+    indices = _array((num,), jnp.int32, split_over_batch(mesh))
+    labels = indices if config.data.num_classes else None
+    seed = _array((), jnp.int32, replicated(mesh))
+    run = sampling_program(config, graphdef, mesh, config.sample)
+    return run, (params, None, seed, indices, labels)
+
+
+def rows_of_a_call(config: Config, mesh: Mesh) -> int:
+    """The model's batch in the sampler: classifier-free guidance doubles it."""
+    sample = config.sample
+    guided = config.data.num_classes and sample.cfg_scale != 1 and not sample.autoguidance
+    return images_of_a_call(config.sample, mesh) * (2 if guided else 1)
+
+
+def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:
+    """b, l and d of one call of the operator on one chip, for a batch of so many rows."""
+    height, width, _ = grid_shape(config)
+    tokens = height * width // config.model.patch_size**2
+    b = rows // (mesh.shape["data"] * mesh.shape["fsdp"])
+    return b, tokens // mesh.shape["sequence"], config.model.width
+
+
+def operator_on(config: Config, mesh: Mesh, rows: int) -> Choice | None:
+    """What `None` takes on those chips, since the default of this machine's backend may be another; None where it is not."""
+    device, name = mesh.devices.flat[0], config.model.ssm_implementation
+    if device.platform != "tpu" or config.model.name != "diffussm":
+        return None
+    b, l, d = local_tokens(config, mesh, rows)
+    r = 2 if config.model.direction == "both" else 1
+    u = jax.ShapeDtypeStruct((b, l, d), config.model.dtype)
+    poles = jax.ShapeDtypeStruct((r, d, config.model.state_size // 2, 2), jnp.float32)
+    tiling = tiling_for(device.device_kind)
+    usable = l >= tiling.chunk_size and refusal(tiling, u, poles) is None
+    if name == "pallas_tpu" or (name is None and usable):
+        return Choice("pallas_tpu", tiling=tiling)
+    return Choice(name or "chunked", num_blocks=num_blocks_for("tpu", u.shape))
+
+
+def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    shape = config.training.batch_size, *grid_shape(config)
+    batch = {"label": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
+    if config.data.space == "pixels":
+        batch["image"] = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    else:
+        batch |= {x: jax.ShapeDtypeStruct(shape, jnp.float16) for x in ("mean", "std")}
+    places = batch_shardings(mesh, batch)
+    return {name: _array(x.shape, x.dtype, places[name]) for name, x in batch.items()}
+
+
+def _array(shape: tuple[int, ...], dtype: Any, place: NamedSharding) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=place)

@@ -1,0 +1,67 @@
+"""The sampler, its guidance and the model as one program on a mesh."""
+
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from diffussm_jax.config import Config, SampleConfig, grid_shape
+from diffussm_jax.diffusion.gaussian import Denoiser, make_diffusion
+from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
+from diffussm_jax.diffusion.samplers import SPACINGS, draw, make_step
+from diffussm_jax.parallel.mesh import split_over_batch
+from diffussm_jax.sampling.inputs import image_keys
+from diffussm_jax.training.state import abstract_model
+
+
+def sampling_program(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    options: SampleConfig,
+    guide: Config | None = None,
+) -> Callable:
+    """The jitted (params, the guide's or None, seed, image indices, labels) -> what the model denoises, [b h w c].
+
+    It is split over the mesh.
+    """
+    shape = grid_shape(config)
+    diffusion = make_diffusion(
+        config.diffusion, num_steps=options.steps, spacing=SPACINGS[options.sampler]
+    )
+    step = make_step(options.sampler, eta=options.eta)
+    guide_graphdef = None if guide is None else abstract_model(guide, mesh)[0]
+
+    def run(params, guide_params, seed, indices, labels):
+        model = nnx.merge(graphdef, params)
+        worse = guide and nnx.merge(guide_graphdef, guide_params)
+        denoiser = _guided(config, options, model, worse)
+        keys = image_keys(seed, indices)
+        return draw(step, diffusion, denoiser, keys, labels, shape=shape)
+
+    return jax.jit(run, out_shardings=split_over_batch(mesh))
+
+
+def _guided(
+    config: Config, options: SampleConfig, model: Denoiser, guide: Denoiser | None
+) -> Denoiser:
+    scale, channels = options.cfg_scale, options.cfg_channels
+    if guide is not None:
+        guided = autoguidance(model, guide, scale, channels=channels)
+    elif config.data.num_classes:
+        null = config.data.num_classes
+        guided = classifier_free(model, scale, null_label=null, cfg_channels=channels)
+    else:
+        return model
+    if options.cfg_interval is None:
+        return guided
+    levels = make_diffusion(config.diffusion).schedule.noise_levels
+    return within(options.cfg_interval, guided, model, levels)
+
+
+def images_of_a_call(options: SampleConfig, mesh: Mesh) -> int:
+    """Images that the devices draw at once: a microbatch each, or a batch rounded up to what they share evenly."""
+    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = options.microbatch or -(-min(options.batch_size, options.num) // num_parts)
+    return rows * num_parts

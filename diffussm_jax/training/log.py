@@ -1,0 +1,188 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard, the log and a progress bar."""
+
+import contextlib
+import datetime
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers
+from tqdm import tqdm
+
+from diffussm_jax.config import Config
+from diffussm_jax.files import write_atomically
+from diffussm_jax.training.monitor import NumericsMonitor
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+SKIP_COUNTS = {"skipped", "skipped_in_a_row"}
+_TYPES = {float: np.float32, int: np.int32}  # of metrics that come out of a checkpoint
+
+
+class JsonlWriter(metric_writers.LoggingWriter):
+    """Appends each call of `write_scalars` as one JSON line; ignores what is not a scalar.
+
+    Lines after `start_step` are dropped first: a resumed run makes those steps again.
+    """
+
+    def __init__(self, path: Path, *, start_step: int):
+        super().__init__()
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        write_atomically(path, "".join(line for line in lines if _step_of(line) <= start_step))
+        self._stack = contextlib.ExitStack()  # of a bucket, open() gives a context
+        self._file = self._stack.enter_context(path.open("a"))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]):
+        values = {name: float(value) for name, value in scalars.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self):
+        self._stack.close()
+
+
+class TrainingLog:
+    """Collects each step's metrics on the device and reports their means every `training.log_every` steps.
+
+    Nothing waits for the device between two reports. Used as a context manager; leaving it closes the files.
+
+    Args:
+        record: of the checkpoint that the run goes on from.
+    """
+
+    def __init__(
+        self, config: Config, workdir: Path, record: Mapping[str, Any], *, num_examples: int
+    ):
+        start_step: int = record["step"]
+        self._config, self._step = config, start_step
+        self._monitor = NumericsMonitor(config, num_examples=num_examples)
+        self._pending: list[dict] = [
+            {name: _TYPES[type(x)](x) for name, x in metrics.items()}
+            for metrics in record["unreported"]
+        ]
+        self._paused, self._waited = _Stopwatch(), _Stopwatch()
+        self._since, self._num_timed = 0.0, 0
+        num_steps = config.training.num_steps
+        self._bar = tqdm(total=num_steps, initial=start_step, disable=not sys.stderr.isatty())
+        writers: list[metric_writers.MetricWriter] = []
+        if jax.process_index() == 0:  # every process has the same numbers
+            path = workdir / METRICS_FILE
+            writers.append(JsonlWriter(path, start_step=start_step))
+            writers.append(metric_writers.SummaryWriter(str(workdir)))
+        self._writer = metric_writers.MultiWriter(writers)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._bar.close()
+        self._writer.flush()
+        self._writer.close()
+
+    def record(self, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of the next step; report when a report is due."""
+        if self._since:
+            self._num_timed += 1
+        else:  # the first step of a process is its compilation
+            jax.block_until_ready(metrics)
+            self._restart()
+        self._step += 1
+        self._pending.append(metrics)
+        self._bar.update()
+        if self._step % self._config.training.log_every == 0:
+            self.report()
+
+    def report(self) -> None:
+        """Write the means over the steps since the last report whose update was made.
+
+        Raises:
+            NonFiniteError: too many updates in a row were skipped.
+        """
+        if not self._pending:
+            return
+        steps = jax.device_get(self._pending)
+        made = self._monitor.check(self._step - len(steps) + 1, steps)
+        means = {
+            name: float(np.mean([x[name] for x in made]))
+            for name in steps[0].keys() - SKIP_COUNTS
+            if made
+        }
+        means["skipped"] = float(steps[-1]["skipped"])
+        elapsed = time.perf_counter() - self._since - self._paused.seconds
+        if self._num_timed:
+            means["input_wait"] = self._waited.seconds / elapsed
+            rate = self._num_timed / elapsed
+            means["images_per_second"] = rate * self._config.training.batch_size
+            self._say(means, (self._config.training.num_steps - self._step) / rate)
+        self._writer.write_scalars(self._step, means)
+        self._pending = []
+        self._restart()
+
+    def unreported(self) -> list[dict[str, float]]:
+        """Metrics of the steps since the last report, for a checkpoint: the next report is then what it would have been."""
+        return [
+            {name: np.asarray(x).item() for name, x in metrics.items()}
+            for metrics in jax.device_get(self._pending)
+        ]
+
+    def write(self, scalars: dict[str, float]) -> None:
+        """Write scalars of another kind, if any, at the step in hand."""
+        if not scalars:
+            return
+        self._writer.write_scalars(self._step, scalars)
+        self._note(", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+
+    def pause(self) -> "_Stopwatch":
+        """A context whose time does not count towards images per second."""
+        return self._paused
+
+    def waiting(self) -> "_Stopwatch":
+        """A context whose time is reported as `input_wait`, the share of a step."""
+        return self._waited
+
+    def _restart(self) -> None:
+        self._paused.seconds = self._waited.seconds = 0.0
+        self._since, self._num_timed = time.perf_counter(), 0
+
+    def _say(self, means: dict[str, float], seconds_left: float) -> None:
+        eta = datetime.timedelta(seconds=round(seconds_left))
+        loss = means.get("loss", float("nan"))  # every step of the report was skipped
+        text = f"loss {loss:.4f}, {means['images_per_second']:.0f} images/s, {eta} left"
+        text += f", {means['input_wait']:.1%} of the time waiting for input"
+        if self._bar.disable:
+            self._note(text)
+        else:
+            self._bar.set_postfix_str(text)
+
+    def _note(self, text: str) -> None:
+        if jax.process_index() == 0:
+            num_steps = self._config.training.num_steps
+            logger.info("step %d of %d: %s", self._step, num_steps, text)
+
+
+class _Stopwatch:
+    """Adds up the seconds spent inside it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self):
+        self._began = time.perf_counter()
+
+    def __exit__(self, *exception):
+        self.seconds += time.perf_counter() - self._began
+
+
+def _step_of(line: str) -> int | float:
+    """The step of a metrics line; a line torn by a kill counts as later than any step."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")

@@ -1,0 +1,79 @@
+"""Steps whose loss or gradient is not finite, and losses far above those before them."""
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+
+from diffussm_jax.config import Config
+from diffussm_jax.data.pipeline import example_indices
+from diffussm_jax.errors import NonFiniteError
+from diffussm_jax.training.step import max_skipped
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 200  # losses that a spike is compared with
+MIN_LOSSES = 50  # before that the loss falls fast and nothing is said
+# The median absolute deviation of a normal distribution over its standard deviation (Rousseeuw & Croux 1993).
+MAD_OF_NORMAL = 0.6745
+MIN_SPREAD = 0.01  # of the median: less is never a spike
+
+
+class NumericsMonitor:
+    """Looks at each step's metrics: names what was skipped, stops the run, and warns of spikes of the loss."""
+
+    def __init__(self, config: Config, *, num_examples: int):
+        self._config, self._num_examples = config, num_examples
+        self._losses: deque[float] = deque(maxlen=WINDOW)
+
+    def check(self, first_step: int, steps: Sequence[dict]) -> list[dict]:
+        """The metrics of those steps, from `first_step` on, whose update was made.
+
+        Raises:
+            NonFiniteError: `training.max_nonfinite` updates in a row were dropped, or one where
+                `training.on_nonfinite` is "stop".
+        """
+        made, spikes = [], []
+        for step, metrics in enumerate(steps, first_step):
+            if metrics["skipped_in_a_row"]:
+                self._report_skipped(step, metrics)
+                continue
+            made.append(metrics)
+            spikes.append((self._deviations(float(metrics["loss"])), step, metrics))
+        if spikes and self._config.training.spike_threshold is not None:
+            deviations, step, metrics = max(spikes, key=lambda spike: spike[0])
+            if deviations > self._config.training.spike_threshold:
+                logger.warning(
+                    "step %d: loss %.4g is a spike, %.0f robust deviations above the median of the steps before; "
+                    "gradient norm %.3g; its batch is %s",
+                    *(step, metrics["loss"], deviations, metrics["grad_norm"]),
+                    self.examples(step),
+                )
+        return made
+
+    def examples(self, step: int) -> str:
+        """The examples of a step's batch, by their indices in the data."""
+        indices = example_indices(self._config, num_examples=self._num_examples, step=step - 1)
+        return f"examples {', '.join(map(str, indices))} of {self._config.data.name}"
+
+    def _report_skipped(self, step: int, metrics: dict) -> None:
+        bad = [f"{name} is {x}" for name, x in metrics.items() if not np.isfinite(x)]
+        text = f"step {step}: {', '.join(bad)}; its batch is {self.examples(step)}"
+        in_a_row, limit = (metrics["skipped_in_a_row"], max_skipped(self._config.training))
+        if in_a_row >= limit:
+            raise NonFiniteError(f"{text}; {in_a_row} in a row", step=step)
+        logger.warning(
+            "%s; its update was skipped, %d in a row, %d in all",
+            *(text, in_a_row, metrics["skipped"]),
+        )
+
+    def _deviations(self, loss: float) -> float:
+        """How far a loss is above the median of those before it, in robust standard deviations; it joins them."""
+        before = np.asarray(self._losses)
+        self._losses.append(loss)
+        if len(before) < MIN_LOSSES:
+            return 0.0
+        median = np.median(before)
+        deviation = np.median(np.abs(before - median)) / MAD_OF_NORMAL
+        return float((loss - median) / max(deviation, MIN_SPREAD * abs(median)))

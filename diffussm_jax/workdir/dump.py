@@ -1,0 +1,112 @@
+"""What a run that stops for its numbers leaves to look into: `faults/step_<n>/` in its work directory.
+
+checkpoints/<n>/   the state before the updates that were dropped
+batch.npz          the batch of step n, and the indices of its examples in the data
+dump.json          the step, the error and the config; written last
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffussm_jax.config import Config, from_dict
+from diffussm_jax.data.pipeline import Batch, example_indices, train_batches
+from diffussm_jax.data.sources import Source
+from diffussm_jax.errors import CheckpointError, NonFiniteError, UserError
+from diffussm_jax.files import write_atomically
+from diffussm_jax.training.state import TrainState
+from diffussm_jax.workdir.checkpoints import Checkpoints
+from diffussm_jax.workdir.record import describe
+
+logger = logging.getLogger(__name__)
+
+FAULTS_FOLDER, BATCH_FILE, DUMP_FILE = "faults", "batch.npz", "dump.json"
+INDICES = "indices"
+
+
+class Dump(NamedTuple):
+    """A step to run again: the batch has the source's arrays; indices are of its examples in the data."""
+
+    folder: Path
+    step: int
+    error: str
+    config: Config
+    batch: Batch
+    indices: np.ndarray
+
+
+@contextlib.contextmanager
+def dump_at_nonfinite(
+    config: Config, workdir: Path, source: Source, state: Callable[[], TrainState]
+) -> Iterator[None]:
+    """Write a dump when the run inside ends with NonFiniteError, which then names the dump. Every process must call it.
+
+    Args:
+        state: gives the state of that moment.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        folder = workdir / FAULTS_FOLDER / f"step_{error.step:07d}"
+        try:
+            _write(folder, config, source, state(), error)
+        except (OSError, CheckpointError) as failure:
+            logger.warning("%s cannot be written: %s", folder, failure)
+            raise error from failure
+        text = f"{error}. --mode=replay looks into it ({folder})"
+        raise NonFiniteError(text, step=error.step) from error
+
+
+def _write(
+    folder: Path, config: Config, source: Source, state: TrainState, error: NonFiniteError
+) -> None:
+    keep_one = dataclasses.replace(config.checkpoint, keep=1)
+    step = int(state.step)
+    with Checkpoints(folder, keep_one) as checkpoints:
+        checkpoints.save(step, state, describe(config, step))
+    if jax.process_index() != 0:
+        return
+    before = error.step - 1
+    batch = next(train_batches(config, source, start_step=before))
+    indices = example_indices(config, num_examples=len(source), step=before)
+    arrays: dict[str, Any] = batch | {INDICES: indices}
+    with (folder / BATCH_FILE).open("wb") as file:  # perhaps in a bucket
+        np.savez(file, **arrays)
+    facts = {"step": error.step, "error": str(error), "config": dataclasses.asdict(config)}
+    write_atomically(folder / DUMP_FILE, json.dumps(facts, indent=1) + "\n")
+
+
+def read_newest(workdir: Path) -> Dump:
+    """The dump of the last fault of a run.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    files = sorted((workdir / FAULTS_FOLDER).glob(f"step_*/{DUMP_FILE}"))
+    if not files:
+        raise UserError(
+            f"--workdir={workdir} has no {FAULTS_FOLDER}/: no run in it was stopped by a loss or gradient that is "
+            "not finite"
+        )
+    folder = files[-1].parent
+    try:
+        facts = json.loads(files[-1].read_text())
+        step, text, values = (facts[name] for name in ("step", "error", "config"))
+        with np.load(folder / BATCH_FILE, allow_pickle=False) as arrays:
+            batch = dict(arrays)
+        indices = batch.pop(INDICES)
+        config, step = from_dict(values), int(step)
+    # Of damaged zip files anything at all is raised.
+    except Exception as error:
+        raise UserError(
+            f"{folder} is damaged ({type(error).__name__} on reading {DUMP_FILE} and {BATCH_FILE}): it cannot be "
+            "replayed"
+        ) from error
+    return Dump(folder, step, str(text), config, batch, indices)

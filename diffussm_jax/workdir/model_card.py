@@ -1,0 +1,103 @@
+"""The README.md of an export, in the form of the Hugging Face hub's model cards."""
+
+from typing import Any
+
+import flax
+import jax
+
+from diffussm_jax.config import Config, grid_shape
+
+MAX_NAMES = 20  # of classes, more are in data.json
+
+_CARD = """\
+---
+library_name: diffussm_jax
+pipeline_tag: {task}
+tags: [diffusion, {model}]
+---
+
+# {title}
+
+{about} These are its EMA weights, in the form of `diffussm_jax`.
+
+| | |
+|---|---|
+| model | {depth} layers, width {width}, {num_parameters:,} parameters |
+| denoises | {grid}, from {image_size} x {image_size} images |
+| data | {data}, split `{split}` |
+| source | {source} |
+| classes | {classes} |
+| trained for | {step:,} steps of {batch_size} images, EMA {ema_decay} |
+| process | {schedule} schedule of {num_steps} steps, predicts {prediction}, variance {variance} |
+| autoencoder | {autoencoder} |
+| written with | jax {jax}, flax {flax} |
+
+```python
+import diffussm_jax
+
+model = diffussm_jax.load("FOLDER")  # of this file
+images = model.sample({example}, steps=50, seed=0)
+diffussm_jax.save_grid(images, "samples.png")
+```
+
+To train on from these weights: `--config.training.init_from=FOLDER`.
+Scores, intended use, limits and licence: not stated; whoever publishes these weights should.
+"""
+
+_TITLES = {"diffussm": "DiffuSSM", "dit": "DiT"}
+_ABOUT = {
+    "diffussm": "An image diffusion model without attention, DiffuSSM ([Yan, Gu and Rush, CVPR 2024](https://arxiv.org/abs/2311.18257)).",
+    "dit": "An image diffusion model of attention over patches, DiT ([Peebles and Xie, ICCV 2023](https://arxiv.org/abs/2212.09748)).",
+}
+
+
+def model_card(config: Config, facts: dict[str, Any], *, step: int, num_parameters: int) -> str:
+    """Markdown that says what the weights are, how they were trained and how to draw samples.
+
+    Args:
+        facts: of the data, as the work directory keeps them.
+        step: updates made.
+    """
+    model, data, diffusion = config.model, config.data, config.diffusion
+    height, width, channels = grid_shape(config)
+    conditional = bool(data.num_classes)
+    return _CARD.format(
+        task="unconditional-image-generation" if not conditional else "other",
+        model=model.name,
+        about=_ABOUT[model.name],
+        title=f"{_TITLES[model.name]} on {data.name.removeprefix('folder:')}",
+        depth=model.depth,
+        width=model.width,
+        num_parameters=num_parameters,
+        grid=f"{height} x {width} x {channels} {data.space}",
+        image_size=data.image_size,
+        data=data.name,
+        split=data.split,
+        source=facts.get("source", "not recorded"),
+        classes=_classes(data.num_classes, facts.get("class_names")),
+        step=step,
+        batch_size=config.training.batch_size,
+        ema_decay=config.training.ema_decay,
+        schedule=diffusion.schedule,
+        num_steps=diffusion.num_steps,
+        prediction=diffusion.prediction,
+        variance=diffusion.variance,
+        autoencoder=_autoencoder(config),
+        jax=jax.__version__,
+        flax=flax.__version__,
+        example="classes=[0]" if conditional else "num=4",
+    )
+
+
+def _classes(num_classes: int, names: list[str] | None) -> str:
+    if not num_classes:
+        return "none"
+    listed = ", ".join(str(name) for name in (names or [])[:MAX_NAMES])
+    more = ", ... (all in data.json)" if names and len(names) > MAX_NAMES else ""
+    return f"{num_classes}: {listed}{more}" if listed else str(num_classes)
+
+
+def _autoencoder(config: Config) -> str:
+    if config.data.space == "pixels":
+        return "none"
+    return f"{config.autoencoder.name}, scale {config.autoencoder.scale}"

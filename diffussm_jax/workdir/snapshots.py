@@ -1,0 +1,73 @@
+"""Snapshots of a run's power-function averages on disk, and averages of other lengths made of them (EDM2, section 3).
+
+ema/step_<step>_<width>.safetensors   float32, by the names of an export
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from diffussm_jax.errors import UserError
+from diffussm_jax.files import read_tensors, whole
+from diffussm_jax.parallel.feed import collect
+from diffussm_jax.training.power_ema import coefficients
+
+FOLDER = "ema"  # of a work directory
+
+
+class Snapshot(NamedTuple):
+    """An average on disk."""
+
+    step: int
+    width: float
+    path: Path
+
+
+def save_snapshots(
+    workdir: Path, averages: Sequence[dict], widths: Sequence[float], *, step: int
+) -> None:
+    """Write each average as safetensors, float32. Every process must call it."""
+    folder = workdir / FOLDER
+    for average, width in zip(averages, widths, strict=True):
+        tensors = {name: collect(x) for name, x in flatten_dict(average, sep=".").items()}
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            with whole(folder / f"step_{step:07d}_{width:g}.safetensors") as file:
+                file.write_bytes(safetensors.numpy.save(tensors))
+
+
+def find_snapshots(workdir: Path) -> list[Snapshot]:
+    found = []
+    for path in sorted((workdir / FOLDER).glob("step_*.safetensors")):
+        if match := re.fullmatch(r"step_(\d+)_([\d.e-]+)", path.stem):
+            found.append(Snapshot(int(match[1]), float(match[2]), path))
+    return found
+
+
+def reconstruct(workdir: Path, width: float, *, step: int) -> dict:
+    """The average of any width at a step, as the nearest sum of the snapshots up to that step; float32 on the host.
+
+    Raises:
+        UserError: the run kept no snapshots, or none at that step.
+    """
+    snapshots = [x for x in find_snapshots(workdir) if x.step <= step]
+    if not any(x.step == step for x in snapshots):
+        steps = sorted({x.step for x in snapshots})
+        raise UserError(
+            f"config.sample.ema_length needs snapshots up to step {step} in {workdir / FOLDER}, which has those of steps {steps}: "
+            "train with training.ema_lengths"
+        )
+    weights = coefficients(
+        [x.step for x in snapshots], [x.width for x in snapshots], step=step, width=width
+    )
+    total: dict[str, np.ndarray] = {}
+    for snapshot, weight in zip(snapshots, weights, strict=True):
+        for name, tensor in read_tensors(snapshot.path).items():
+            total[name] = total.get(name, 0.0) + np.float32(weight) * tensor
+    return unflatten_dict(total, sep=".")
