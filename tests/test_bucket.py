@@ -13,15 +13,16 @@ from etils.epath import gpath
 name = gpath.PosixGPath._path_str.fget
 gpath.PosixGPath._path_str = property(lambda self: name(self).replace("gs://", "ram://"))
 
-from diffussm_jax import images, main, workdir
+from diffussm_jax import main
 from diffussm_jax.config import from_dict
-from diffussm_jax.workdir import snapshots, integrity
-from diffussm_jax.training.metrics import JsonlWriter
+from diffussm_jax.sampling import images
+from diffussm_jax.training.log import JsonlWriter
+from diffussm_jax.workdir import integrity, layout, snapshots
 
 run, config = main._as_path("gs://bucket/run"), from_dict({})
 for _ in range(2):
-    workdir.begin(run, config)
-assert workdir.read_config(run) == config
+    layout.begin(run, config)
+assert layout.read_config(run) == config
 
 path = run / "metrics.jsonl"
 for start, steps in ((0, (1, 2)), (1, (2, 3))):
@@ -41,10 +42,10 @@ integrity.write_manifest(folder)
 assert integrity.find_damage(folder) is None
 (folder / "state" / "a").unlink()
 assert integrity.find_damage(folder) == "state/a is missing"
-assert workdir.has_checkpoint(run)
+assert layout.has_checkpoint(run)
 
-ema_snapshots.save_snapshots(run, [{"a": {"b": jnp.ones(2)}}], [0.1], step=5)
-assert [(x.step, x.width) for x in ema_snapshots.find_snapshots(run)] == [(5, 0.1)]
+snapshots.save_snapshots(run, [{"a": {"b": jnp.ones(2)}}], [0.1], step=5)
+assert [(x.step, x.width) for x in snapshots.find_snapshots(run)] == [(5, 0.1)]
 """
 
 

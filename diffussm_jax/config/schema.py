@@ -171,7 +171,7 @@ class EvaluateConfig:
     name: str | None = None  # of the result's file; None is the preset's, or `default`
     # Or module:function, from uint8 images [b h w c] to {"pool": [b d]} (evaluation/features.py).
     features: str = "inception"  # pixels, classifier
-    weights: str | None = None  # Inception's: what convert_inception wrote
+    weights: str | None = None  # Inception's: what convert.inception wrote
     reference: str | None = None  # npz in ADM's form; None is what refstats left
     reference_images: int = 10_000  # that refstats keeps, for precision and recall
     images: str | None = None  # an npz or a folder to score instead of the model's

@@ -215,7 +215,7 @@ def test_presets_are_those_of_the_config(scored_values):
     [
         ({"reference": "none.npz"}, "make it with --mode=refstats"),
         ({"images": "none"}, "there are no images at none"),
-        ({"features": "inception"}, "config.evaluate.weights.*convert_inception"),
+        ({"features": "inception"}, "config.evaluate.weights.*convert.inception"),
         ({"features": "vgg"}, "config.evaluate.features must be inception, pixels"),
         ({"features": "math:sinus"}, "config.evaluate.features must be"),
     ],

@@ -80,7 +80,7 @@ def test_a_file_keeps_its_checksum(tmp_path):
 
 
 def test_wrong_files_are_named(tmp_path):
-    with pytest.raises(UserError, match="cannot be read.*convert_inception"):
+    with pytest.raises(UserError, match="cannot be read.*convert.inception"):
         load_weights(tmp_path / "none.safetensors")
     path = tmp_path / "other.safetensors"
     safetensors.numpy.save_file({"x": np.zeros(3)}, path)
