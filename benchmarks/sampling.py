@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 import diffussm_jax
 from benchmarks.digits import measure
-from diffussm_jax.config import SampleConfig, grid_shape
+from diffussm_jax.config import SampleConfig
 from diffussm_jax.evaluation.metrics import Moments, RunningMoments, frechet_distance
 from diffussm_jax.parallel.mesh import make_mesh, replicated
 from diffussm_jax.sampling.images import save_grid
@@ -87,7 +87,7 @@ def guidance_cost(model: TrainedModel, *, batch: int, steps: int, repeats: int) 
     params = jax.device_put(model.params, replicated(mesh))
     indices = jnp.arange(batch, dtype=jnp.int32)
     labels = indices % config.data.num_classes
-    x = jax.random.normal(jax.random.key(0), (2 * batch, *grid_shape(config)))
+    x = jax.random.normal(jax.random.key(0), (2 * batch, *config.grid))
     both = jnp.concatenate([labels, jnp.full_like(labels, config.data.num_classes)])
     runs: list[Callable] = [
         lambda: guided(params, None, 0, indices, labels),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import write_atomically
+from diffussm_jax.files import write_text
 from diffussm_jax.plan import make_plan
 
 CONFIGS = (
@@ -76,7 +76,7 @@ def main() -> None:
                 sys.stderr.write(f"{key}\n")
                 plans[key] = _plan(config, topology)
                 STORE.parent.mkdir(exist_ok=True)
-                write_atomically(STORE, json.dumps(plans, indent=1))
+                write_text(STORE, json.dumps(plans, indent=1))
     PAGE.write_text(page(plans))
 
 

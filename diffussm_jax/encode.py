@@ -12,7 +12,6 @@ import grain
 import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from diffussm_jax.autoencoder.on_mesh import Autoencoder
@@ -29,9 +28,11 @@ from diffussm_jax.data.latents import (
 from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.errors import Preempted, UserError
-from diffussm_jax.files import sha256_of, whole, write_atomically
+from diffussm_jax.files import replacing, sha256_of, write_text
+from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
+from diffussm_jax.shapes import ceil_div
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def _encode_split(
     manifest = _manifest(config, split, source, autoencoder)
     _begin(folder, manifest)
     size = config.data.shard_size
-    num_shards = -(-len(source) // size)
+    num_shards = ceil_div(len(source), size)
     faults = Faults(config.data.on_error, num_records=len(source))
     mine = range(jax.process_index(), num_shards, jax.process_count())
     for number in tqdm(mine, desc=f"encoding {split}", disable=not sys.stderr.isatty()):
@@ -76,9 +77,8 @@ def _encode_split(
         indices = range(number * size, min((number + 1) * size, len(source)))
         records = _records(config, source, indices, autoencoder, faults)
         write_shard(path, _until(notice, records, folder))
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"encoded {split}")
-    if jax.process_index() == 0:
+    wait_for_all(f"encoded {split}")
+    if is_first():
         _finish(folder, manifest, len(source))
 
 
@@ -174,7 +174,7 @@ def _pack(
 
 def write_shard(path: Path, records: Iterator[tuple[bytes, bytes]]) -> None:
     """Write a shard and what is known of it; its name appears when both are whole."""
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         num_images = 0
         for sides in records:
@@ -226,4 +226,4 @@ def _summary(path: Path) -> Path:
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_atomically(path, json.dumps(values, indent=1) + "\n")
+    write_text(path, json.dumps(values, indent=1) + "\n")

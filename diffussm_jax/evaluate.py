@@ -16,7 +16,8 @@ from diffussm_jax.evaluation.image_sets import DrawnImages, ImageSet, open_given
 from diffussm_jax.evaluation.presets import sample_options
 from diffussm_jax.evaluation.reference import Reference
 from diffussm_jax.evaluation.score import open_reference, score
-from diffussm_jax.files import write_atomically
+from diffussm_jax.files import write_text
+from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.job import draw_to
 from diffussm_jax.sampling.model import load
@@ -44,10 +45,10 @@ def evaluate(config: Config, workdir: Path) -> None:
         images = open_given(config.evaluate.images, channels=config.data.channels)
     found = score(config, images, extractor, reference, mesh)
     result = {"scores": found} | ingredients(config, images, extractor, reference)
-    if jax.process_index() != 0:
+    if not is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(result, indent=1) + "\n")
+    write_text(path, json.dumps(result, indent=1) + "\n")
     for name, value in found.items():
         logger.info("%-17s %.4f", name, value)
     logger.info("wrote %s", path)

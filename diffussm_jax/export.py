@@ -12,13 +12,13 @@ import logging
 import os
 from pathlib import Path
 
-import jax
 from flax.traverse_util import flatten_dict
 
 from diffussm_jax.config import Config, MeshConfig
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
-from diffussm_jax.parallel.feed import collect
+from diffussm_jax.parallel.distributed import is_first
+from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.weights import (
     CARD_FILE,
@@ -41,10 +41,10 @@ def export(config: Config, workdir: Path) -> None:
     weights = load_weights(workdir)
     named = config.export.folder
     folder = Path(os.path.expanduser(named)) if named else workdir / "export"
-    if jax.process_index() == 0:
+    if is_first():
         _require_free(folder)
-    tensors = {name: collect(x) for name, x in flatten_dict(weights.params, sep=".").items()}
-    if jax.process_index() != 0:
+    tensors = {name: to_host(x) for name, x in flatten_dict(weights.params, sep=".").items()}
+    if not is_first():
         return
     facts = layout.read_data_facts(workdir)
     published = _without_paths(weights.config)

@@ -1,9 +1,11 @@
-"""Files that are there whole or not at all, and their checksums."""
+"""Files on disk: replaced as a unit, checked by sums, and read so that damage ends in one line."""
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
@@ -12,21 +14,52 @@ from diffussm_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """What is written inside to the path that this gives replaces `path` at the end: a kill leaves the old file or the new one."""
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that replaces `path` on success: a kill leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}")
     yield temporary
     temporary.replace(path)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file whole."""
-    with whole(path) as temporary:
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file as a unit."""
+    with replacing(path) as temporary:
         temporary.write_text(text)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file as a unit."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such file.
+        UserError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    # A ValueError: damaged JSON or text. A RecursionError: too many brackets.
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+
+
+@contextlib.contextmanager
+def writing_to(path: Path, *, field: str | None = None) -> Iterator[None]:
+    """Turn the OSErrors of writing to `path` inside into a UserError that names the field that chose it."""
+    try:
+        yield
+    except OSError as error:
+        name = f"{field}: {path}" if field else f"{path}"
+        raise UserError(f"{name} cannot be written: {error.strerror or error}") from error
+
+
 def sha256_of(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from typing import Any, NamedTuple
 
-from diffussm_jax.config import DIT_SIZES, SIZES, Config, from_dict, grid_shape
+from diffussm_jax.config import DIT_SIZES, SIZES, Config, from_dict
 from diffussm_jax.planning.multiply_adds import multiply_adds
 
 
@@ -25,9 +25,9 @@ def flops(config: Config) -> None:
 
 def describe(config: Config) -> str:
     """The table of one config."""
-    model, (height, width, channels) = config.model, grid_shape(config)
+    model, (height, width, channels) = config.model, config.grid
     found = multiply_adds(config)
-    tokens = height * width // model.patch_size**2
+    tokens = config.num_tokens
     grid = f"{tokens} tokens of {height} x {width} x {channels}"
     rows = [
         f"{model.name}, {model.depth} layers of width {model.width}: one image, {grid}, forward",

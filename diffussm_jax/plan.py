@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffussm_jax.config import Config
-from diffussm_jax.files import write_atomically
+from diffussm_jax.files import write_text
 from diffussm_jax.planning.estimate import Plan, SamplerPlan, estimate, estimate_sampler
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def plan(config: Config, workdir: Path | None) -> None:
     sys.stdout.write(text)
     if workdir is not None:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / "plan.json", text)
+        write_text(workdir / "plan.json", text)
 
 
 def make_plan(config: Config, topology: str) -> Plan:

@@ -4,7 +4,6 @@ import json
 import logging
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from diffussm_jax.config import Config
@@ -14,6 +13,7 @@ from diffussm_jax.evaluation.features import make_extractor
 from diffussm_jax.evaluation.image_sets import SourceImages
 from diffussm_jax.evaluation.reference import reference_path, write_reference
 from diffussm_jax.evaluation.statistics import measure
+from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def refstats(config: Config, workdir: Path | None) -> None:
     found = measure(
         extractor, images, make_mesh(), batch_size=config.evaluate.batch_size, keep_features=False
     )
-    if jax.process_index() != 0:
+    if not is_first():
         return
     rows = np.sort(np.random.default_rng(0).permutation(len(images))[:num_kept])
     try:

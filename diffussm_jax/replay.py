@@ -14,9 +14,9 @@ from flax.traverse_util import flatten_dict
 from diffussm_jax.config import Config, parsing
 from diffussm_jax.diffusion.gaussian import make_diffusion, training_loss
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import write_atomically
+from diffussm_jax.files import write_text
+from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import LAYERS, make_mesh
-from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.origin import find_origin
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
 from diffussm_jax.training.step import Drawn, draw
@@ -45,15 +45,14 @@ def replay(config: Config, workdir: Path) -> None:
         logger.info("%s", line)
         lines.append(line)
     path = dump.folder / REPORT_FILE
-    if jax.process_index() == 0:
-        write_atomically(path, "\n".join(lines) + "\n")
+    if is_first():
+        write_text(path, "\n".join(lines) + "\n")
     logger.info("wrote %s", path)
 
 
 def _restore(config: Config, dump: Dump) -> TrainState:
     mesh = make_mesh(devices=jax.local_devices()[:1])
-    optimizer = make_optimizer(dump.config.optimizer)
-    abstract = abstract_state(config, optimizer, mesh)
+    abstract = abstract_state(dump.config, mesh)
     with Checkpoints(dump.folder, config.checkpoint) as checkpoints:
         saved = checkpoints.restore(abstract)
     if saved is None:

@@ -3,9 +3,8 @@
 import logging
 from pathlib import Path
 
-import jax
-
 from diffussm_jax.config import Config, SampleConfig
+from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.sampling.images import save_grid, save_npz, save_pngs
 from diffussm_jax.sampling.job import Samples, draw_to
 from diffussm_jax.sampling.model import load
@@ -32,7 +31,7 @@ def sample(config: Config, workdir: Path) -> None:
     model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
     logger.info("sampling %d images from step %d", options.num, model.step)
     samples = draw_to(workdir / "samples" / "parts", model, options)
-    if jax.process_index() == 0:
+    if is_first():
         _write_outputs(samples, workdir / "samples", options)
 
 

@@ -30,3 +30,8 @@ Poles = Float32[Array, "r d n 2"]
 Gains = Float32[Array, "r d n 2"]
 Skip = Float32[Array, "r d"]
 State = Float32[Array, "r b d n 2"]
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from clu.parameter_overview import get_parameter_overview
 
-from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.config import Config
 from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import Preempted
 from diffussm_jax.evaluation.score import make_scorer
+from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import prefetch, shard_batch
 from diffussm_jax.parallel.mesh import check_divides, local_rows, make_mesh, replicated
 from diffussm_jax.parallel.preemption import PreemptionNotice
@@ -22,7 +23,7 @@ from diffussm_jax.sampling.images import save_grid
 from diffussm_jax.training.log import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state, init_state
-from diffussm_jax.training.step import make_eval_step, make_train_step
+from diffussm_jax.training.step import compile_train_step, make_eval_step
 from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
@@ -52,19 +53,13 @@ def train(config: Config, workdir: Path) -> None:
 def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
     source = open_source(config, config.data.split)
     mesh, num_steps = make_mesh(config.mesh), config.training.num_steps
-    check_divides(
-        mesh,
-        batch_size=config.training.batch_size,
-        num_microbatches=config.training.num_microbatches,
-        height=grid_shape(config)[0],
-        patch_size=config.model.patch_size,
-    )
+    check_divides(config, mesh)
     layout.begin(workdir, config)
     graphdef, params = abstract_model(config, mesh)
     optimizer = make_optimizer(config.optimizer)
-    abstract = abstract_state(config, optimizer, mesh)
+    abstract = abstract_state(config, mesh)
     train_step, evaluate = _compile_steps(config, graphdef, optimizer, abstract, mesh)
-    if jax.process_index() == 0:
+    if is_first():
         layout.write_data_facts(workdir, source.facts)
     at_times = _actions(config, workdir, graphdef, mesh, evaluate)
 
@@ -136,11 +131,7 @@ def _compile_steps(config: Config, graphdef, optimizer, abstract, mesh):
     Evaluation is of the EMA parameters; without a held-out split it gives {}.
     """
     diffusion = make_diffusion(config.diffusion)
-    train_step = jax.jit(
-        make_train_step(config, graphdef, diffusion, optimizer),
-        out_shardings=(jax.tree.map(lambda a: a.sharding, abstract), replicated(mesh)),
-        donate_argnums=0,
-    )
+    train_step = compile_train_step(config, graphdef, abstract, mesh)
     eval_step = jax.jit(make_eval_step(config, graphdef, diffusion), out_shardings=replicated(mesh))
     size = config.training.batch_size
     batches = _eval_batches(config, local_rows(mesh, size))
@@ -184,7 +175,7 @@ def _actions(config: Config, workdir: Path, graphdef, mesh, evaluate) -> list[Ac
 
 def _draw_grid(config: Config, workdir: Path, generator, state, step: int) -> dict:
     images, labels = generator.draw(state.ema, config.sample)
-    if jax.process_index() == 0:
+    if is_first():
         path = workdir / "samples" / f"step_{step:07d}.png"
         save_grid(images, path, labels=labels)
     return {}

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from diffussm_jax.config import Config, from_dict, grid_shape, to_json
+from diffussm_jax.config import Config, from_dict, to_json
 from diffussm_jax.config.parsing import ConfigError, check_field
 from diffussm_jax.training.state import abstract_model
 
@@ -26,7 +26,7 @@ def load(name, *argument):
 def test_every_config_builds_and_runs_abstractly(name):
     config = load(name)
     graphdef, params = abstract_model(config)
-    x = jax.ShapeDtypeStruct((2, *grid_shape(config)), jnp.float32)
+    x = jax.ShapeDtypeStruct((2, *config.grid), jnp.float32)
     t = jax.ShapeDtypeStruct((2,), jnp.int32)
     y = t if config.data.num_classes else None
     out = jax.eval_shape(lambda p, x, t, y: nnx.merge(graphdef, p)(x, t, y), params, x, t, y)
@@ -53,8 +53,8 @@ def test_config_arguments():
     assert load("lsun256").data.name == "lsun/church_outdoor"
     assert load("lsun256", "bedroom").data.name == "lsun/bedroom"
     assert load("imagenet256", "B").model.width == 768
-    assert grid_shape(load("imagenet256")) == (32, 32, 4)
-    assert grid_shape(load("imagenet512")) == (64, 64, 4)
+    assert load("imagenet256").grid == (32, 32, 4)
+    assert load("imagenet512").grid == (64, 64, 4)
     with pytest.raises(ValueError, match="church or bedroom"):
         load("lsun256", "kitchen")
 

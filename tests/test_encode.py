@@ -168,7 +168,7 @@ def test_two_processes_write_what_one_writes(tiny_config, weights, tmp_path, mon
     encode(alone)
     shared = with_data(tiny_config, weights, tmp_path / "shared")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(encode_lib.multihost_utils, "sync_global_devices", lambda name: None)
+    monkeypatch.setattr(encode_lib, "wait_for_all", lambda name: None)
     for index in (1, 0):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
         encode(shared)

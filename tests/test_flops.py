@@ -9,7 +9,7 @@ from flax import nnx
 
 from configs import dit256
 from diffussm_jax import flops
-from diffussm_jax.config import SIZES, from_dict, grid_shape
+from diffussm_jax.config import SIZES, from_dict
 from diffussm_jax.models import create_model
 from diffussm_jax.ops.s4d import Choice, s4d
 from diffussm_jax.planning.multiply_adds import multiply_adds
@@ -68,7 +68,7 @@ def test_equal_to_xlas_count_of_an_unrolled_model(tiny_config, model):
     forward = jax.jit(lambda params, *x: nnx.merge(graphdef, params)(*x))
 
     def counted(b):
-        x = jax.ShapeDtypeStruct((b, *grid_shape(config)), jnp.float32)
+        x = jax.ShapeDtypeStruct((b, *config.grid), jnp.float32)
         label = jax.ShapeDtypeStruct((b,), jnp.int32)
         compiled = forward.lower(params, x, label, label).compile()
         return compiled.cost_analysis()["flops"]

@@ -12,7 +12,6 @@ from diffussm_jax.config import from_dict
 from diffussm_jax.errors import NonFiniteError, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.replay import replay
-from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_state
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.dump import read_newest
@@ -25,7 +24,7 @@ def stop_with(tiny_config, trained, workdir, damage, **training):
     config = merge(tiny_config, {"training": training})
     shutil.copytree(trained, workdir)
     shutil.rmtree(workdir / "checkpoints" / "6")
-    abstract = abstract_state(config, make_optimizer(config.optimizer), make_mesh())
+    abstract = abstract_state(config, make_mesh())
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         state = checkpoints.restore(abstract).state
     shutil.rmtree(workdir / "checkpoints")

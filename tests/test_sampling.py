@@ -41,7 +41,7 @@ class FakeModel:
     def facts(self, options):
         return {"weights": self.weights}
 
-    def images_of_a_call(self, options):
+    def images_per_call(self, options):
         return options.microbatch or options.batch_size
 
     def draw_range(self, options, indices):

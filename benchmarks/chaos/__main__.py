@@ -25,7 +25,6 @@ import numpy as np
 from benchmarks.chaos.run import ENVIRONMENT, Run, in_fork
 from diffussm_jax.errors import Preempted
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_state
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
@@ -161,9 +160,7 @@ def state(folder: Path):
     config = layout.read_config(folder)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     with Checkpoints(folder, config.checkpoint) as checkpoints:
-        return checkpoints.restore(
-            abstract_state(config, make_optimizer(config.optimizer), mesh)
-        ).state
+        return checkpoints.restore(abstract_state(config, mesh)).state
 
 
 def say(text: str) -> None:

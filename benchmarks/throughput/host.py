@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.config import Config
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.planning import programs
 from diffussm_jax.planning.chips import CHIPS, GIB
@@ -86,7 +86,7 @@ def peak_flops(dtype: str, clock: str) -> float:
 
 def _row(name: str, config: Config) -> Row:
     _, params = abstract_model(config)
-    height, width, _ = grid_shape(config)
+    height, width, _ = config.grid
     return Row(
         name,
         config.model.depth,

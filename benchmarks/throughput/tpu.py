@@ -14,7 +14,7 @@ from flax import nnx
 from benchmarks.ssm.tpu import WIDTH, Estimator, block, gradient, operator
 from benchmarks.throughput.subjects import DIFFUSSM, SAME_TOKENS, extra_large
 from diffussm_jax.config import DIT_SIZES, ModelConfig
-from diffussm_jax.files import write_atomically
+from diffussm_jax.files import write_text
 from diffussm_jax.models.dit import TransformerBlock
 from diffussm_jax.ops.s4d import Operator
 from diffussm_jax.plan import make_plan
@@ -77,7 +77,7 @@ def _kept(store: Path, key: str, make: Callable[[], Any]) -> dict[str, Any]:
     if key not in plans:
         sys.stderr.write(f"{key}\n")
         plans[key] = dataclasses.asdict(make())
-        write_atomically(store, json.dumps(plans, indent=1))
+        write_text(store, json.dumps(plans, indent=1))
     return plans[key]
 
 

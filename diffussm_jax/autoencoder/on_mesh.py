@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float16, UInt8
 from diffussm_jax.autoencoder.network import AutoencoderKLConfig
 from diffussm_jax.autoencoder.weights import find_autoencoder, load_autoencoder, weights_sha256
 from diffussm_jax.config import Config
+from diffussm_jax.data.transforms import from_uint8
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import BATCH_AXES, replicated, split_over_batch
 
@@ -49,7 +50,7 @@ class Autoencoder:
     def _encode(self):
         def encode(params, images):
             model = nnx.merge(self._graphdef, params)
-            x = images.astype(jnp.float32) / 127.5 - 1
+            x = from_uint8(images)
             both = [jnp.stack(model.encode(side), 1) for side in (x, x[:, :, ::-1])]
             return jnp.stack(both, 1).astype(jnp.float16)
 

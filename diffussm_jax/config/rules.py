@@ -31,15 +31,11 @@ _SHARES = {"training.ema_decay", "training.label_dropout", "optimizer.betas"}
 MAX_INTEGER = 2**31 - 1  # steps, seeds and indices are int32 on the devices
 
 
-def check(config: Config, *, grid: tuple[int, int, int]) -> None:
-    """Raise ConfigError where fields contradict each other; it ends by naming the field to change.
-
-    Args:
-        grid: (h, w, c) of what the model denoises.
-    """
+def check(config: Config) -> None:
+    """Raise ConfigError where fields contradict each other; it ends by naming the field to change."""
     model, data, sample = config.model, config.data, config.sample
     _check_values(config)
-    height, width, _ = grid
+    height, width, _ = config.grid
     factor = config.autoencoder.factor
     if data.space == "latents" and data.image_size % factor:
         raise ConfigError(
@@ -51,7 +47,7 @@ def check(config: Config, *, grid: tuple[int, int, int]) -> None:
         )
     if data.space == "pixels" and data.channels not in (1, 3):
         raise ConfigError(f"config.data.channels must be 1 (grey) or 3 (RGB), got {data.channels}")
-    num_tokens = height * width // model.patch_size**2
+    num_tokens = config.num_tokens
     groups = num_tokens % model.m == 0 and 2 * model.width % model.m == 0
     if model.name == "diffussm" and not groups:
         raise ConfigError(

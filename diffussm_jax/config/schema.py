@@ -202,10 +202,16 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
 
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(h, w, c) of what the model denoises: the image, or its latent."""
+        if self.data.space == "pixels":
+            return self.data.image_size, self.data.image_size, self.data.channels
+        side = self.data.image_size // self.autoencoder.factor
+        return side, side, self.autoencoder.channels
 
-def grid_shape(config: Config) -> tuple[int, int, int]:
-    """(h, w, c) of what the model denoises: the image, or its latent."""
-    if config.data.space == "pixels":
-        return config.data.image_size, config.data.image_size, config.data.channels
-    side = config.data.image_size // config.autoencoder.factor
-    return side, side, config.autoencoder.channels
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image: patches of the grid."""
+        height, width, _ = self.grid
+        return height * width // self.model.patch_size**2

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.config import Config
 from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.data.sources import Example, check_num_classes
@@ -44,7 +44,7 @@ SPARE_FILES = 256  # open files that are not shards
 
 def record_dtype(config: Config) -> np.dtype:
     """The layout of a record: the label, then float16 mean and standard deviation, unscaled, [h, w, c] each."""
-    shape = grid_shape(config)
+    shape = config.grid
     return np.dtype([("label", "<i4"), ("mean", "<f2", shape), ("std", "<f2", shape)])
 
 

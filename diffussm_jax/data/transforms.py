@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Array, Bool, Float32, UInt8
 from PIL import Image, ImageOps
 
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
@@ -68,6 +68,11 @@ def mirrored(seed: int, *, start: int, num: int) -> Bool[np.ndarray, " b"]:
     return words[::words_per_position] % 2 == 1
 
 
+def from_uint8(images: UInt8[Array, "*b h w c"]) -> Float32[Array, "*b h w c"]:
+    """0 .. 255 to [-1, 1]."""
+    return images.astype(np.float32) / 127.5 - 1
+
+
 def to_uint8(images: Float32[np.ndarray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c"]:
-    """[-1, 1] to 0 .. 255, rounded to the nearest and clipped: the inverse of what the train step does."""
+    """[-1, 1] to 0 .. 255, rounded to the nearest and clipped: the inverse of `from_uint8`."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)

@@ -14,14 +14,15 @@ import numpy as np
 import optax
 import safetensors
 import safetensors.numpy
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, UInt8
 
 from diffussm_jax.config import Config
-from diffussm_jax.data.transforms import mirrored
+from diffussm_jax.data.transforms import from_uint8, mirrored
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.image_sets import SourceImages, batches_of
-from diffussm_jax.files import sha256_of, whole
+from diffussm_jax.files import replacing, sha256_of
+from diffussm_jax.parallel.distributed import is_first, wait_for_all
+from diffussm_jax.shapes import ceil_div
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,9 @@ def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[st
         lacks = "--workdir, where it is kept" if workdir is None else "data.num_classes"
         raise UserError(f"config.evaluate.features: the classifier needs {lacks}")
     path = workdir / "evaluation" / FILE
-    if not path.exists() and jax.process_index() == 0:
+    if not path.exists() and is_first():
         _train_to(path, config)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("classifier")
+    wait_for_all("classifier")
     return _read(path)
 
 
@@ -79,7 +79,7 @@ def _train_to(path: Path, config: Config) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.asarray(x) for name, x in params.items()}
     facts = {"accuracy": f"{accuracy:.4f}", "accuracy_on": held_out}
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         safetensors.numpy.save_file(arrays, temporary, metadata=facts)
 
 
@@ -136,7 +136,7 @@ def _init(config: Config) -> Params:
 def _forward(
     params: Params, images: UInt8[Array, "b h w c"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
-    x = _shrink(images.astype(jnp.float32) / 127.5 - 1)
+    x = _shrink(from_uint8(images))
     for number in range(len(WIDTHS)):
         strides = (1, 1) if number == 0 else (2, 2)
         x = jax.lax.conv_general_dilated(
@@ -153,7 +153,7 @@ def _forward(
 
 def _shrink(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
     """The means of squares, where the side is more than `MAX_SIDE`; what is left over at the far edges is cut off."""
-    factor = -(-x.shape[1] // MAX_SIDE)
+    factor = ceil_div(x.shape[1], MAX_SIDE)
     height, width = (side // factor for side in x.shape[1:3])
     x = x[:, : height * factor, : width * factor]
     return x.reshape(len(x), height, factor, width, factor, -1).mean(axis=(2, 4))

@@ -22,12 +22,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt8
 
 from diffussm_jax.config import Config
+from diffussm_jax.data.transforms import from_uint8
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation import classifier
 from diffussm_jax.evaluation.image_sets import ImageSet, batches_of
 from diffussm_jax.evaluation.inception import CONVERT, PUBLISHED_SHA256, inception, load_weights
-from diffussm_jax.parallel.feed import collect, shard_batch
-from diffussm_jax.parallel.mesh import local_rows, replicated, split_over_batch
+from diffussm_jax.parallel.feed import place, shard_batch, to_host
+from diffussm_jax.parallel.mesh import local_rows, num_batch_parts, replicated, split_over_batch
+from diffussm_jax.shapes import ceil_div
 
 Outputs = dict[str, Array]
 
@@ -89,7 +91,7 @@ def _pixels(_: Any, images: UInt8[Array, "b h w c"]) -> Outputs:
             f"config.evaluate.features: 'pixels' is for images of at most {MAX_PIXELS} values, and these have "
             f"{images[0].size}: use 'inception' or 'classifier'"
         )
-    return {"pool": images.reshape(len(images), -1) / 127.5 - 1}
+    return {"pool": from_uint8(images).reshape(len(images), -1)}
 
 
 def _imported(name: str) -> Callable[[Any, Array], Outputs]:
@@ -111,8 +113,8 @@ def stream(
 
     The next batch is read while the devices compute.
     """
-    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = -(-min(batch_size, len(images)) // num_parts) * num_parts
+    num_parts = num_batch_parts(mesh)
+    size = ceil_div(min(batch_size, len(images)), num_parts) * num_parts
     mine = local_rows(mesh, size)
     run = _compile(extractor.function, mesh)
     params = _on_all(mesh, extractor.params)
@@ -129,7 +131,7 @@ def stream(
 
 
 def _take(num: int, outputs: dict[str, Array]) -> dict[str, np.ndarray]:
-    return {name: collect(array)[:num] for name, array in outputs.items()}
+    return {name: to_host(array)[:num] for name, array in outputs.items()}
 
 
 @functools.cache
@@ -138,7 +140,4 @@ def _compile(function: Callable, mesh: Mesh) -> Callable:
 
 
 def _on_all(mesh: Mesh, params: Any) -> Any:
-    place = replicated(mesh)
-    return jax.tree.map(
-        lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]), params
-    )
+    return place(params, jax.tree.map(lambda _: replicated(mesh), params))

@@ -21,7 +21,7 @@ from diffussm_jax.evaluation.features import Extractor
 from diffussm_jax.evaluation.image_sets import ImageSet, NpzImages, Rows, batches_of
 from diffussm_jax.evaluation.metrics import Moments
 from diffussm_jax.evaluation.statistics import Statistics, measure
-from diffussm_jax.files import sha256_of, whole
+from diffussm_jax.files import replacing, sha256_of
 from diffussm_jax.sampling.images import save_npz
 
 _BATCH = 256  # images in memory at a time
@@ -110,7 +110,7 @@ def write_reference(
             arrays |= dict(zip(MOMENTS[which], pair))
     shape = len(rows), *images.read(rows[:1]).shape[1:]
     batches = (images.read(rows[batch]) for batch in batches_of(len(rows), _BATCH))
-    with whole(path) as temporary:
+    with replacing(path) as temporary:
         save_npz(batches, temporary, shape=shape, labels=None)
         with zipfile.ZipFile(temporary, "a") as archive:
             for name, array in arrays.items():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from flax import nnx
 
-from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.config import Config
 from diffussm_jax.models.backbone import Backbone
 from diffussm_jax.models.diffussm import DiffuSSM
 from diffussm_jax.models.dit import DiT
@@ -20,7 +20,7 @@ def create_model(
     gather: Callable[[nnx.Module], nnx.Module] | None = None,
 ) -> Backbone:
     """The denoiser of a config; on a mesh `apply_s4d` and `gather` are those of `parallel/`."""
-    channels = grid_shape(config)[2]
+    channels = config.grid[2]
     learned = config.diffusion.variance == "learned_range"
     make_model: Callable[..., Backbone] = DiT
     if config.model.name == "diffussm":

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.roll_call import Processes, RollCall
@@ -92,6 +93,17 @@ _joined: list[RollCall] = []  # the job of this process, if it is in one
 def stop_point() -> StopPoint | None:
     """Where the processes of the job stop together; None where this one is alone."""
     return _joined[0].stop_point if _joined else None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes for all."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Wait until every process has come to the point of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager

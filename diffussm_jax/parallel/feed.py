@@ -20,33 +20,39 @@ def shard_batch(
     rows = local_rows(mesh, batch_size)
     shardings = batch_shardings(mesh, batch)
 
-    def place(name: str, part: np.ndarray) -> jax.Array:
+    def place_part(name: str, part: np.ndarray) -> jax.Array:
         def read(index: Any) -> np.ndarray:
-            wanted = np.searchsorted(rows, np.arange(batch_size)[index[0]])
-            return part[wanted[0] : wanted[-1] + 1, *index[1:]]
+            mine = np.searchsorted(rows, np.arange(batch_size)[index[0]])
+            return part[mine[0] : mine[-1] + 1, *index[1:]]
 
         shape = batch_size, *part.shape[1:]
         return jax.make_array_from_callback(shape, shardings[name], read)
 
-    return {name: place(name, part) for name, part in batch.items()}
+    return {name: place_part(name, part) for name, part in batch.items()}
 
 
-def split_rows(mesh: Mesh, whole: np.ndarray | None) -> jax.Array | None:
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has, each put where its sharding says."""
+    return jax.tree.map(
+        lambda x, to: jax.make_array_from_callback(x.shape, to, lambda index: x[index]),
+        tree,
+        shardings,
+    )
+
+
+def split_rows(mesh: Mesh, array: np.ndarray | None) -> jax.Array | None:
     """An array that every process has, its rows split over the devices; None stays None."""
-    if whole is None:
-        return None
-    place = split_over_batch(mesh)
-    return jax.make_array_from_callback(whole.shape, place, lambda index: whole[index])
+    return None if array is None else place(array, split_over_batch(mesh))
 
 
-def collect(array: jax.Array) -> np.ndarray:
+def to_host(array: jax.Array) -> np.ndarray:
     """The whole of an array on every process's host. Every process must call it."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
-def bring_home(tree: Any, mesh: Mesh) -> Any:
+def localize(tree: Any, mesh: Mesh) -> Any:
     """Arrays of all processes, copied whole to each device of a mesh of this process's own. Every process must call it."""
     everywhere = jax.tree.leaves(tree)[0].sharding.mesh
     whole = jax.jit(lambda x: x, out_shardings=replicated(everywhere))(tree)

@@ -16,8 +16,9 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffussm_jax.config import MeshConfig
+from diffussm_jax.config import Config, MeshConfig
 from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.libtpu import let_libtpu_compile
 
 AXES = ("data", "fsdp", "sequence")
 BATCH_AXES = ("data", "fsdp")
@@ -36,6 +37,7 @@ def make_mesh(
     Raises:
         UserError: the axes do not multiply to the number of devices.
     """
+    let_libtpu_compile()
     devices = jax.devices() if devices is None else devices
     shape = _shape(config or MeshConfig(), len(devices))
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -114,19 +116,25 @@ def _split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*[None] * longest, "fsdp")
 
 
-def check_divides(
-    mesh: Mesh, *, batch_size: int, num_microbatches: int, height: int, patch_size: int
-) -> None:
+def num_batch_parts(mesh: Mesh) -> int:
+    """How many parts of a batch the mesh holds, one for each device of its batch axes."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_divides(config: Config, mesh: Mesh) -> None:
     """Raise UserError unless the mesh divides a batch, its microbatches and the rows of an image."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * num_microbatches
-    if batch_size % parts:
-        of = f"the {mesh.shape['data'] * mesh.shape['fsdp']} devices of mesh.data and mesh.fsdp"
-        if num_microbatches > 1:
-            of += f" times training.num_microbatches = {num_microbatches}"
-        raise UserError(f"config.training.batch_size must be a multiple of {of}, got {batch_size}")
-    if height // patch_size % mesh.shape["sequence"]:
+    training = config.training
+    if training.batch_size % (num_batch_parts(mesh) * training.num_microbatches):
+        of = f"the {num_batch_parts(mesh)} devices of mesh.data and mesh.fsdp"
+        if training.num_microbatches > 1:
+            of += f" times training.num_microbatches = {training.num_microbatches}"
         raise UserError(
-            f"config.mesh.sequence must divide the {height // patch_size} rows of tokens, got "
+            f"config.training.batch_size must be a multiple of {of}, got {training.batch_size}"
+        )
+    rows = config.grid[0] // config.model.patch_size
+    if rows % mesh.shape["sequence"]:
+        raise UserError(
+            f"config.mesh.sequence must divide the {rows} rows of tokens, got "
             f"{mesh.shape['sequence']}"
         )
 

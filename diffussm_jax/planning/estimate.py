@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.config import Config
 from diffussm_jax.parallel.mesh import check_divides, make_mesh
 from diffussm_jax.planning import programs, tpu_compiler
 from diffussm_jax.planning.chips import GIB, Chip, chip_of
@@ -84,13 +84,7 @@ def estimate(config: Config, topology: str) -> Plan:
         UserError: the topology is unknown, or the mesh does not divide it or the batch.
     """
     chip, mesh = _chip_and_mesh(config, topology)
-    check_divides(
-        mesh,
-        batch_size=config.training.batch_size,
-        num_microbatches=config.training.num_microbatches,
-        height=grid_shape(config)[0],
-        patch_size=config.model.patch_size,
-    )
+    check_divides(config, mesh)
     found = Plan(
         topology=topology,
         chips=mesh.size,
@@ -121,7 +115,7 @@ def estimate(config: Config, topology: str) -> Plan:
 def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     """What drawing one batch would take; raises as `estimate`."""
     chip, mesh = _chip_and_mesh(config, topology)
-    options, batch_size = config.sample, programs.images_of_a_call(config.sample, mesh)
+    options, batch_size = config.sample, programs.images_per_call(config.sample, mesh)
     found = SamplerPlan(options.sampler, options.steps, options.cfg_scale, batch_size, fits=False)
     logger.info("compiling the sampler for %s", topology)
     run, arguments = programs.sampler(config, mesh)

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from diffussm_jax.shapes import ceil_div
+
 KERNELS = ("s4d_forward", "s4d_backward")
 
 
@@ -73,8 +75,8 @@ def main() -> None:
         return y, vjp(y)
 
     tpu_compiler.compile_for(device, both, u, poles, poles, skip)
-    steps = -(-args.d // tiling.channels)
-    sys.stdout.write(f"{-(-steps // chip_of(device).num_cores)}\n")
+    steps = ceil_div(args.d, tiling.channels)
+    sys.stdout.write(f"{ceil_div(steps, chip_of(device).num_cores)}\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
 
-from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.config import Config
 from diffussm_jax.models import create_model
 from diffussm_jax.ops.s4d import s4d
 
@@ -49,7 +49,7 @@ def multiply_adds(config: Config) -> MultiplyAdds:
         model = create_model(config, rngs=nnx.Rngs(0), apply_s4d=operator)
         return model(x, t, y if config.data.num_classes else None)
 
-    x = jax.ShapeDtypeStruct((1, *grid_shape(config)), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, *config.grid), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
     counts = collections.Counter[str]()
     parts = {field.name for field in dataclasses.fields(MultiplyAdds)}

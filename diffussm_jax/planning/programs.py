@@ -6,40 +6,35 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from diffussm_jax.config import Config, grid_shape
-from diffussm_jax.diffusion.gaussian import make_diffusion
+from diffussm_jax.config import Config
 from diffussm_jax.ops.chunked import num_blocks_for
 from diffussm_jax.ops.pallas_tpu import refusal, tiling_for
 from diffussm_jax.ops.s4d import Choice
-from diffussm_jax.parallel.mesh import batch_shardings, replicated, split_over_batch
-from diffussm_jax.sampling.program import images_of_a_call, sampling_program
-from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.parallel.mesh import (
+    batch_shardings,
+    num_batch_parts,
+    replicated,
+    split_over_batch,
+)
+from diffussm_jax.sampling.program import images_per_call, sampling_program
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
-from diffussm_jax.training.step import make_train_step
+from diffussm_jax.training.step import compile_train_step
 
 
 def train_step(config: Config, mesh: Mesh) -> tuple[Any, TrainState, dict[str, Any]]:
     """The jitted step that training runs, and its abstract arguments."""
-    optimizer = make_optimizer(config.optimizer)
     rows = config.training.batch_size // config.training.num_microbatches
-    operator = operator_on(config, mesh, rows)
-    graphdef, _ = abstract_model(config, mesh, implementation=operator)
-    state = abstract_state(config, optimizer, mesh)
-    diffusion = make_diffusion(config.diffusion)
-    step = jax.jit(
-        make_train_step(config, graphdef, diffusion, optimizer),
-        out_shardings=(jax.tree.map(lambda a: a.sharding, state), replicated(mesh)),
-        donate_argnums=0,
-    )
-    return step, state, _batch(config, mesh)
+    graphdef, _ = abstract_model(config, mesh, implementation=operator_on(config, mesh, rows))
+    state = abstract_state(config, mesh)
+    return compile_train_step(config, graphdef, state, mesh), state, _batch(config, mesh)
 
 
 def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
     """The jitted sampler of `config.sample`, decoding and autoguidance excepted, and its abstract arguments."""
-    num = images_of_a_call(config.sample, mesh)
+    num = images_per_call(config.sample, mesh)
     operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
     graphdef, _ = abstract_model(config, mesh, implementation=operator)
-    params = abstract_state(config, make_optimizer(config.optimizer), mesh).ema
+    params = abstract_state(config, mesh).ema
     indices = _array((num,), jnp.int32, split_over_batch(mesh))
     labels = indices if config.data.num_classes else None
     seed = _array((), jnp.int32, replicated(mesh))
@@ -51,15 +46,13 @@ def rows_of_a_call(config: Config, mesh: Mesh) -> int:
     """The model's batch in the sampler: classifier-free guidance doubles it."""
     sample = config.sample
     guided = config.data.num_classes and sample.cfg_scale != 1 and not sample.autoguidance
-    return images_of_a_call(config.sample, mesh) * (2 if guided else 1)
+    return images_per_call(config.sample, mesh) * (2 if guided else 1)
 
 
 def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:
     """b, l and d of one call of the operator on one chip, for a batch of so many rows."""
-    height, width, _ = grid_shape(config)
-    tokens = height * width // config.model.patch_size**2
-    b = rows // (mesh.shape["data"] * mesh.shape["fsdp"])
-    return b, tokens // mesh.shape["sequence"], config.model.width
+    b = rows // num_batch_parts(mesh)
+    return b, config.num_tokens // mesh.shape["sequence"], config.model.width
 
 
 def operator_on(config: Config, mesh: Mesh, rows: int) -> Choice | None:
@@ -79,7 +72,7 @@ def operator_on(config: Config, mesh: Mesh, rows: int) -> Choice | None:
 
 
 def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    shape = config.training.batch_size, *grid_shape(config)
+    shape = config.training.batch_size, *config.grid
     batch = {"label": jax.ShapeDtypeStruct(shape[:1], jnp.int32)}
     if config.data.space == "pixels":
         batch["image"] = jax.ShapeDtypeStruct(shape, jnp.uint8)

@@ -17,6 +17,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.libtpu import let_libtpu_compile
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%(?P<name>\S+) \(.*\{$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
@@ -42,6 +43,7 @@ def devices(topology: str, *, num_slices: int = 1) -> tuple[jax.Device, ...]:
     Raises:
         UserError: libtpu is not installed, or knows no such topology.
     """
+    let_libtpu_compile()
     # Unasked, libtpu shows a v4 chip's two cores as two devices; JAX on v4 has one.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     try:

@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from diffussm_jax.autoencoder.on_mesh import Autoencoder
-from diffussm_jax.config import Config, SampleConfig, grid_shape
+from diffussm_jax.config import Config, SampleConfig
 from diffussm_jax.data.transforms import to_uint8
 from diffussm_jax.errors import UserError
-from diffussm_jax.parallel.feed import collect, split_rows
+from diffussm_jax.parallel.feed import split_rows, to_host
 from diffussm_jax.sampling.images import ImageArray, LabelArray
 from diffussm_jax.sampling.inputs import image_labels
-from diffussm_jax.sampling.program import images_of_a_call, sampling_program
+from diffussm_jax.sampling.program import images_per_call, sampling_program
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.weights import Weights, load_on
 
@@ -64,8 +64,8 @@ class Generator:
 
     def draw_range(self, params: dict, options: SampleConfig, indices: range) -> ImageArray:
         """The images at consecutive indices."""
-        size = images_of_a_call(options, self._mesh)
-        run, guide = self._compile(_of_the_program(options)), self.guide(options)
+        size = images_per_call(options, self._mesh)
+        run, guide = self._compile(_static_options(options)), self.guide(options)
         num_classes = self._config.data.num_classes
         images = []
         starts = range(indices.start, indices.stop, size)
@@ -75,7 +75,7 @@ class Generator:
             asked = image_labels(options, num_classes, batch)
             places = (split_rows(self._mesh, x) for x in (batch, asked))
             x_0 = run(params, guide and guide.params, options.seed, *places)
-            images.append(to_uint8(collect(self._decode(x_0))))
+            images.append(to_uint8(to_host(self._decode(x_0))))
         return np.concatenate(images)[: len(indices)]
 
     def guide(self, options: SampleConfig) -> Weights | None:
@@ -97,7 +97,7 @@ class Generator:
         return sampling_program(self._config, self._graphdef, self._mesh, options, config)
 
 
-def _of_the_program(options: SampleConfig) -> SampleConfig:
+def _static_options(options: SampleConfig) -> SampleConfig:
     """Without what a program takes as arguments, so that one serves all of those."""
     default, arguments = SampleConfig(), ("num", "batch_size", "seed", "labels", "classes")
     kept = {name: getattr(default, name) for name in arguments}
@@ -108,7 +108,7 @@ def _require_same_process(config: Config, guide: Config, folder: str) -> None:
     """Raise UserError unless a guide predicts what the model does."""
     ours, theirs = (
         {
-            "grid": grid_shape(c),
+            "grid": c.grid,
             "data.num_classes": c.data.num_classes,
             "diffusion.num_steps": c.diffusion.num_steps,
             "diffusion.schedule": c.diffusion.schedule,

@@ -10,7 +10,8 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from diffussm_jax.files import whole
+from diffussm_jax.files import replacing
+from diffussm_jax.shapes import ceil_div
 
 ImageArray = UInt8[np.ndarray, "b h w c"]
 LabelArray = Int[np.ndarray, "b"]
@@ -29,14 +30,14 @@ def save_grid(
     """
     num, height, width, channels = images.shape
     num_columns = _num_columns(num, labels)
-    num_rows = -(-num // num_columns)
+    num_rows = ceil_div(num, num_columns)
     cell = (height + gap, width + gap, channels)
     cells = np.full((num_rows * num_columns, *cell), _GAP_COLOUR, np.uint8)
     cells[:num, :height, :width] = images
     rows = cells.reshape(num_rows, num_columns, *cell).swapaxes(1, 2)
     grid = rows.reshape(num_rows * cell[0], num_columns * cell[1], channels)
     grid = grid[: len(grid) - gap, : grid.shape[1] - gap]
-    zoom = -(-32 // height)
+    zoom = ceil_div(32, height)
     grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
     target = epath.Path(path)  # of a work directory, which may be in a bucket
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +66,7 @@ def save_npz(
     Args:
         shape: of all images together.
     """
-    with whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         pixels = (batch.tobytes() for batch in batches)
         _write_array(archive, "arr_0", np.dtype(np.uint8), shape, pixels)
         if labels is not None:

@@ -14,14 +14,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from diffussm_jax.config import SampleConfig
 from diffussm_jax.errors import Preempted, UserError
-from diffussm_jax.files import whole, write_atomically
+from diffussm_jax.files import replacing, write_text
+from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.sampling.images import ImageArray, LabelArray
 from diffussm_jax.sampling.inputs import image_labels
+from diffussm_jax.shapes import ceil_div
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Model(Protocol):
     def facts(self, options: SampleConfig) -> dict[str, Any]:
         """Whatever of the model the images depend on, as JSON."""
 
-    def images_of_a_call(self, options: SampleConfig) -> int:
+    def images_per_call(self, options: SampleConfig) -> int:
         """How many images the devices draw at once."""
 
     def draw_range(self, options: SampleConfig, indices: range) -> ImageArray:
@@ -78,7 +79,7 @@ class Samples:
 
     def first(self, num: int) -> ImageArray:
         """The first `num` images, or all where they are fewer."""
-        num_ranges = -(-num // self.range_size)
+        num_ranges = ceil_div(num, self.range_size)
         return np.concatenate(list(itertools.islice(self.images(), num_ranges)))[:num]
 
     @property
@@ -98,9 +99,9 @@ def draw_to(folder: Path, model: Model, options: SampleConfig) -> Samples:
         UserError: the folder cannot be written, or is not one for all processes.
         Preempted: the process was told to stop.
     """
-    if jax.process_index() == 0:
+    if is_first():
         _begin(folder, model, options)
-    _wait_for_all("samples begun")
+    wait_for_all("samples begun")
     manifest = _read_manifest(folder)
     if manifest is None:
         raise UserError(
@@ -116,7 +117,7 @@ def draw_to(folder: Path, model: Model, options: SampleConfig) -> Samples:
                 raise Preempted(f"the finished images are in {folder}")
             _write(_file(folder, part), model.draw_range(options, part))
             progress.add(len(part))
-    _wait_for_all("samples drawn")
+    wait_for_all("samples drawn")
     labels = image_labels(options, model.num_classes, np.arange(options.num))
     return Samples(folder, options.num, size, manifest["facts"], labels)
 
@@ -134,14 +135,14 @@ def _begin(folder: Path, model: Model, options: SampleConfig) -> None:
         return
     if found is not None:
         logger.info("%s holds images of another model or other options: they are replaced", folder)
-    call = model.images_of_a_call(options)
-    size = -(-min(options.batch_size, options.num) // call) * call
+    call = model.images_per_call(options)
+    size = ceil_div(min(options.batch_size, options.num), call) * call
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in [folder / MANIFEST_FILE, *folder.glob(_file_name("*", "*"))]:
             path.unlink(missing_ok=True)
         manifest = {"facts": facts, "range_size": size}
-        write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
+        write_text(folder / MANIFEST_FILE, json.dumps(manifest, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
@@ -171,7 +172,7 @@ def _file_name(start: str, stop: str) -> str:
 
 def _write(path: Path, images: ImageArray) -> None:
     """Write a range; its name appears when it is whole."""
-    with whole(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, images)
 
 
@@ -180,11 +181,6 @@ def _is_finished(folder: Path, part: range) -> bool:
         return len(np.load(_file(folder, part), mmap_mode="r")) == len(part)
     except (OSError, ValueError):
         return False
-
-
-def _wait_for_all(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 class _Progress:

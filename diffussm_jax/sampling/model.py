@@ -18,7 +18,7 @@ from diffussm_jax.config import Config, SampleConfig, from_dict
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.generator import Generator, make_decoder
 from diffussm_jax.sampling.images import ImageArray, LabelArray
-from diffussm_jax.sampling.program import images_of_a_call
+from diffussm_jax.sampling.program import images_per_call
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.weights import Weights, load_on
@@ -55,9 +55,9 @@ class TrainedModel:
         """Those of them at consecutive indices."""
         return self._generator.draw_range(self.params, options, indices)
 
-    def images_of_a_call(self, options: SampleConfig) -> int:
+    def images_per_call(self, options: SampleConfig) -> int:
         """How many images the devices draw at once."""
-        return images_of_a_call(options, self._mesh)
+        return images_per_call(options, self._mesh)
 
     def facts(self, options: SampleConfig) -> dict[str, Any]:
         """What images depend on besides the sample section: weights by their checksum, and how they are computed."""

@@ -6,12 +6,13 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config, SampleConfig, grid_shape
+from diffussm_jax.config import Config, SampleConfig
 from diffussm_jax.diffusion.gaussian import Denoiser, make_diffusion
 from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
 from diffussm_jax.diffusion.samplers import SPACINGS, draw, make_step
-from diffussm_jax.parallel.mesh import split_over_batch
+from diffussm_jax.parallel.mesh import num_batch_parts, split_over_batch
 from diffussm_jax.sampling.inputs import image_keys
+from diffussm_jax.shapes import ceil_div
 from diffussm_jax.training.state import abstract_model
 
 
@@ -26,7 +27,7 @@ def sampling_program(
 
     It is split over the mesh.
     """
-    shape = grid_shape(config)
+    shape = config.grid
     diffusion = make_diffusion(
         config.diffusion, num_steps=options.steps, spacing=SPACINGS[options.sampler]
     )
@@ -60,8 +61,8 @@ def _guided(
     return within(options.cfg_interval, guided, model, levels)
 
 
-def images_of_a_call(options: SampleConfig, mesh: Mesh) -> int:
+def images_per_call(options: SampleConfig, mesh: Mesh) -> int:
     """Images that the devices draw at once: a microbatch each, or a batch rounded up to what they share evenly."""
-    num_parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = options.microbatch or -(-min(options.batch_size, options.num) // num_parts)
+    num_parts = num_batch_parts(mesh)
+    rows = options.microbatch or ceil_div(min(options.batch_size, options.num), num_parts)
     return rows * num_parts

@@ -16,7 +16,8 @@ from clu import metric_writers
 from tqdm import tqdm
 
 from diffussm_jax.config import Config
-from diffussm_jax.files import write_atomically
+from diffussm_jax.files import write_text
+from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.training.monitor import NumericsMonitor
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class JsonlWriter(metric_writers.LoggingWriter):
     def __init__(self, path: Path, *, start_step: int):
         super().__init__()
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        write_atomically(path, "".join(line for line in lines if _step_of(line) <= start_step))
+        write_text(path, "".join(line for line in lines if _step_of(line) <= start_step))
         self._stack = contextlib.ExitStack()  # of a bucket, open() gives a context
         self._file = self._stack.enter_context(path.open("a"))
 
@@ -72,7 +73,7 @@ class TrainingLog:
         num_steps = config.training.num_steps
         self._bar = tqdm(total=num_steps, initial=start_step, disable=not sys.stderr.isatty())
         writers: list[metric_writers.MetricWriter] = []
-        if jax.process_index() == 0:  # every process has the same numbers
+        if is_first():  # every process has the same numbers
             path = workdir / METRICS_FILE
             writers.append(JsonlWriter(path, start_step=start_step))
             writers.append(metric_writers.SummaryWriter(str(workdir)))
@@ -162,7 +163,7 @@ class TrainingLog:
             self._bar.set_postfix_str(text)
 
     def _note(self, text: str) -> None:
-        if jax.process_index() == 0:
+        if is_first():
             num_steps = self._config.training.num_steps
             logger.info("step %d of %d: %s", self._step, num_steps, text)
 

@@ -15,6 +15,7 @@ from diffussm_jax.models import create_model
 from diffussm_jax.ops.s4d import Choice
 from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
 from diffussm_jax.parallel.s4d import shard_s4d
+from diffussm_jax.training.optimizer import make_optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -79,11 +80,9 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
     )
 
 
-def abstract_state(
-    config: Config, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes of the state and where each array lives: what a checkpoint is restored to."""
-    shapes = jax.eval_shape(lambda: init_state(config, optimizer))
+    shapes = jax.eval_shape(lambda: init_state(config, make_optimizer(config.optimizer)))
     return jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
         shapes,

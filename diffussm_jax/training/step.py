@@ -8,11 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array
 
-from diffussm_jax.config import Config, TrainingConfig, grid_shape
-from diffussm_jax.diffusion.gaussian import Diffusion, training_loss
+from diffussm_jax.config import Config, TrainingConfig
+from diffussm_jax.data.transforms import from_uint8
+from diffussm_jax.diffusion.gaussian import Diffusion, make_diffusion, training_loss
+from diffussm_jax.parallel.mesh import replicated
 from diffussm_jax.training import power_ema
+from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
@@ -59,6 +63,17 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def compile_train_step(
+    config: Config, graphdef: nnx.GraphDef, abstract: TrainState, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The jitted train step: the state stays where `abstract` has it and is updated in place."""
+    step = make_train_step(
+        config, graphdef, make_diffusion(config.diffusion), make_optimizer(config.optimizer)
+    )
+    shardings = jax.tree.map(lambda a: a.sharding, abstract)
+    return jax.jit(step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
 
 
 def _unless_nonfinite(
@@ -128,7 +143,7 @@ def draw(config: Config, key: Array, batch: Batch, label_dropout: float) -> Draw
     def draw_one(index, example):
         keys = jax.random.split(jax.random.fold_in(key, index), 4)
         t = jax.random.randint(keys[0], (), 0, config.diffusion.num_steps)
-        eps = jax.random.normal(keys[1], grid_shape(config))
+        eps = jax.random.normal(keys[1], config.grid)
         dropped = jax.random.bernoulli(keys[2], label_dropout)
         label = jnp.where(dropped, num_classes, example["label"])
         return clean_example(config, keys[3], example), t, eps, label
@@ -141,6 +156,6 @@ def draw(config: Config, key: Array, batch: Batch, label_dropout: float) -> Draw
 def clean_example(config: Config, key: Array, example: Batch) -> Array:
     """x_0 of one example, float32: pixels in [-1, 1], or latents drawn from their moments and scaled."""
     if config.data.space == "pixels":
-        return example["image"].astype(jnp.float32) / 127.5 - 1
+        return from_uint8(example["image"])
     mean, std = (example[name].astype(jnp.float32) for name in ("mean", "std"))
-    return config.autoencoder.scale * (mean + std * jax.random.normal(key, grid_shape(config)))
+    return config.autoencoder.scale * (mean + std * jax.random.normal(key, config.grid))

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from diffussm_jax.config import CheckpointConfig
 from diffussm_jax.errors import CheckpointError, UserError
+from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir import integrity
 from diffussm_jax.workdir.layout import CHECKPOINTS_FOLDER
@@ -65,8 +66,7 @@ class Checkpoints:
         if error is not None and jax.process_count() > 1:
             return  # the others may not come to this save's end
         self.wait()
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints are complete")
+        wait_for_all("checkpoints are complete")
         self._orbax.close()
 
     def steps(self) -> list[int]:
@@ -90,7 +90,7 @@ class Checkpoints:
         )
         self._save = Save(step, timeout=self._config.timeout, last=self._last_whole)
         with self._save.errors():
-            if jax.process_index() == 0:
+            if is_first():
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._mark(step).touch()
             self._orbax.save(self._folder / str(step), args=items, force=True)
@@ -115,7 +115,7 @@ class Checkpoints:
         """In the background, when the devices' arrays are copied: see it written, complete it, delete older ones."""
         try:
             self._orbax.wait_until_finished()
-            if jax.process_index() == 0:
+            if is_first():
                 integrity.write_manifest(self._folder / str(step))
                 self._mark(step).unlink()
         except BaseException:
@@ -125,7 +125,7 @@ class Checkpoints:
                 with contextlib.suppress(OSError):
                     self._delete_unfinished()  # a full disk may be full of them
             raise
-        if jax.process_index() == 0:
+        if is_first():
             for old in set(self.steps()) - self._kept():
                 self._delete(old)
 
@@ -173,7 +173,7 @@ class Checkpoints:
         return self._mark(step).exists() and not self._is_complete(step)
 
     def _delete_unfinished(self) -> None:
-        if jax.process_index() != 0 or not self._folder.exists():
+        if not is_first() or not self._folder.exists():
             return
         for step in filter(self._is_unfinished, self.steps()):
             (self._folder / str(step)).rmtree()
@@ -193,7 +193,7 @@ class Checkpoints:
         """
         self._delete_unfinished()
         saved, damaged = self._newest_whole(abstract_state)
-        for step in damaged if jax.process_index() == 0 else []:
+        for step in damaged if is_first() else []:
             self._delete(step)
         return saved
 
@@ -239,7 +239,7 @@ class Checkpoints:
             yield from steps
             return
         for i in range(int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))):
-            mine = steps[i] if jax.process_index() == 0 else 0
+            mine = steps[i] if is_first() else 0
             yield int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
 
     def _find_damage(self, step: int) -> str | None:

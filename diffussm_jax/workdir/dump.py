@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from diffussm_jax.config import Config, from_dict
 from diffussm_jax.data.pipeline import Batch, example_indices, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.errors import CheckpointError, NonFiniteError, UserError
-from diffussm_jax.files import write_atomically
+from diffussm_jax.files import write_text
+from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.record import describe
@@ -71,7 +71,7 @@ def _write(
     step = int(state.step)
     with Checkpoints(folder, keep_one) as checkpoints:
         checkpoints.save(step, state, describe(config, step))
-    if jax.process_index() != 0:
+    if not is_first():
         return
     before = error.step - 1
     batch = next(train_batches(config, source, start_step=before))
@@ -80,7 +80,7 @@ def _write(
     with (folder / BATCH_FILE).open("wb") as file:  # perhaps in a bucket
         np.savez(file, **arrays)
     facts = {"step": error.step, "error": str(error), "config": dataclasses.asdict(config)}
-    write_atomically(folder / DUMP_FILE, json.dumps(facts, indent=1) + "\n")
+    write_text(folder / DUMP_FILE, json.dumps(facts, indent=1) + "\n")
 
 
 def read_newest(workdir: Path) -> Dump:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config, grid_shape, parsing
+from diffussm_jax.config import Config, parsing
 from diffussm_jax.errors import UserError
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir.weights import Weights, load_weights
@@ -83,7 +83,7 @@ def _report_differences(config: Config, theirs: Config) -> None:
         here, there = (parsing.get_field(c, field) for c in (config, theirs))
         if field.startswith(("model.", "diffusion.")) and here != there:
             logger.info("%s is %r here and was %r there", field, here, there)
-    ratio = _num_tokens(theirs) / _num_tokens(config)
+    ratio = theirs.num_tokens / config.num_tokens
     fitting = theirs.model.dt_rate * ratio
     if config.model.name == "diffussm" and config.model.dt_rate != fitting:
         logger.warning(
@@ -91,8 +91,3 @@ def _report_differences(config: Config, theirs: Config) -> None:
             "of all tokens, that it was trained with; now it is %g",
             *(1 / ratio, fitting, config.model.dt_rate),
         )
-
-
-def _num_tokens(config: Config) -> int:
-    height, width, _ = grid_shape(config)
-    return height * width // config.model.patch_size**2

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
 from diffussm_jax.config import Config, from_dict, parsing, to_json
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import write_atomically
+from diffussm_jax.files import write_text
+from diffussm_jax.parallel.distributed import is_first, wait_for_all
 
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
@@ -34,10 +34,9 @@ def begin(workdir: Path, config: Config) -> None:
     # A run that saved nothing begins anew, so that a mistake in its first config can be mended.
     if path.exists() and has_checkpoint(workdir):
         require_same_run(workdir, config)
-    if jax.process_index() == 0:
+    if is_first():
         _create(workdir, config)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("work directory")
+    wait_for_all("work directory")
     if not path.exists():
         raise UserError(
             f"--workdir={workdir} is another folder on process {jax.process_index()} than on process 0: all need "
@@ -48,7 +47,7 @@ def begin(workdir: Path, config: Config) -> None:
 def _create(workdir: Path, config: Config) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / CONFIG_FILE, to_json(config))
+        write_text(workdir / CONFIG_FILE, to_json(config))
     except (OSError, ValueError) as error:  # a ValueError: a NUL in the name
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from error
 
@@ -71,7 +70,7 @@ def read_config(workdir: Path) -> Config:
 
 def write_data_facts(workdir: Path, facts: dict[str, Any]) -> None:
     """Keep what a source says of itself beside the run that learns from it."""
-    write_atomically(workdir / DATA_FILE, json.dumps(facts, indent=1) + "\n")
+    write_text(workdir / DATA_FILE, json.dumps(facts, indent=1) + "\n")
 
 
 def read_data_facts(workdir: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 import flax
 import jax
 
-from diffussm_jax.config import Config, grid_shape
+from diffussm_jax.config import Config
 
 MAX_NAMES = 20  # of classes, more are in data.json
 
@@ -59,7 +59,7 @@ def model_card(config: Config, facts: dict[str, Any], *, step: int, num_paramete
         step: updates made.
     """
     model, data, diffusion = config.model, config.data, config.diffusion
-    height, width, channels = grid_shape(config)
+    height, width, channels = config.grid
     conditional = bool(data.num_classes)
     return _CARD.format(
         task="unconditional-image-generation" if not conditional else "other",

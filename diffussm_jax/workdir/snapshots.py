@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import read_tensors, whole
-from diffussm_jax.parallel.feed import collect
+from diffussm_jax.files import read_tensors, replacing
+from diffussm_jax.parallel.distributed import is_first
+from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.training.power_ema import coefficients
 
 FOLDER = "ema"  # of a work directory
@@ -35,10 +35,10 @@ def save_snapshots(
     """Write each average as safetensors, float32. Every process must call it."""
     folder = workdir / FOLDER
     for average, width in zip(averages, widths, strict=True):
-        tensors = {name: collect(x) for name, x in flatten_dict(average, sep=".").items()}
-        if jax.process_index() == 0:
+        tensors = {name: to_host(x) for name, x in flatten_dict(average, sep=".").items()}
+        if is_first():
             folder.mkdir(exist_ok=True)
-            with whole(folder / f"step_{step:07d}_{width:g}.safetensors") as file:
+            with replacing(folder / f"step_{step:07d}_{width:g}.safetensors") as file:
                 file.write_bytes(safetensors.numpy.save(tensors))
 
 

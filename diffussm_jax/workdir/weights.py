@@ -19,10 +19,9 @@ from jax.sharding import Mesh
 
 from diffussm_jax.config import Config, to_json
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import read_tensors, sha256_of, write_atomically
-from diffussm_jax.parallel.feed import bring_home
+from diffussm_jax.files import read_tensors, sha256_of, write_text
+from diffussm_jax.parallel.feed import localize, place
 from diffussm_jax.parallel.mesh import make_mesh, state_shardings
-from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state
 from diffussm_jax.workdir import layout, snapshots
 from diffussm_jax.workdir.checkpoints import Checkpoints
@@ -82,10 +81,10 @@ def load_weights(
                 "directory"
             )
         mesh = make_mesh(weights.config.mesh) if mesh is None else mesh
-        return weights._replace(params=place(weights.params, mesh))
+        return weights._replace(params=place(weights.params, state_shardings(mesh, weights.params)))
     config = layout.read_config(folder)
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    abstract = abstract_state(config, make_optimizer(config.optimizer), mesh)
+    abstract = abstract_state(config, mesh)
     with Checkpoints(folder, config.checkpoint) as checkpoints:
         saved = checkpoints.restore(abstract, step=step)
     if saved is None:
@@ -100,15 +99,6 @@ def is_export(folder: Path) -> bool:
     return any((folder / name).exists() for name in (EXPORT_FILE, WEIGHTS_FILE))
 
 
-def place(params: dict, mesh: Mesh) -> dict:
-    """Arrays that every process has, each where it lives on a mesh."""
-    return jax.tree.map(
-        lambda x, to: jax.make_array_from_callback(x.shape, to, lambda i: x[i]),
-        params,
-        state_shardings(mesh, params),
-    )
-
-
 def write_export(
     folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, np.ndarray], step: int
 ) -> None:
@@ -117,14 +107,14 @@ def write_export(
     (folder / EXPORT_FILE).unlink(missing_ok=True)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
-    write_atomically(folder / layout.CONFIG_FILE, to_json(config))
+    write_text(folder / layout.CONFIG_FILE, to_json(config))
     layout.write_data_facts(folder, facts)
     num_parameters = sum(x.size for x in tensors.values())
     card = model_card(config, facts, step=step, num_parameters=num_parameters)
-    write_atomically(folder / CARD_FILE, card)
+    write_text(folder / CARD_FILE, card)
     sums = {name: _sha256(folder / name) for name in CHECKED_FILES}
     summary = {"format": FORMAT, "step": step, "sha256": sums}
-    write_atomically(folder / EXPORT_FILE, json.dumps(summary, indent=1) + "\n")
+    write_text(folder / EXPORT_FILE, json.dumps(summary, indent=1) + "\n")
 
 
 def _check_files(folder: Path) -> int:
@@ -189,8 +179,8 @@ def load_on(
         weights = load_weights(folder, step=step, ema=ema, mesh=mesh)
     else:
         weights = load_weights(folder, step=step, ema=ema)
-        weights = weights._replace(params=bring_home(weights.params, mesh))
+        weights = weights._replace(params=localize(weights.params, mesh))
     if ema_length is None:
         return weights
     average = snapshots.reconstruct(folder, ema_length, step=weights.step)
-    return weights._replace(params=place(average, mesh))
+    return weights._replace(params=place(average, state_shardings(mesh, average)))

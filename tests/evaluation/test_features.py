@@ -40,7 +40,7 @@ class Model:
     def facts(self, options):
         return {"of": "a test"}
 
-    def images_of_a_call(self, options):
+    def images_per_call(self, options):
         return 4
 
     def draw_range(self, options, indices):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffussm_jax.config import MeshConfig
+from diffussm_jax.config import MeshConfig, from_dict
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel import mesh as mesh_lib
@@ -43,7 +43,7 @@ def one_step(tiny_config, batch, mesh, **training):
     config = merge(tiny_config, {"data": data, "training": training})
     optimizer = make_optimizer(config.optimizer)
     graphdef, _ = abstract_model(config, mesh)
-    abstract = abstract_state(config, optimizer, mesh)
+    abstract = abstract_state(config, mesh)
     places = jax.tree.map(lambda a: a.sharding, abstract)
 
     @functools.partial(jax.jit, out_shardings=places)
@@ -125,17 +125,21 @@ def test_axes_that_do_not_fit(sizes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 12}, r"batch_size must be a multiple of the 4 devices .* 12"),
-        ({"num_microbatches": 3}, "times training.num_microbatches = 3, got 16"),
-        ({"height": 9}, "mesh.sequence must divide the 9 rows of tokens, got 2"),
+        ({"training": {"batch_size": 12}}, r"batch_size must be a multiple of the 4 devices .* 12"),
+        ({"training": {"num_microbatches": 3}}, "times training.num_microbatches = 3, got 16"),
+        ({"data": {"image_size": 9}}, "mesh.sequence must divide the 9 rows of tokens, got 2"),
     ],
 )
 def test_batches_that_do_not_divide(changes, message):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, sequence=2))
-    fitting = {"batch_size": 16, "num_microbatches": 2, "height": 8, "patch_size": 1}
-    check_divides(mesh, **fitting)
+    fitting = {
+        "model": {"width": 36, "m": 1},
+        "training": {"batch_size": 16, "num_microbatches": 2},
+        "data": {"image_size": 8},
+    }
+    check_divides(from_dict(fitting), mesh)
     with pytest.raises(UserError, match=message):
-        check_divides(mesh, **(fitting | changes))
+        check_divides(merge(fitting, changes), mesh)
 
 
 def test_prefetch_gives_every_batch_in_order_and_its_errors():

@@ -27,7 +27,7 @@ from tests.conftest import merge
 
 def abstract(config, mesh=None):
     mesh = make_mesh(config.mesh) if mesh is None else mesh
-    return abstract_state(config, make_optimizer(config.optimizer), mesh)
+    return abstract_state(config, mesh)
 
 
 def assert_equal(a, b):

@@ -9,7 +9,6 @@ from diffussm_jax import train as train_lib
 from diffussm_jax.errors import UserError
 from diffussm_jax.export import export
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_state
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.init_from import init_from
@@ -33,7 +32,7 @@ def begin(tiny_config, folder, changes=None, class_names=DIGITS):
     training = changes.get("training", {}) | {"init_from": str(folder)}
     config = merge(tiny_config, changes | {"training": training})
     mesh = make_mesh()
-    abstract = abstract_state(config, make_optimizer(config.optimizer), mesh)
+    abstract = abstract_state(config, mesh)
     state = jax.tree.map(lambda a: jnp.full(a.shape, FILL, a.dtype), abstract)
     return init_from(config, state, mesh, class_names=class_names)
 
@@ -132,7 +131,7 @@ def test_a_finetuned_run_begins_there_and_resumes_as_any_other(tiny_config, trai
 
 
 def read_state(config, workdir):
-    abstract = abstract_state(config, make_optimizer(config.optimizer), make_mesh())
+    abstract = abstract_state(config, make_mesh())
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         return checkpoints.restore(abstract).state
 

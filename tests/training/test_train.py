@@ -28,7 +28,7 @@ def read_metrics(workdir):
 
 def read_state(config, workdir, step=None):
     mesh = make_mesh(config.mesh)
-    abstract = abstract_state(config, make_optimizer(config.optimizer), mesh)
+    abstract = abstract_state(config, mesh)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         return checkpoints.restore(abstract, step=step).state
 
