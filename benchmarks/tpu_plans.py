@@ -39,13 +39,25 @@ STORE = Path("runs/tpu_plans.json")
 PAGE = Path("docs/tpu-plans.md")
 HEAD = """# What TPU slices would do
 
-Written by `python -m benchmarks.tpu_plans` on {date}, jax {jax}, libtpu {libtpu}; one row again:
-`python -m diffussm_jax.main --config=configs/CONFIG.py --mode=plan --config.plan.topology=TOPOLOGY`.
+`python -m benchmarks.tpu_plans` wrote this page on {date}, with jax {jax} and libtpu {libtpu}.
+This command makes one row again:
 
-**Estimates by the TPU compiler: nothing here ran on a chip.** A step's time is the compiler's cycles, kernels included, over the clock. It
-does not hold the collectives, whose time on the links stands beside it (what products do not hide comes on top), nor reading data. MFU is 6 x
-multiply-adds of the dense layers an image, nothing recomputed counted, over the chips' peak. GiB are a chip's. Sampling is one batch of
-`sample.batch_size` images by the config's sampler, before decoding; a larger batch uses a large slice better.
+```bash
+python -m diffussm_jax.main --mode=plan --config=configs/CONFIG.py --config.plan.topology=TOPOLOGY
+```
+
+**These are estimates by the TPU compiler: nothing here ran on a chip.**
+
+- The time of a step is the compiler's cycles, kernels included, over the clock.
+  It includes neither the collectives nor reading data.
+  "links" is the collectives' time on the links between chips.
+  The part of it that the matrix products do not hide adds to the step.
+- MFU is 6 x the multiply-adds of an image's dense layers, over the chips' peak.
+  Nothing that is recomputed is counted.
+- GiB are those of one chip, and the column after them is what a chip has.
+- Chip-hours are those of the complete run.
+- Sampling is one batch of `sample.batch_size` images by the config's sampler, before decoding.
+  A larger batch uses a large slice better.
 """
 COLUMNS = (
     "slice",
