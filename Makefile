@@ -45,6 +45,7 @@ parity: install  ## against other people's implementations, in PyTorch
 lint: install  ## what CI checks besides the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 	$(BIN)/mypy
 
 format: install  ## rewrite the files as `make lint` wants them

@@ -1,0 +1,63 @@
+"""What the package says of itself agrees with itself, and everything it imports is in the tested set."""
+
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import diffussm_jax
+
+ROOT = Path(__file__).parents[1]
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+EXTRAS = ["docs", "lint", "test"]  # that `make install` installs
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+
+def requirements(text):
+    lines = (line.strip() for line in text.splitlines())
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == diffussm_jax.__version__
+    assert SETUP["metadata"]["version"] == "attr: diffussm_jax.__version__"
+    assert f"## [{diffussm_jax.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_requirement_is_pinned_to_a_version_in_its_range(python):
+    environment = {"python_version": python, "sys_platform": "linux"}
+    pins = {
+        canonicalize_name(pin.name): str(pin.specifier).removeprefix("==")
+        for pin in requirements((ROOT / "requirements.txt").read_text())
+        if pin.marker is None or pin.marker.evaluate(environment)
+    }
+    texts = [SETUP["options"]["install_requires"]]
+    texts += [SETUP["options.extras_require"][extra] for extra in EXTRAS]
+    for requirement in requirements("\n".join(texts)):
+        if requirement.marker is None or requirement.marker.evaluate(environment):
+            pin = pins.get(canonicalize_name(requirement.name))
+            assert pin is not None, f"requirements.txt lacks {requirement.name}"
+            assert pin in requirement.specifier, f"{requirement} is pinned to {pin}"
+
+
+def test_the_tested_versions_of_python_are_those_of_ci():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
+    classifiers = SETUP["metadata"]["classifiers"]
+    assert re.findall(r"Python :: (3\.\d+)$", classifiers, re.MULTILINE) == PYTHONS
+
+
+def test_every_folder_with_code_ships():
+    """`packages = find:` takes folders with an `__init__.py` alone."""
+    package = ROOT / "diffussm_jax"
+    folders = {path.parent for path in package.rglob("*.py")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+    assert (package / "py.typed").exists()
+    assert SETUP["options.package_data"]["diffussm_jax"] == "py.typed"
