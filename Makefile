@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := runs/digits
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo test test-all notebook chaos parity lint format clean
+.PHONY: help install demo test test-all notebook chaos parity lint docs format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ lint: install  ## what CI checks besides the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+
+docs: install  ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: install  ## rewrite the files as `make lint` wants them
 	$(BIN)/ruff check --fix .

@@ -73,7 +73,9 @@ def scores(
     """Scores of samples by name, as many as there is what they take.
 
     Args:
-        pool, spatial, features: of the reference.
+        pool: moments of the reference's pool features.
+        spatial: moments of its spatial features; None where it has none.
+        features: the reference's pool features, for precision and recall.
         labels: the classes that the samples were asked for.
     """
     found = {"frechet_distance": frechet_distance(samples.pool, pool)}
