@@ -48,7 +48,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 BUSY = """
 import ctypes, sys
-from diffussm_jax.preemption import PreemptionNotice
+from diffussm_jax.parallel.preemption import PreemptionNotice
 with PreemptionNotice() as notice:
     print("ready", flush=True)
     libc = ctypes.CDLL(None)

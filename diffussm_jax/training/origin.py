@@ -150,7 +150,7 @@ def _inside(eqn: core.JaxprEqn, inputs: Sequence, scans: tuple[str, ...]) -> Ori
 
 
 def _inside_scan(params: dict, inputs: Sequence, scans: tuple[str, ...]) -> Origin | None:
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    num_consts, num_carry = _scan_counts(params)
     length, body = params["length"], params["jaxpr"]
     consts, carry = inputs[:num_consts], inputs[num_consts : num_consts + num_carry]
     stacked = inputs[num_consts + num_carry :]
@@ -163,6 +163,14 @@ def _inside_scan(params: dict, inputs: Sequence, scans: tuple[str, ...]) -> Orig
             return next(filter(None, origins))
         carry = carry[:num_carry]
     return None
+
+
+def _scan_counts(params: dict) -> tuple[int, int]:
+    """How many inputs of a scan are constants, and how many it carries."""
+    if "ft_in" in params:  # from JAX 0.12 on
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return params["num_consts"], params["num_carry"]
 
 
 def _of_argument(leaf: Any) -> Origin | None:
