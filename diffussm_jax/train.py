@@ -29,7 +29,12 @@ from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.init_from import init_from
-from diffussm_jax.workdir.record import Record, describe, require_same_position
+from diffussm_jax.workdir.record import (
+    Record,
+    describe,
+    require_same_position,
+    warn_of_other_versions,
+)
 from diffussm_jax.workdir.snapshots import save_snapshots
 
 logger = logging.getLogger(__name__)
@@ -121,6 +126,7 @@ def _first_state(config, checkpoints, optimizer, abstract) -> tuple[TrainState, 
         init = jax.jit(lambda: init_state(config, optimizer), out_shardings=places)
         return init(), describe(config, 0)
     require_same_position(saved.record, config)
+    warn_of_other_versions(saved.record)
     logger.info("resuming from step %d", saved.record["step"])
     return saved
 

@@ -1,6 +1,7 @@
-"""What the package says of itself agrees with itself, and everything it imports is in the tested set."""
+"""The package's metadata agree with each other, and its requirements with the tested set."""
 
 import configparser
+import inspect
 import re
 from pathlib import Path
 
@@ -61,3 +62,18 @@ def test_every_folder_with_code_ships():
     assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
     assert (package / "py.typed").exists()
     assert SETUP["options.package_data"]["diffussm_jax"] == "py.typed"
+
+
+def test_jax_still_has_its_private_clusters():
+    """The one import of `jax._src`: JAX has no public way to ask which hosts a TPU slice has."""
+    paths = (ROOT / "diffussm_jax").rglob("*.py")
+    assert [path.name for path in paths if "jax._src" in path.read_text()] == ["distributed.py"]
+    mend = "JAX has changed its clusters: mend _of_a_tpu_slice of parallel/distributed.py"
+    try:
+        from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
+    except ImportError:
+        pytest.fail(mend)
+    for cluster in (GkeTpuCluster, GceTpuCluster):
+        for method in ("is_env_present", "get_process_count", "get_process_id"):
+            assert callable(getattr(cluster, method, None)), mend
+        assert len(inspect.signature(cluster.get_coordinator_address).parameters) == 2, mend

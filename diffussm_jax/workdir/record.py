@@ -1,14 +1,18 @@
 """What a checkpoint holds besides arrays: where a run is, and what made it."""
 
 import dataclasses
+import logging
 from importlib.metadata import version
 from typing import Any
 
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
 
-VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint")  # that are recorded
+DATA_PACKAGES = ("grain", "tensorflow-datasets")  # that say which example comes next
+VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", *DATA_PACKAGES)  # that are recorded
 Record = dict[str, Any]
+
+logger = logging.getLogger(__name__)
 
 
 def describe(
@@ -40,6 +44,21 @@ def require_same_position(record: Record, config: Config) -> None:
     for name in ("seed", "examples"):
         if record[name] != now[name]:
             raise UserError(
-                f"the checkpoint of step {record['step']} has {name} {record[name]}, this config {now[name]}: its data "
-                "would not go on where they ended; use the config of the run"
+                f"the checkpoint of step {record['step']} has {name} {record[name]}, this config "
+                f"{now[name]}: its data would not go on where they ended; use the config of the run"
+            )
+
+
+def warn_of_other_versions(record: Record) -> None:
+    """Warn where a checkpoint was made with other versions of the packages that order the data."""
+    for name in DATA_PACKAGES:
+        now, before = version(name), record["versions"].get(name)  # older records lack it
+        if before is not None and before != now:
+            logger.warning(
+                "the checkpoint of step %d was made with %s %s, and this is %s: from here on the "
+                "examples may come in another order",
+                record["step"],
+                name,
+                before,
+                now,
             )

@@ -21,7 +21,7 @@ from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_state
 from diffussm_jax.workdir import integrity
 from diffussm_jax.workdir.checkpoints import Checkpoints
-from diffussm_jax.workdir.record import describe
+from diffussm_jax.workdir.record import describe, warn_of_other_versions
 from tests.conftest import merge
 
 
@@ -47,6 +47,15 @@ def test_a_record_says_where_the_run_is_and_what_made_it(trained, tiny_config):
     assert record["versions"]["jax"] == jax.__version__
     assert record["eval_loss"] > 0
     assert restored(from_dict(tiny_config), trained, step=3).record["eval_loss"] is None
+
+
+def test_other_versions_of_what_orders_the_data_are_warned_of(tiny_config, caplog):
+    record = describe(from_dict(tiny_config), 3)
+    warn_of_other_versions(record)
+    warn_of_other_versions(record | {"versions": {}})  # as before they were recorded
+    assert not caplog.text
+    warn_of_other_versions(record | {"versions": record["versions"] | {"grain": "0.1.0"}})
+    assert "step 3 was made with grain 0.1.0, and this is " in caplog.text
 
 
 def truncate(path: Path) -> None:
