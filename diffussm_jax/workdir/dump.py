@@ -89,7 +89,9 @@ def read_newest(workdir: Path) -> Dump:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    files = sorted((workdir / FAULTS_FOLDER).glob(f"step_*/{DUMP_FILE}"))
+    faults = workdir / FAULTS_FOLDER
+    # From Python 3.13 on, glob raises for a path that cannot exist.
+    files = sorted(faults.glob(f"step_*/{DUMP_FILE}")) if faults.is_dir() else []
     if not files:
         raise UserError(
             f"--workdir={workdir} has no {FAULTS_FOLDER}/: no run in it was stopped by a loss or gradient that is "
