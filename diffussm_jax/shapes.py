@@ -9,12 +9,15 @@
 | `j`     | groups, l / m                                               |
 | `d`     | width: features of a token, channels of the SSM             |
 | `r`     | directions of the SSM: forward, then backward               |
+| `e`     | outputs of the SSM for a token, r d                         |
 | `n`     | conjugate state pairs of one channel (state size N = 2 n)   |
 | `g`     | chunks of a sequence                                        |
 | `t`     | positions in a chunk                                        |
 
 A trailing axis of size 2 holds the real and the imaginary part of a complex number.
 """
+
+from typing import NamedTuple
 
 from jaxtyping import Array, Float, Float32, Int, Key
 
@@ -26,10 +29,24 @@ Timesteps = Int[Array, " b"]
 Labels = Int[Array, " b"]
 ImageKeys = Key[Array, " b"]
 
-Poles = Float32[Array, "r d n 2"]
-Gains = Float32[Array, "r d n 2"]
-Skip = Float32[Array, "r d"]
 State = Float32[Array, "r b d n 2"]
+
+
+class SSM(NamedTuple):
+    """The state space layer that `ops.s4d` applies, discretised: one value, and a pytree.
+
+    Its arrays are always float32, since bfloat16 poles are unusable. The axis r has one entry for
+    each direction of the layer; code that runs a single direction takes an SSM without that axis.
+
+    Attributes:
+        poles: dt A, real part negative.
+        gains: C (exp(dt A) - 1) / A; the factor 2 Re(...) is the operator's.
+        skip: the direct term D.
+    """
+
+    poles: Float32[Array, "r d n 2"]
+    gains: Float32[Array, "r d n 2"]
+    skip: Float32[Array, "r d"]
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -10,14 +10,13 @@ from benchmarks import sampling
 from benchmarks.ssm import __main__ as ssm
 from benchmarks.ssm import host
 from diffussm_jax.config import SampleConfig
-from tests.ops.s4d_reference import error, make_input, make_parameters, recurrence
+from tests.ops.s4d_reference import error, make_input, make_ssm, recurrence
 
 
 def test_the_float64_reference_is_the_recurrence():
-    parameters, u = make_parameters(2, 3, 4), make_input(2, 50, 3)
-    expected = recurrence(u, *parameters, (False, True))[0]
-    found = host.convolution(*(np.asarray(x, np.float64) for x in (u, *parameters)))
-    assert error(found, expected) < 1e-12
+    ssm, u = make_ssm(2, 3, 4), make_input(2, 50, 3)
+    expected = recurrence(u, ssm, (False, True))[0]
+    assert error(host.convolution(np.asarray(u), ssm), expected) < 1e-12
 
 
 def test_a_table_a_file_and_a_plot(tmp_path, monkeypatch, capsys):

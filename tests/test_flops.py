@@ -11,7 +11,7 @@ from configs import dit256
 from diffussm_jax import flops
 from diffussm_jax.config import SIZES, from_dict
 from diffussm_jax.models import create_model
-from diffussm_jax.ops.s4d import Choice, s4d
+from diffussm_jax.ops.s4d import Implementation, s4d
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from tests.conftest import merge
 
@@ -60,7 +60,7 @@ def test_equal_to_xlas_count_of_an_unrolled_model(tiny_config, model):
     """
     values = {"name": model, "depth": 4, "width": 256, "scan_unroll": 4, "state_size": 64}
     config = merge(tiny_config, {"model": values, "data": LATENTS | {"image_size": 128}})
-    one_block = Choice("chunked", num_blocks=1)  # of a loop XLA counts one round
+    one_block = Implementation("chunked", num_blocks=1)  # of a loop XLA counts one round
     operator = functools.partial(s4d, implementation=one_block)
     graphdef, params = nnx.split(
         jax.eval_shape(lambda: create_model(config, rngs=nnx.Rngs(0), apply_s4d=operator))

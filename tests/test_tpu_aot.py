@@ -12,13 +12,14 @@ from flax import nnx
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.block import Block
 from diffussm_jax.ops.pallas_tpu import tiling_for
-from diffussm_jax.ops.s4d import Choice, s4d
+from diffussm_jax.ops.s4d import Implementation, abstract_ssm, s4d, s4d_with_state
 from diffussm_jax.planning import tpu_compiler
 
 pytestmark = [
     pytest.mark.tpu_aot,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux"),
 ]
+WIDTH, LIMIT_SECONDS = 128, 60
 
 
 def topologies(*, quick):
@@ -29,7 +30,17 @@ def topologies(*, quick):
     ]
 
 
-WIDTH, LIMIT_SECONDS = 128, 60
+def operands(dtype, length=512, num_pairs=32):
+    """An abstract u and SSM."""
+    return jax.ShapeDtypeStruct((8, length, WIDTH), dtype), abstract_ssm(2, WIDTH, num_pairs)
+
+
+def operator(implementation):
+    def value_and_gradients(u, ssm):
+        y, vjp = jax.vjp(functools.partial(s4d, implementation=implementation), u, ssm)
+        return y, vjp(y)
+
+    return value_and_gradients
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +49,9 @@ def compile_for():
 
     def compile_for(topology, make_function, *shapes):
         device = tpu_compiler.devices(topology)[0]
-        choice = Choice("pallas_tpu", tiling=tiling_for(device.device_kind))
+        implementation = Implementation("pallas_tpu", tiling=tiling_for(device.device_kind))
         start = time.monotonic()
-        compiled = tpu_compiler.compile_for(device, make_function(choice), *shapes)
+        compiled = tpu_compiler.compile_for(device, make_function(implementation), *shapes)
         assert time.monotonic() - start < LIMIT_SECONDS
         text = compiled.as_text()
         assert "s4d_forward" in text
@@ -50,39 +61,19 @@ def compile_for():
     return compile_for
 
 
-def operator_shapes(dtype, length=512, num_pairs=32):
-    parameters = jax.ShapeDtypeStruct((2, WIDTH, num_pairs, 2), jnp.float32)
-    return (
-        jax.ShapeDtypeStruct((8, length, WIDTH), dtype),
-        parameters,
-        parameters,
-        jax.ShapeDtypeStruct((2, WIDTH), jnp.float32),
-        jax.ShapeDtypeStruct((8, length, 2 * WIDTH), dtype),
-    )
-
-
-def operator(choice):
-    def value_and_gradients(*arguments):
-        *arguments, dy = arguments
-        y, vjp = jax.vjp(functools.partial(s4d, implementation=choice), *arguments)
-        return y, vjp(dy)
-
-    return value_and_gradients
-
-
 @pytest.mark.parametrize("topology", topologies(quick=["v4:2x2x1", "v5e:2x2"]))
 def test_operator(compile_for, topology):
-    compile_for(topology, operator, *operator_shapes(jnp.bfloat16))
+    compile_for(topology, operator, *operands(jnp.bfloat16))
 
 
 def test_cycles_count_the_rounds_of_a_loop(compile_for):
-    """Five layers in a scan cost five times one; kernels are counted too, with what they read and write."""
+    """Twenty layers in a scan cost twice ten; kernels are counted too, with their traffic."""
 
     def layers(n):
-        def make_function(choice):
-            def loss(u, *parameters):
+        def make_function(implementation):
+            def loss(u, ssm):
                 def layer(u, _):
-                    y = s4d(u, *parameters, implementation=choice)
+                    y = s4d(u, ssm, implementation=implementation)
                     return y[..., :WIDTH] + y[..., WIDTH:], None
 
                 return jnp.sum(jax.lax.scan(layer, u, length=n)[0].astype(jnp.float32))
@@ -91,9 +82,9 @@ def test_cycles_count_the_rounds_of_a_loop(compile_for):
 
         return make_function
 
-    *arguments, _ = operator_shapes(jnp.bfloat16)
     few, many = (
-        tpu_compiler.cycles(compile_for("v5e:2x2", layers(n), *arguments)) for n in (10, 20)
+        tpu_compiler.cycles(compile_for("v5e:2x2", layers(n), *operands(jnp.bfloat16)))
+        for n in (10, 20)
     )
     assert many.kernels == {name: 2 * times for name, times in few.kernels.items()}
     assert many.kernel_bytes == 2 * few.kernel_bytes
@@ -102,7 +93,7 @@ def test_cycles_count_the_rounds_of_a_loop(compile_for):
 
 @pytest.mark.slow
 def test_operator_in_float32(compile_for):
-    compile_for("v5e:2x2", operator, *operator_shapes(jnp.float32))
+    compile_for("v5e:2x2", operator, *operands(jnp.float32))
 
 
 @pytest.mark.slow
@@ -110,32 +101,31 @@ def test_states_and_a_rest(compile_for):
     """A length that the chunks do not divide, states in and out, few pairs."""
     state = jax.ShapeDtypeStruct((2, 8, WIDTH, 4, 2), jnp.float32)
 
-    def make_function(choice):
-        def loss(state, *arguments):
-            y, last = s4d(*arguments, initial_state=state, return_state=True, implementation=choice)
+    def make_function(implementation):
+        def loss(state, u, ssm):
+            y, last = s4d_with_state(u, ssm, initial_state=state, implementation=implementation)
             return jnp.sum(y.astype(jnp.float32)) + jnp.sum(last)
 
-        return jax.grad(loss, argnums=(0, 1, 2, 3, 4))
+        return jax.grad(loss, argnums=(0, 1, 2))
 
-    *arguments, _ = operator_shapes(jnp.bfloat16, length=300, num_pairs=4)
-    compile_for("v5e:2x2", make_function, state, *arguments)
+    compile_for("v5e:2x2", make_function, state, *operands(jnp.bfloat16, length=300, num_pairs=4))
 
 
 @pytest.mark.parametrize("topology", topologies(quick=["v5e:2x2"]))
 def test_block(compile_for, topology):
     config = ModelConfig(width=WIDTH)
 
-    def make_block(choice):
-        apply = functools.partial(s4d, implementation=choice)
-        return Block(config, apply_s4d=apply, rngs=nnx.Rngs(0))
+    def make_block(implementation):
+        apply_s4d = functools.partial(s4d, implementation=implementation)
+        return Block(config, apply_s4d=apply_s4d, rngs=nnx.Rngs(0))
 
     abstract = jax.eval_shape(lambda: make_block(None))
     params = nnx.split(abstract, nnx.Param)[1]
     x = jax.ShapeDtypeStruct((8, 256, WIDTH), jnp.bfloat16)
     c = jax.ShapeDtypeStruct((8, WIDTH), jnp.bfloat16)
 
-    def make_function(choice):
-        graphdef = nnx.split(jax.eval_shape(lambda: make_block(choice)), nnx.Param)[0]
+    def make_function(implementation):
+        graphdef = nnx.split(jax.eval_shape(lambda: make_block(implementation)), nnx.Param)[0]
 
         def loss(params, x, c):
             y = nnx.merge(graphdef, params)(x, c)

@@ -1,6 +1,6 @@
-"""How fast is the operator? python -m benchmarks.ssm [--torch] [--tpu v5e:2x2]
+"""Measure the operator: python -m benchmarks.ssm [--torch] [--tpu v5e:2x2]
 
-Prints Markdown tables and writes ssm.json and ssm.png to --out.
+The program prints Markdown tables and writes ssm.json and ssm.png to --out.
 """
 
 import argparse
@@ -20,6 +20,7 @@ LENGTHS = (256, 1024, 4096, 16384)
 
 
 def main() -> None:
+    """Read the flags, measure and write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -37,8 +38,8 @@ def main() -> None:
     print(about, "\n")
     rows = tpu.report(args.tpu) if args.tpu else on_this_backend(args)
     path = args.out / ("tpu.json" if args.tpu else "ssm.json")
-    found = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
-    path.write_text(json.dumps(found, indent=1))
+    table = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
+    path.write_text(json.dumps(table, indent=1))
     print(f"\nwrote {path}" + ("" if args.tpu else f" and {path.with_suffix('.png')}"))
 
 
@@ -49,7 +50,7 @@ def describe(backend: str) -> str:
 
 
 def on_this_backend(args: argparse.Namespace) -> list[host.Row]:
-    """The table, line by line as it is measured, and the plot."""
+    """Print the table, line by line as it is measured, and plot it."""
     fields = [field.name for field in dataclasses.fields(host.Row)]
     print("| " + " | ".join(fields) + " |\n" + "|---" * len(fields) + "|")
     rows = []
@@ -68,6 +69,7 @@ def on_this_backend(args: argparse.Namespace) -> list[host.Row]:
 
 
 def line(row: host.Row) -> str:
+    """A row as a line of a Markdown table."""
     cells = (
         "-" if x is None else f"{x:.3g}" if isinstance(x, float) else str(x)
         for x in dataclasses.astuple(row)
@@ -76,25 +78,26 @@ def line(row: host.Row) -> str:
 
 
 def summary(rows: list[host.Row]) -> None:
-    """What the issue of the operator asks for: ratios within this run, and growth with the length."""
-    found = {(row.implementation, row.l): row.both_ms for row in rows if row.both_ms}
-    lengths = sorted({length for _, length in found})
+    """Print the ratios of this run's times, and how they grow with the length."""
+    times = {(row.implementation, row.l): row.both_ms for row in rows if row.both_ms}
+    lengths = sorted({length for _, length in times})
     for other in ("fft", "torch"):
         ratios = [
-            f"{found[other, x] / found['chunked', x]:.1f} at l = {x}"
+            f"{times[other, x] / times['chunked', x]:.1f} at l = {x}"
             for x in lengths
-            if (other, x) in found
+            if (other, x) in times
         ]
         if ratios:
             print(f"\n{other} / chunked, forward + backward: " + ", ".join(ratios))
     long = [x for x in lengths if x >= 1024]
     if len(long) > 1:
-        grown = found["chunked", long[-1]] / found["chunked", long[0]]
-        power = math.log(grown) / math.log(long[-1] / long[0])
+        growth = times["chunked", long[-1]] / times["chunked", long[0]]
+        power = math.log(growth) / math.log(long[-1] / long[0])
         print(f"\nchunked grows as l^{power:.2f} from {long[0]} to {long[-1]}")
 
 
 def plot(rows: list[host.Row], path: Path) -> None:
+    """Plot times and memory over the number of tokens, a line for each implementation."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,4 @@
-"""Parameters as a model starts with them, and inputs, for the benchmarks of the operator."""
+"""Inputs and parameters, as a model starts with them, for the benchmarks of the operator."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ NUM_PAIRS = 32  # of poles: N = 64
 
 
 class Raw(NamedTuple):
-    """What a model learns for both directions (models/s4d.py), and its input."""
+    """The input of a layer, and the parameters that it learns for both directions."""
 
     u: np.ndarray  # b l d
     log_dt: np.ndarray  # 2 d
@@ -19,11 +19,12 @@ class Raw(NamedTuple):
 
 
 def make(b: int, l: int, d: int) -> Raw:
-    """S4D-Lin: Re A = -1/2, Im A = pi n, dt log-uniform in [1e-3, 1e-1]; float32."""
+    """Make the arrays of S4D-Lin in float32: A = -1/2 + i pi n, dt log-uniform in [1e-3, 1e-1]."""
     rng = np.random.default_rng(0)
     log_dt = rng.uniform(np.log(1e-3), np.log(1e-1), (2, d))
     a_im = np.tile(np.pi * np.arange(NUM_PAIRS), (2, d, 1))
     c = rng.normal(size=(2, d, NUM_PAIRS, 2)) / np.sqrt(2)
-    u, skip = rng.normal(size=(b, l, d)), rng.normal(size=(2, d))
+    u = rng.normal(size=(b, l, d))
+    skip = rng.normal(size=(2, d))
     raw = Raw(u, log_dt, np.full_like(a_im, np.log(0.5)), a_im, c, skip)
     return Raw(*(x.astype(np.float32) for x in raw))

@@ -1,4 +1,4 @@
-"""Time, memory and error of the operator on this backend."""
+"""Measure time, memory and error of the operator on this backend."""
 
 import dataclasses
 import functools
@@ -10,12 +10,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from benchmarks.ssm import arguments
-from diffussm_jax.ops.s4d import discretize, s4d
+from diffussm_jax.ops.s4d import ImplementationName, discretize, s4d
+from diffussm_jax.shapes import SSM
 
 # The paper's algorithm, ours, and the recurrences, which take minutes where b l d is large.
-IMPLEMENTATIONS = ("chunked", "fft", "associative_scan", "scan")
+IMPLEMENTATIONS: tuple[ImplementationName, ...] = ("chunked", "fft", "associative_scan", "scan")
 SLOW = {"associative_scan", "scan"}
 SLOW_LIMIT = 1_000_000
 ERROR_SHAPE = (1, 8)  # b d; channels are independent
@@ -23,7 +25,7 @@ ERROR_SHAPE = (1, 8)  # b d; channels are independent
 
 @dataclasses.dataclass
 class Row:
-    """One implementation at one shape; None where it was not run or is not known."""
+    """The figures of one implementation at one shape; None where it was not run or is unknown."""
 
     implementation: str
     b: int
@@ -36,14 +38,16 @@ class Row:
     error: float | None = None  # relative L2 of y to float64
 
 
-def measure(implementation: str, shape: tuple[int, int, int], repeats: int, budget_s: float) -> Row:
-    """Medians of up to `repeats` calls, fewer (at least three) once `budget_s` is over."""
+def measure(
+    implementation: ImplementationName, shape: tuple[int, int, int], repeats: int, budget_s: float
+) -> Row:
+    """Take medians of up to `repeats` calls, fewer (at least three) once `budget_s` is over."""
     raw = [jnp.asarray(x) for x in arguments.make(*shape)]
     run = jax.jit(functools.partial(apply, implementation=implementation))
     dy = jax.eval_shape(run, *raw)
 
     @jax.jit
-    def both(dy, *raw):
+    def both(dy: Array, *raw: Array) -> tuple:
         y, vjp = jax.vjp(run, *raw)
         return y, vjp(dy)
 
@@ -63,7 +67,7 @@ def measure(implementation: str, shape: tuple[int, int, int], repeats: int, budg
 
 
 def measure_torch(shape: tuple[int, int, int], repeats: int, budget_s: float) -> Row:
-    """The official formula in PyTorch, on as many threads as XLA takes."""
+    """Measure the official formula in PyTorch, on as many threads as XLA takes."""
     import torch
 
     from benchmarks.ssm import torch_s4d
@@ -71,11 +75,11 @@ def measure_torch(shape: tuple[int, int, int], repeats: int, budget_s: float) ->
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     tensors = torch_s4d.tensors(arguments.make(*shape))
 
-    def both():
+    def both() -> tuple:
         y = torch_s4d.s4d(*tensors)
         return torch.autograd.grad(y, tensors, torch.ones_like(y))
 
-    def forward():
+    def forward() -> torch.Tensor:
         with torch.no_grad():
             return torch_s4d.s4d(*tensors)
 
@@ -85,24 +89,24 @@ def measure_torch(shape: tuple[int, int, int], repeats: int, budget_s: float) ->
     return row
 
 
-def apply(u, log_dt, log_neg_a_re, a_im, c, skip, *, implementation: str | None):
-    """From what a model learns to y, as the PyTorch formula does."""
-    poles, gains = discretize(log_dt, log_neg_a_re, a_im, c)
-    return s4d(u, poles, gains, skip, implementation=implementation)  # type: ignore[arg-type]
+def apply(u: Array, *parameters: Array, implementation: ImplementationName | None) -> Array:
+    """Compute y from the arrays of `arguments.Raw`, as the PyTorch formula does."""
+    return s4d(u, discretize(*parameters), implementation=implementation)
 
 
-def error(implementation: str, length: int) -> float:
-    """Against a convolution in float64 with the same float32 poles and gains."""
+def error(implementation: ImplementationName, length: int) -> float:
+    """Relative L2 error against a convolution in float64 with the same float32 SSM."""
     b, d = ERROR_SHAPE
-    u, *raw, skip = (jnp.asarray(x) for x in arguments.make(b, length, d))
-    poles, gains = discretize(*raw)
-    y = jax.jit(functools.partial(s4d, implementation=implementation))(u, poles, gains, skip)
-    expected = convolution(*(np.asarray(x, np.float64) for x in (u, poles, gains, skip)))
+    u, *parameters = (jnp.asarray(x) for x in arguments.make(b, length, d))
+    ssm = discretize(*parameters)
+    y = jax.jit(functools.partial(s4d, implementation=implementation))(u, ssm)
+    expected = convolution(np.asarray(u), ssm)
     return float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
 
 
-def convolution(u, poles, gains, skip):
-    """y of both directions from the whole kernel, in float64."""
+def convolution(u: np.ndarray, ssm: SSM) -> np.ndarray:
+    """Compute y of both directions from the complete kernel, in float64."""
+    u, poles, gains, skip = (np.asarray(x, np.float64) for x in (u, *ssm))
     length = u.shape[1]
     p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
     kernels = 2 * (g[..., None] * np.exp(p[..., None] * np.arange(length))).sum(2).real
@@ -116,7 +120,7 @@ def convolution(u, poles, gains, skip):
 
 
 def median_ms(call: Callable, repeats: int, budget_s: float) -> float:
-    """Median wall time after a call to warm up."""
+    """Median wall time in milliseconds, after a call to warm up."""
     jax.block_until_ready(call())
     times: list[float] = []
     while len(times) < 3 or (len(times) < repeats and sum(times) < budget_s):

@@ -1,12 +1,19 @@
-"""S4D's reference formula in PyTorch (Gu et al. 2022, listing 1, and its FFT convolution), both directions."""
+"""S4D's reference formula in PyTorch: Gu et al. 2022, listing 1, and its FFT convolution."""
 
 import torch
 
 from benchmarks.ssm.arguments import Raw
 
 
-def s4d(u, log_dt, log_neg_a_re, a_im, c, skip):
-    """[b l d] -> [b l 2d], forward outputs first; all in u's precision."""
+def s4d(
+    u: torch.Tensor,
+    log_dt: torch.Tensor,
+    log_neg_a_re: torch.Tensor,
+    a_im: torch.Tensor,
+    c: torch.Tensor,
+    skip: torch.Tensor,
+) -> torch.Tensor:
+    """Apply both directions to u [b l d]: [b l 2d], forward outputs first, in u's precision."""
     length = u.shape[1]
     dt_a, gains = discretize(log_dt, log_neg_a_re, a_im, c)
     powers = torch.exp(dt_a[..., None] * torch.arange(length, dtype=u.dtype))
@@ -22,13 +29,15 @@ def s4d(u, log_dt, log_neg_a_re, a_im, c, skip):
     return torch.cat(outputs, dim=1).transpose(1, 2)
 
 
-def discretize(log_dt, log_neg_a_re, a_im, c):
-    """dt A, and C (exp(dt A) - 1) / A."""
+def discretize(
+    log_dt: torch.Tensor, log_neg_a_re: torch.Tensor, a_im: torch.Tensor, c: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The poles dt A and the gains C (exp(dt A) - 1) / A, complex."""
     a = torch.complex(-torch.exp(log_neg_a_re), a_im)
     dt_a = a * torch.exp(log_dt)[..., None]
     return dt_a, torch.view_as_complex(c) * (torch.exp(dt_a) - 1) / a
 
 
-def tensors(raw: Raw, dtype=torch.float32) -> list[torch.Tensor]:
-    """Leaves that take gradients."""
+def tensors(raw: Raw, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """The arrays as leaves that take gradients."""
     return [torch.tensor(x, dtype=dtype, requires_grad=True) for x in raw]

@@ -16,7 +16,6 @@ from benchmarks.throughput.subjects import DIFFUSSM, SAME_TOKENS, extra_large
 from diffussm_jax.config import DIT_SIZES, ModelConfig
 from diffussm_jax.files import write_text
 from diffussm_jax.models.dit import TransformerBlock
-from diffussm_jax.ops.s4d import Operator
 from diffussm_jax.plan import make_plan
 from diffussm_jax.planning.chips import GIB
 from diffussm_jax.planning.estimate import needed_gib
@@ -39,7 +38,10 @@ def lengths(topology: str, sides: list[int]) -> list[dict[str, Any]]:
     for side in sides:
         l = side**2
         b = TOKENS_OF_A_CHIP // l
-        blocks = {DIFFUSSM: block(_kernels(estimator), b, l), SAME_TOKENS: _transformer_block(b, l)}
+        blocks = {
+            DIFFUSSM: block(operator(estimator.pallas_tpu), b, l),
+            SAME_TOKENS: _transformer_block(b, l),
+        }
         for name, (function, arguments) in blocks.items():
             rows.append({"block": name, "images": b, "tokens": l})
             rows[-1] |= _estimate(estimator, name, b, l, function, *arguments)
@@ -54,10 +56,6 @@ def _estimate(estimator: Estimator, *program) -> dict[str, Any]:
             raise
         return {"million_cycles": "does not fit", "temporary_gib": needed}
     return {"million_cycles": row.total, "temporary_gib": row.temporary_mb * 1e6 / GIB}
-
-
-def _kernels(estimator: Estimator) -> Operator:
-    return lambda *arguments, direction: operator(estimator.pallas_tpu)(*arguments)
 
 
 def _transformer_block(b: int, l: int) -> tuple[Callable, tuple[Any, ...]]:

@@ -15,13 +15,16 @@ EMBEDDING_INIT = nnx.initializers.normal(0.02)  # DiT
 def linear(
     num_inputs: int, num_outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, zero: bool = False
 ) -> nnx.Linear:
-    """Dense layer as DiT starts them: Xavier-uniform or zero kernel, zero bias, float32 parameters."""
+    """Make a dense layer as DiT starts them.
+
+    The kernel is Xavier-uniform or zero and the bias zero; parameters are float32.
+    """
     init = nnx.initializers.zeros if zero else nnx.initializers.xavier_uniform()
     return nnx.Linear(num_inputs, num_outputs, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
 class GroupedLinear(nnx.Module):
-    """One dense layer for each member of a group: W_down[k] of the hourglass."""
+    """One dense layer for each member k of a group of m tokens: W_down[k] of the hourglass."""
 
     def __init__(
         self,
@@ -39,8 +42,10 @@ class GroupedLinear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((num_members, num_outputs)))
         self.dtype = dtype
 
-    def __call__(self, x: Float[Array, "b j m i"]) -> Float[Array, "b j m o"]:
-        kernel, bias = (self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype))
+    def __call__(self, x: Float[Array, "b l i"]) -> Float[Array, "b j m o"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        bias = self.bias[...].astype(self.dtype)
+        x = x.reshape(x.shape[0], -1, *kernel.shape[:2])  # b j m i
         return jnp.einsum("bjmi,mio->bjmo", x, kernel) + bias
 
 
@@ -48,7 +53,7 @@ class TimestepEmbedding(nnx.Module):
     """Sinusoidal features of the diffusion step, then a two-layer MLP."""
 
     def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        def dense(num_inputs):
+        def dense(num_inputs: int) -> nnx.Linear:
             return nnx.Linear(num_inputs, width, kernel_init=EMBEDDING_INIT, dtype=dtype, rngs=rngs)
 
         self.hidden, self.out = dense(TIMESTEP_FEATURES), dense(width)
@@ -60,7 +65,10 @@ class TimestepEmbedding(nnx.Module):
 
 
 class LabelEmbedding(nnx.Module):
-    """One vector a class and, as the last row, one for "no label" (classifier-free guidance)."""
+    """One vector for each class and, in the last row, one for "no label".
+
+    Classifier-free guidance uses the last one.
+    """
 
     def __init__(self, num_classes: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.table = nnx.Param(EMBEDDING_INIT(rngs.params(), (num_classes + 1, width), jnp.float32))
@@ -71,7 +79,7 @@ class LabelEmbedding(nnx.Module):
 
 
 class Modulation(nnx.Module):
-    """`num` vectors of the width of x from SiLU(c), all zero at the start (adaLN, DiT section 3.2)."""
+    """`num` vectors of the width of x from SiLU(c), zero at the start (adaLN, DiT section 3.2)."""
 
     def __init__(self, width: int, num: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.linear = linear(width, num * width, dtype=dtype, rngs=rngs, zero=True)
@@ -82,7 +90,7 @@ class Modulation(nnx.Module):
 
 
 def modulate(x: Groups, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]) -> Groups:
-    """LayerNorm without parameters, then x (1 + scale) + shift."""
+    """Apply LayerNorm without parameters, then x (1 + scale) + shift."""
     return layer_norm(x) * (1 + scale) + shift
 
 
@@ -97,7 +105,7 @@ def layer_norm(x: Groups) -> Groups:
 def sinusoids(
     positions: Float32[Array, " b"], num_features: int, *, max_period: float = 10_000
 ) -> Float32[Array, "b f"]:
-    """cos and sin of each position at num_features / 2 frequencies from 1 down to 1 / max_period."""
+    """cos and sin of each position at num_features / 2 frequencies from 1 to 1 / max_period."""
     half = num_features // 2
     frequencies = np.exp(-np.log(max_period) * np.arange(half) / half).astype(np.float32)
     angles = positions[:, None] * frequencies
@@ -107,8 +115,8 @@ def sinusoids(
 def sincos2d(height: int, width: int, group_size: int, num_features: int) -> Float32[Array, "j d"]:
     """2-D position code at the centre of each group of `group_size` tokens in raster order.
 
-    A function of the grid and not a table, so a model runs at any resolution. Half of the features
-    hold the row, half the column.
+    Half of the features hold the row, half the column. The code is a function of the grid and not a
+    table, so a model runs at any resolution.
     """
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     centres = [axis.reshape(-1, group_size).mean(axis=1) for axis in (rows, columns)]

@@ -1,7 +1,7 @@
-"""Channels are independent: run them a block at a time, and keep only the inputs for the backward pass.
+"""Run an operator on a block of channels at a time, since channels are independent.
 
 The working set of a block stays in a CPU's cache, and the memory that an operator needs besides its
-inputs and outputs shrinks to that of one block.
+inputs and outputs shrinks to that of one block: for the backward pass only the inputs are kept.
 """
 
 import functools
@@ -10,87 +10,95 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
-from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
+from diffussm_jax.shapes import SSM, State, Tokens
 
-Operands = tuple[Tokens, Poles, Gains, Skip, State | None]
-# y with the directions apart, [b l r d], and the state or None
-Results = tuple[jax.Array, State | None]
+Operands = tuple[Tokens, SSM, State | None]
+Results = tuple[Float[Array, "b l r d"], State | None]
+Run = Callable[..., Results]
+Axes = tuple[int, ...]
 
-# The axis of the channels in each operand and each result.
-_OPERANDS, _RESULTS = (2, 1, 1, 1, 2), (3, 2)
+# The axis of the channels in u, the SSM's arrays and the state; in y and the state.
+_OPERAND_AXES = (2, 1, 2)
+_RESULT_AXES = (3, 2)
 
 
-def by_channel_blocks(
-    run: Callable[..., Results], operands: Operands, *, num_blocks: int
-) -> Results:
+def by_channel_blocks(run: Run, operands: Operands, *, num_blocks: int) -> Results:
     """run(*operands) in `num_blocks` blocks of channels, one after the other.
 
-    The gradient runs each block again, of which XLA keeps only what the gradient needs.
+    The gradient runs each block again, and XLA keeps only the part that the gradient needs.
     """
     if num_blocks == 1:
         return run(*operands)
     d = operands[0].shape[2]
     padded = _pad(operands, -d % num_blocks)
-    results = _mapped(run, num_blocks, padded)
-    return _cut(results, d)
+    return _cut(_run_blocks(run, num_blocks, padded), d)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _mapped(run, num_blocks: int, operands: Operands) -> Results:
-    blocks = _split(operands, _OPERANDS, num_blocks)
-    return _join(jax.lax.map(lambda block: run(*block), blocks), _RESULTS)
+def _run_blocks(run: Run, num_blocks: int, operands: Operands) -> Results:
+    blocks = _split(operands, _OPERAND_AXES, num_blocks)
+    return _join(jax.lax.map(lambda block: run(*block), blocks), _RESULT_AXES)
 
 
-def _forward(run, num_blocks, operands):
-    return _mapped(run, num_blocks, operands), operands
+def _forward(run: Run, num_blocks: int, operands: Operands) -> tuple[Results, Operands]:
+    return _run_blocks(run, num_blocks, operands), operands
 
 
-def _backward(run, num_blocks, operands, cotangents):
-    def gradients(block):
+def _backward(
+    run: Run, num_blocks: int, operands: Operands, cotangents: Results
+) -> tuple[Operands]:
+    def gradients(block: tuple[Operands, Results]) -> Operands:
         inputs, d_outputs = block
         return jax.vjp(run, *inputs)[1](d_outputs)
 
-    blocks = (_split(operands, _OPERANDS, num_blocks), _split(cotangents, _RESULTS, num_blocks))
-    return (_join(jax.lax.map(gradients, blocks), _OPERANDS),)
+    blocks = (
+        _split(operands, _OPERAND_AXES, num_blocks),
+        _split(cotangents, _RESULT_AXES, num_blocks),
+    )
+    return (_join(jax.lax.map(gradients, blocks), _OPERAND_AXES),)
 
 
-_mapped.defvjp(_forward, _backward)
+_run_blocks.defvjp(_forward, _backward)
 
 
-def _split(arrays: Any, axes: tuple[int, ...], num_blocks: int) -> tuple:
-    """The blocks of the channel axis in front."""
+def _split(arrays: Any, axes: Axes, num_blocks: int) -> Any:
+    """The axis of channels as two: the blocks, in front, and the channels of a block."""
 
-    def split(x, axis):
+    def split(x: Array, axis: int) -> Array:
         shape = (*x.shape[:axis], num_blocks, -1, *x.shape[axis + 1 :])
         return jnp.moveaxis(x.reshape(shape), axis, 0)
 
-    return _each(split, arrays, axes)
+    return _map(split, arrays, axes)
 
 
-def _join(arrays: Any, axes: tuple[int, ...]) -> tuple:
-    def join(x, axis):
+def _join(arrays: Any, axes: Axes) -> Any:
+    def join(x: Array, axis: int) -> Array:
         x = jnp.moveaxis(x, 0, axis)
         return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
-    return _each(join, arrays, axes)
+    return _map(join, arrays, axes)
 
 
-def _pad(operands: Operands, extra: int) -> tuple:
-    """Channels of zeros behind the others, for blocks of equal size."""
+def _pad(operands: Any, extra: int) -> Any:
+    """Add channels of zeros, for blocks of equal size."""
 
-    def pad(x, axis):
+    def pad(x: Array, axis: int) -> Array:
         return jnp.pad(x, [(0, extra if i == axis else 0) for i in range(x.ndim)])
 
-    return _each(pad, operands, _OPERANDS) if extra else operands
+    return _map(pad, operands, _OPERAND_AXES) if extra else operands
 
 
-def _cut(results: tuple, num_channels: int) -> Results:
-    def cut(x, axis):
+def _cut(results: Any, num_channels: int) -> Any:
+    def cut(x: Array, axis: int) -> Array:
         return jax.lax.slice_in_dim(x, 0, num_channels, axis=axis)
 
-    return _each(cut, results, _RESULTS)
+    return _map(cut, results, _RESULT_AXES)
 
 
-def _each(f: Callable, arrays: Any, axes: tuple[int, ...]) -> tuple:
-    return tuple(None if x is None else f(x, axis) for x, axis in zip(arrays, axes))
+def _map(f: Callable[[Array, int], Array], arrays: Any, axes: Axes) -> Any:
+    """f(array, axis) for each array; an axis holds for a whole subtree, as in `jax.vmap`."""
+    return jax.tree.map(
+        lambda axis, subtree: jax.tree.map(lambda x: f(x, axis), subtree), axes, arrays
+    )

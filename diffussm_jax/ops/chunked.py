@@ -1,10 +1,12 @@
 """S4D in chunks: matrix products inside a chunk, one small recurrence from chunk to chunk.
 
 With p = poles, g = gains and chunks of T tokens, a chunk of a forward pass is
-    y_t  = sum_{s<=t} K[t-s] u_s + 2 Re sum_n g_n exp(p_n (t+1)) X_n,    K[t] = 2 Re sum_n g_n exp(p_n t)
+    y_t  = sum_{s<=t} K[t-s] u_s + 2 Re sum_n g_n exp(p_n (t+1)) X_n
+    K[t] = 2 Re sum_n g_n exp(p_n t)
     X_n <- exp(p_n T) X_n + sum_s exp(p_n (T-1-s)) u_s
 and the backward pass is its mirror image. Only T powers of each pole are formed, never a kernel as
-long as the sequence, and all directions share one product with u (State Space Duality, section 6, per channel).
+long as the sequence, and all directions share one product with u (State Space Duality, section 6,
+per channel).
 """
 
 import functools
@@ -17,22 +19,26 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.ops import pairs
-from diffussm_jax.ops.channel_blocks import by_channel_blocks
-from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
+from diffussm_jax.ops.channel_blocks import Results, by_channel_blocks
+from diffussm_jax.shapes import SSM, State, Tokens
 
 # Forming the tables of a chunk costs as much as many tokens; few tokens want small tables.
-CHUNK_SIZE, SMALL_CHUNK_SIZE, FEW_TOKENS = 64, 32, 8192
-# Up to this length one chunk beats several: the states cost more products than the larger triangle saves.
+CHUNK_SIZE = 64
+SMALL_CHUNK_SIZE = 32
+FEW_TOKENS = 8192
+# Up to this length one chunk beats several: the states cost more products than the larger triangle
+# saves.
 LONGEST_SINGLE_CHUNK = 128
 
-# Elements of u in a block of channels: on a CPU what stays in its cache, else what keeps memory bounded.
+# Elements of u in a block of channels: on a CPU what stays in its cache, elsewhere what keeps the
+# memory bounded.
 BLOCK_ELEMENTS = {"cpu": 2**15, "other": 2**24}
 
-LocalStates = tuple[Float[Array, "r d b _ n"], Float[Array, "r d b _ n"]]  # g chunks
+ChunkStates = tuple[Float[Array, "r d b _ n"], Float[Array, "r d b _ n"]]  # a pair, for g chunks
 
 
-class Tables(NamedTuple):
-    """What a chunk of `t` tokens multiplies its input and its entering state by; s reads, t writes."""
+class ChunkTables(NamedTuple):
+    """The factors of a chunk's input and entering state; it reads tokens s and writes tokens t."""
 
     within: Float[Array, "d s o"]  # o = r t
     leaving: Float[Array, "d s i"]  # i = r 2 n
@@ -42,28 +48,24 @@ class Tables(NamedTuple):
 
 def chunked(
     u: Tokens,
-    poles: Poles,
-    gains: Gains,
-    skip: Skip,
+    ssm: SSM,
     state: State | None,
     *,
     reverse: tuple[bool, ...],
     return_state: bool,
     chunk_size: int | None = None,
     num_blocks: int | None = None,
-) -> tuple[Float[Array, "b l r*d"], State | None]:
+) -> tuple[Float[Array, "b l e"], State | None]:
     """Run all directions at once; u is read in its own dtype, sums and states are float32.
 
     A length that `chunk_size` does not divide leaves one shorter chunk at the end: padding would
-    move the point at which a backward pass begins. The channels go in `num_blocks` blocks.
+    move the point at which a backward pass begins. The channels go in `num_blocks` blocks. Without
+    `return_state` the second result is None, and a single chunk forms no states.
     """
     run = functools.partial(_run, reverse=reverse, return_state=return_state, chunk_size=chunk_size)
-    y, state = by_channel_blocks(
-        run,
-        (u, poles, gains, skip, state),
-        num_blocks=num_blocks or num_blocks_for(jax.default_backend(), u.shape),
-    )
-    return y.reshape(*u.shape[:2], -1), state
+    num_blocks = num_blocks or num_blocks_for(jax.default_backend(), u.shape)
+    y, last = by_channel_blocks(run, (u, ssm, state), num_blocks=num_blocks)
+    return y.reshape(*u.shape[:2], -1), last
 
 
 def num_blocks_for(backend: str, shape: tuple[int, ...]) -> int:
@@ -73,20 +75,28 @@ def num_blocks_for(backend: str, shape: tuple[int, ...]) -> int:
     return min(d, -(-b * length * d // elements))
 
 
-def _run(u, poles, gains, skip, state, *, reverse, return_state, chunk_size):
-    """A block of channels; y comes as [b l r d]."""
+def _run(
+    u: Tokens,
+    ssm: SSM,
+    state: State | None,
+    *,
+    reverse: tuple[bool, ...],
+    return_state: bool,
+    chunk_size: int | None,
+) -> Results:
+    """A block of channels."""
     b, length, _ = u.shape
     size = min(length, chunk_size or _default_chunk_size(b, length))
-    poles_by_step = pairs.each(lambda part: part[..., None], pairs.unpack(poles))
-    powers = pairs.power(poles_by_step, np.arange(size + 1))  # r d n t
+    poles = pairs.each(lambda part: part[..., None], pairs.unpack(ssm.poles))
+    powers = pairs.power(poles, np.arange(size + 1))  # r d n t
     parts = [u[:, : length - length % size], u[:, length - length % size :]]
     parts = [_split(part, size) for part in parts if part.shape[1]]  # d b g t
-    tables = [_tables(powers, gains, skip, part.shape[-1], u.dtype, reverse) for part in parts]
+    tables = [_tables(powers, ssm, part.shape[-1], u.dtype, reverse) for part in parts]
 
     outputs = [_product("dbgs,dso->dbgo", part, table.within) for part, table in zip(parts, tables)]
     if return_state or state is not None or len(parts) > 1 or parts[0].shape[2] > 1:
-        states = [_local_states(part, table) for part, table in zip(parts, tables)]
-        entering, state = _carry(states, [table.decay for table in tables], state, reverse)
+        added = [_added_states(part, table) for part, table in zip(parts, tables)]
+        entering, state = _carry(added, [table.decay for table in tables], state, reverse)
         outputs = [
             y + _from_states(x, table, u.dtype) for y, x, table in zip(outputs, entering, tables)
         ]
@@ -106,7 +116,9 @@ def _split(u: Tokens, size: int) -> Float[Array, "d b g t"]:
     return jnp.transpose(u, (3, 0, 1, 2))
 
 
-def _merge(y: Float32[Array, "d b g o"], num_directions: int, dtype) -> Float[Array, "b l r d"]:
+def _merge(
+    y: Float32[Array, "d b g o"], num_directions: int, dtype: jnp.dtype
+) -> Float[Array, "b l r d"]:
     d, b, g, _ = y.shape
     y = y.astype(dtype).reshape(d, b, g, num_directions, -1)
     return jnp.transpose(y, (1, 2, 4, 3, 0)).reshape(b, -1, num_directions, d)
@@ -120,11 +132,12 @@ def _product(spec: str, x: Array, table: Array) -> Float32[Array, "..."]:
 
 
 def _tables(
-    powers: pairs.Pair, gains: Gains, skip: Skip, size: int, dtype, reverse: tuple[bool, ...]
-) -> Tables:
-    """Tables of a chunk of `size` tokens, from exp(p t) for t = 0 .. at least `size`."""
-    weighted = pairs.multiply(pairs.each(lambda g: 2 * g[..., None], pairs.unpack(gains)), powers)
-    kernel = weighted[0][..., :size].sum(axis=2).at[..., 0].add(skip)  # r d t
+    powers: pairs.Pair, ssm: SSM, size: int, dtype: jnp.dtype, reverse: tuple[bool, ...]
+) -> ChunkTables:
+    """The tables of a chunk of `size` tokens, from exp(p t) for t = 0 .. at least `size`."""
+    gains = pairs.each(lambda part: 2 * part[..., None], pairs.unpack(ssm.gains))
+    weighted = pairs.multiply(gains, powers)
+    kernel = weighted[0][..., :size].sum(axis=2).at[..., 0].add(ssm.skip)  # r d t
     within, leaving, entering = [], [], []
     for direction, backward in enumerate(reverse):
         triangle = _toeplitz(kernel[direction])  # d s t, s <= t
@@ -135,7 +148,7 @@ def _tables(
         re, im = (part[direction, ..., 1 : size + 1] for part in weighted)
         reading = jnp.concatenate([re, -im], axis=1)  # d n*2 t
         entering.append(reading[..., ::-1] if backward else reading)
-    return Tables(
+    return ChunkTables(
         within=jnp.concatenate(within, axis=-1).astype(dtype),
         leaving=jnp.swapaxes(jnp.concatenate(leaving, axis=1), 1, 2).astype(dtype),
         entering=jnp.stack(entering).astype(dtype),
@@ -155,8 +168,8 @@ def _toeplitz(kernel: Float32[Array, "d t"]) -> Float32[Array, "d t t"]:
     return rows.reshape(d, size, 2 * size - 1)[:, :, :size]
 
 
-def _local_states(u: Float[Array, "d b g s"], tables: Tables) -> LocalStates:
-    """The state that each chunk alone would leave behind."""
+def _added_states(u: Float[Array, "d b g s"], tables: ChunkTables) -> ChunkStates:
+    """What each chunk adds to the state: the one that it alone would leave behind."""
     states = _product("dbgs,dsi->dbgi", u, tables.leaving)
     num_directions, _, num_pairs = tables.decay[0].shape
     states = states.reshape(*states.shape[:3], num_directions, 2, num_pairs)
@@ -165,43 +178,53 @@ def _local_states(u: Float[Array, "d b g s"], tables: Tables) -> LocalStates:
 
 
 def _carry(
-    local: list[LocalStates],
+    added: list[ChunkStates],
     decays: list[pairs.Pair],
     state: State | None,
     reverse: tuple[bool, ...],
-) -> tuple[list[LocalStates], State]:
+) -> tuple[list[ChunkStates], State]:
     """Chain the chunks; returns the state that enters each and the one that leaves the last."""
     directions = []
     for r, backward in enumerate(reverse):
-        of_r = jax.tree.map(operator.itemgetter(r), (local, decays, state))
+        of_r = jax.tree.map(operator.itemgetter(r), (added, decays, state))
         directions.append(_carry_direction(*of_r, backward=backward))
     entering = [
-        jax.tree.map(lambda *x: jnp.stack(x), *each) for each in zip(*(x for x, _ in directions))
+        jax.tree.map(lambda *x: jnp.stack(x), *part) for part in zip(*(x for x, _ in directions))
     ]
     leaving = jnp.stack([pairs.pack(state) for _, state in directions])  # r d b n 2
     return entering, jnp.swapaxes(leaving, 1, 2)
 
 
-def _carry_direction(local, decays, state, *, backward: bool):
-    """X <- exp(p T) X + S over the chunks of one direction, in its order of reading."""
+def _carry_direction(
+    added: list[pairs.Pair],
+    decays: list[pairs.Pair],
+    state: Float32[Array, "b d n 2"] | None,
+    *,
+    backward: bool,
+) -> tuple[list[pairs.Pair], pairs.Pair]:
+    """X <- exp(p T) X + added, over the chunks of one direction in its order of reading."""
     if state is None:
-        x = pairs.each(lambda part: jnp.zeros_like(part[:, :, 0]), local[0])
+        x = pairs.each(lambda part: jnp.zeros_like(part[:, :, 0]), added[0])
     else:
         x = pairs.unpack(jnp.swapaxes(state, 0, 1))  # d b n
-    entering = list(local)
-    for i in reversed(range(len(local))) if backward else range(len(local)):
-        decay = pairs.each(lambda a: a[:, None], decays[i])
+    entering = list(added)
+    for i in reversed(range(len(added))) if backward else range(len(added)):
+        decay = pairs.each(lambda part: part[:, None], decays[i])
 
-        def step(x, chunk, decay=decay):
+        def step(
+            x: pairs.Pair, chunk: pairs.Pair, decay: pairs.Pair = decay
+        ) -> tuple[pairs.Pair, pairs.Pair]:
             return pairs.add(pairs.multiply(decay, x), chunk), x
 
-        chunks = pairs.each(lambda part: jnp.moveaxis(part, 2, 0), local[i])
+        chunks = pairs.each(lambda part: jnp.moveaxis(part, 2, 0), added[i])
         x, before = jax.lax.scan(step, x, chunks, reverse=backward)
         entering[i] = pairs.each(lambda part: jnp.moveaxis(part, 0, 2), before)
     return entering, x
 
 
-def _from_states(x: LocalStates, tables: Tables, dtype) -> Float32[Array, "d b g o"]:
+def _from_states(
+    x: ChunkStates, tables: ChunkTables, dtype: jnp.dtype
+) -> Float32[Array, "d b g o"]:
     """What the entering state adds to the outputs of its chunk."""
     states = jnp.concatenate(x, axis=-1).astype(dtype)  # r d b g n*2
     y = _product("rdbgi,rdit->dbgrt", states, tables.entering)

@@ -1,4 +1,7 @@
-"""Complex numbers as (re, im) pairs of real arrays, the only form that every backend and kernel language takes."""
+"""Complex numbers as (re, im) pairs of real arrays.
+
+Only this form runs on every backend and in every kernel language.
+"""
 
 from collections.abc import Callable
 
@@ -10,8 +13,21 @@ from jaxtyping import Array, Float
 Pair = tuple[Float[Array, "..."], Float[Array, "..."]]
 
 
+def _split_two_pi() -> tuple[np.float32, ...]:
+    """2 pi as a sum of float32 numbers whose first has 8 bits, so that turns * part is exact."""
+    parts, rest = [np.float32(6.28125)], 2 * np.pi - 6.28125
+    for _ in range(2):  # 12 bits each
+        scale = 2.0 ** (11 - np.floor(np.log2(rest)))
+        parts.append(np.float32(np.floor(rest * scale) / scale))
+        rest -= float(parts[-1])
+    return (*parts, np.float32(rest))
+
+
+_TWO_PI_PARTS = _split_two_pi()
+
+
 def each(f: Callable[[jax.Array], jax.Array], a: Pair) -> Pair:
-    """f of the real and of the imaginary part."""
+    """Apply f to the real and to the imaginary part."""
     return f(a[0]), f(a[1])
 
 
@@ -80,7 +96,9 @@ def _phase(angle: jax.Array, steps: jax.Array) -> jax.Array:
 
 
 @_phase.defjvp
-def _phase_jvp(primals, tangents):
+def _phase_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
     angle, steps = primals
     return _phase(angle, steps), tangents[0] * steps
 
@@ -89,17 +107,3 @@ def _leading_bits(x: jax.Array) -> jax.Array:
     """x rounded toward zero to the first 12 bits of its float32 significand."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jax.lax.bitcast_convert_type(bits & np.uint32(0xFFFFF000), jnp.float32)
-
-
-def _split_two_pi() -> tuple[np.float32, ...]:
-    """2 pi as a sum of float32 numbers whose first has 8 bits, so that turns * part is exact."""
-    parts, rest = [np.float32(6.28125)], 2 * np.pi - 6.28125
-    for _ in range(2):
-        # 12 bits a part
-        scale = 2.0 ** (11 - np.floor(np.log2(rest)))
-        parts.append(np.float32(np.floor(rest * scale) / scale))
-        rest -= float(parts[-1])
-    return (*parts, np.float32(rest))
-
-
-_TWO_PI_PARTS = _split_two_pi()

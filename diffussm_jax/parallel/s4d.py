@@ -1,110 +1,142 @@
-"""The S4D operator on a mesh: split over the batch, and over the sequence where an axis is given for it.
+"""The S4D operator on a mesh: split over the batch and, if an axis is given, over the sequence.
 
-A part of a sequence needs of the others only the state that enters it: `[b d n]` complex numbers a
-direction. Kernels that XLA cannot partition (Pallas) run on each device's part too.
+A part of a sequence needs from the others only the state that enters it: `[b d n]` complex numbers
+a direction. Kernels that XLA cannot partition (Pallas) run on each device's part too.
 """
 
 import functools
+import operator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.ops import pairs
-from diffussm_jax.ops.s4d import DIRECTIONS, Choice, Implementation, Operator, s4d
-from diffussm_jax.shapes import Gains, Poles, Skip, State, Tokens
+from diffussm_jax.ops.s4d import (
+    DIRECTIONS,
+    Direction,
+    Implementation,
+    ImplementationName,
+    Operator,
+    s4d,
+    s4d_with_state,
+)
+from diffussm_jax.shapes import SSM, State, Tokens
+
+BatchAxis = str | tuple[str, ...] | None
 
 
 def shard_s4d(
     mesh: Mesh,
     *,
-    batch_axis: str | tuple[str, ...] | None = "data",
+    batch_axis: BatchAxis = "data",
     sequence_axis: str | None = None,
-    implementation: Implementation | Choice | None = None,
+    implementation: ImplementationName | Implementation | None = None,
 ) -> Operator:
-    """`ops.s4d.s4d` with u split over one or two axes of the mesh; the parameters are on every device.
+    """`ops.s4d.s4d` with u split over one or two axes of the mesh; the SSM is on every device.
 
-    Values and gradients are those of the whole. The axes must divide the batch and the sequence
-    (ValueError from `jax.shard_map` otherwise).
+    Values and gradients are those of the operator on one device. The axes must divide the batch and
+    the sequence (ValueError from `jax.shard_map` otherwise).
     """
-    split = PartitionSpec(batch_axis, sequence_axis)
-    of_state = PartitionSpec(None, batch_axis)
-    run: Operator = s4d
+    run: Callable = s4d
     if sequence_axis is not None:
-        run = functools.partial(_part_of_a_sequence, axis=sequence_axis)
+        run = functools.partial(_s4d_of_part, axis=sequence_axis)
+    run = functools.partial(run, implementation=implementation)
+    tokens = PartitionSpec(batch_axis, sequence_axis)
+    states = PartitionSpec(None, batch_axis)
+    return _on_mesh(run, mesh, tokens, states, out_specs=tokens)
 
-    def apply(
-        u: Tokens,
-        poles: Poles,
-        gains: Gains,
-        skip: Skip,
-        *,
-        direction: str = "both",
-        initial_state: State | None = None,
-        return_state: bool = False,
-    ):
-        def part(u, poles, gains, skip, initial_state):
-            return run(
-                u,
-                poles,
-                gains,
-                skip,
-                direction=direction,
-                initial_state=initial_state,
-                return_state=return_state,
-                implementation=implementation,
-            )
 
-        everywhere = PartitionSpec()
-        # Pallas calls say nothing of how their outputs vary over the mesh.
-        sharded = jax.shard_map(
-            part,
-            mesh=mesh,
-            in_specs=(split, everywhere, everywhere, everywhere, of_state),
-            out_specs=(split, of_state) if return_state else split,
-            check_vma=False,
+def shard_s4d_with_state(
+    mesh: Mesh,
+    *,
+    batch_axis: BatchAxis = "data",
+    sequence_axis: str | None = None,
+    implementation: ImplementationName | Implementation | None = None,
+) -> Callable[..., tuple[Float[Array, "b l e"], State]]:
+    """`ops.s4d.s4d_with_state` in the same way; the states are split over the batch alone."""
+    run: Callable = s4d_with_state
+    if sequence_axis is not None:
+        run = functools.partial(_s4d_of_part_with_state, axis=sequence_axis)
+    run = functools.partial(run, implementation=implementation)
+    tokens = PartitionSpec(batch_axis, sequence_axis)
+    states = PartitionSpec(None, batch_axis)
+    return _on_mesh(run, mesh, tokens, states, out_specs=(tokens, states))
+
+
+def _on_mesh(
+    run: Callable, mesh: Mesh, tokens: PartitionSpec, states: PartitionSpec, *, out_specs: Any
+) -> Callable[..., Any]:
+    def sharded(
+        u: Tokens, ssm: SSM, *, direction: Direction = "both", initial_state: State | None = None
+    ) -> Any:
+        def part(u: Tokens, ssm: SSM, initial_state: State | None) -> Any:
+            return run(u, ssm, direction=direction, initial_state=initial_state)
+
+        in_specs = tokens, PartitionSpec(), states
+        # Pallas calls do not say how their outputs vary over the mesh.
+        on_mesh = jax.shard_map(
+            part, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
-        return sharded(u, poles, gains, skip, initial_state)
+        return on_mesh(u, ssm, initial_state)
 
-    return apply
+    return sharded
 
 
-def _part_of_a_sequence(
-    u, poles, gains, skip, *, axis, direction, initial_state, return_state, implementation
-) -> Float[Array, "b l e"] | tuple[Float[Array, "b l e"], State]:
-    """This device's part: first the states that all parts leave behind, then the outputs."""
-    operands = u, poles, gains, skip
+def _s4d_of_part(u: Tokens, ssm: SSM, **options: Any) -> Float[Array, "b l e"]:
+    return _s4d_of_part_with_state(u, ssm, **options)[0]
+
+
+def _s4d_of_part_with_state(
+    u: Tokens,
+    ssm: SSM,
+    *,
+    axis: str,
+    direction: Direction,
+    initial_state: State | None,
+    implementation: ImplementationName | Implementation | None,
+) -> tuple[Float[Array, "b l e"], State]:
+    """This device's part: first the states that all parts add, then the outputs."""
     # Only the state is used, so XLA drops what makes the outputs.
-    _, own = s4d(*operands, direction=direction, return_state=True, implementation="chunked")
+    _, added = s4d_with_state(u, ssm, direction=direction, implementation="chunked")
     if initial_state is None:
-        initial_state = jnp.zeros_like(own)
+        initial_state = jnp.zeros_like(added)
     entering, last = _chain(
-        jax.lax.all_gather(own, axis),
+        jax.lax.all_gather(added, axis),
         initial_state,
-        pairs.long_power(pairs.unpack(poles), u.shape[1]),
+        pairs.long_power(pairs.unpack(ssm.poles), u.shape[1]),
         DIRECTIONS[direction],
     )
     y = s4d(
-        *operands,
+        u,
+        ssm,
         direction=direction,
         initial_state=entering[jax.lax.axis_index(axis)],
         implementation=implementation,
     )
-    return (y, last) if return_state else y  # type: ignore[return-value]  # y alone
+    return y, last
 
 
-def _chain(states, initial_state, decay, reverse):
-    """The state that enters each part `[k r b d n 2]`, and the last: x <- exp(p l) x + state."""
-    num_parts, decay = states.shape[0], pairs.each(lambda a: a[:, None], decay)
+def _chain(
+    added: Float32[Array, "k r b d n 2"],
+    initial_state: State,
+    decay: pairs.Pair,
+    reverse: tuple[bool, ...],
+) -> tuple[Float32[Array, "k r b d n 2"], State]:
+    """The state that enters each of k parts, and the last: x <- exp(p l) x + added."""
+    order = range(added.shape[0])
+    decay = pairs.each(lambda part: part[:, None], decay)  # r 1 d n
     entering, last = [], []
     for r, backward in enumerate(reverse):
-        x, order = pairs.unpack(initial_state[r]), range(num_parts)
-        found = {}
-        for i in reversed(order) if backward else order:
-            found[i] = pairs.pack(x)
-            left = pairs.unpack(states[i, r])
-            x = pairs.add(pairs.multiply((decay[0][r], decay[1][r]), x), left)
-        entering.append(jnp.stack([found[i] for i in order]))
+        decay_of_r = pairs.each(operator.itemgetter(r), decay)
+        x = pairs.unpack(initial_state[r])
+        before: dict[int, Array] = {}
+        for k in reversed(order) if backward else order:
+            before[k] = pairs.pack(x)
+            x = pairs.add(pairs.multiply(decay_of_r, x), pairs.unpack(added[k, r]))
+        entering.append(jnp.stack([before[k] for k in order]))
         last.append(pairs.pack(x))
     return jnp.stack(entering, axis=1), jnp.stack(last)

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from diffussm_jax.config import Config
 from diffussm_jax.ops.chunked import num_blocks_for
 from diffussm_jax.ops.pallas_tpu import refusal, tiling_for
-from diffussm_jax.ops.s4d import Choice
+from diffussm_jax.ops.s4d import Implementation, abstract_ssm
 from diffussm_jax.parallel.mesh import (
     batch_shardings,
     num_batch_parts,
@@ -55,7 +55,7 @@ def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:
     return b, config.num_tokens // mesh.shape["sequence"], config.model.width
 
 
-def operator_on(config: Config, mesh: Mesh, rows: int) -> Choice | None:
+def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
     """What `None` takes on those chips, since the default of this machine's backend may be another; None where it is not."""
     device, name = mesh.devices.flat[0], config.model.ssm_implementation
     if device.platform != "tpu" or config.model.name != "diffussm":
@@ -63,12 +63,12 @@ def operator_on(config: Config, mesh: Mesh, rows: int) -> Choice | None:
     b, l, d = local_tokens(config, mesh, rows)
     r = 2 if config.model.direction == "both" else 1
     u = jax.ShapeDtypeStruct((b, l, d), config.model.dtype)
-    poles = jax.ShapeDtypeStruct((r, d, config.model.state_size // 2, 2), jnp.float32)
+    ssm = abstract_ssm(r, d, config.model.state_size // 2)
     tiling = tiling_for(device.device_kind)
-    usable = l >= tiling.chunk_size and refusal(tiling, u, poles) is None
+    usable = l >= tiling.chunk_size and refusal(tiling, u, ssm) is None
     if name == "pallas_tpu" or (name is None and usable):
-        return Choice("pallas_tpu", tiling=tiling)
-    return Choice(name or "chunked", num_blocks=num_blocks_for("tpu", u.shape))
+        return Implementation("pallas_tpu", tiling=tiling)
+    return Implementation(name or "chunked", num_blocks=num_blocks_for("tpu", u.shape))
 
 
 def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

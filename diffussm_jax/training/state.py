@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
 from diffussm_jax.models import create_model
-from diffussm_jax.ops.s4d import Choice
+from diffussm_jax.ops.s4d import Implementation
 from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
 from diffussm_jax.parallel.s4d import shard_s4d
 from diffussm_jax.training.optimizer import make_optimizer
@@ -37,7 +37,7 @@ class TrainState:
 
 
 def abstract_model(
-    config: Config, mesh: Mesh | None = None, *, implementation: Choice | None = None
+    config: Config, mesh: Mesh | None = None, *, implementation: Implementation | None = None
 ) -> tuple[nnx.GraphDef, dict]:
     """The model's structure and the shapes of its parameters, without allocating them.
 

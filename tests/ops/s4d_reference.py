@@ -1,4 +1,7 @@
-"""Inputs for the operator, and its definition and gradient in float64, which every implementation must equal."""
+"""Inputs for the operator, and its definition and gradient in float64.
+
+Every implementation must equal them.
+"""
 
 import functools
 
@@ -6,28 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffussm_jax.ops.s4d import discretize
-from diffussm_jax.ops.s4d import s4d as eager_s4d
+from diffussm_jax.ops.s4d import discretize, s4d
+from diffussm_jax.shapes import SSM
 
 
-def make_parameters(r, d, n, seed=0):
-    """S4D-Lin parameters with random C, as a model starts with them."""
+def make_ssm(r, d, n, seed=0):
+    """An S4D-Lin layer with random C, as a model starts with it."""
     rng = np.random.default_rng(seed)
     log_dt = rng.uniform(np.log(1e-3), np.log(1e-1), (r, d))
     frequencies = np.broadcast_to(np.pi * np.arange(n), (r, d, n))
     c = rng.normal(size=(r, d, n, 2)) / np.sqrt(2)
-    raw = (log_dt, np.full((r, d, n), np.log(0.5)), frequencies, c)
-    poles, gains = discretize(*(jnp.asarray(x, jnp.float32) for x in raw))
-    return poles, gains, jnp.asarray(rng.normal(size=(r, d)), jnp.float32)
+    skip = rng.normal(size=(r, d))
+    raw = (log_dt, np.full((r, d, n), np.log(0.5)), frequencies, c, skip)
+    return discretize(*(jnp.asarray(x, jnp.float32) for x in raw))
 
 
 def make_input(b, l, d, dtype=jnp.float32, seed=1):
     return jnp.asarray(np.random.default_rng(seed).normal(size=(b, l, d)), dtype)
 
 
-def recurrence(u, poles, gains, skip, reverse, state=None):
+def recurrence(u, ssm, reverse, state=None):
     """The definition, token by token in float64; returns y and the last state."""
-    u, poles, gains, skip = (np.asarray(x, np.float64) for x in (u, poles, gains, skip))
+    u, poles, gains, skip = (np.asarray(x, np.float64) for x in (u, *ssm))
     p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
     outputs, states = [], []
     for r, backward in enumerate(reverse):
@@ -41,9 +44,9 @@ def recurrence(u, poles, gains, skip, reverse, state=None):
     return np.concatenate(outputs, -1), np.stack(states)
 
 
-def recurrence_vjp(u, poles, gains, skip, reverse, dy):
-    """Gradients of <y, dy> by the adjoint recurrence in float64, derived by hand from the definition."""
-    u, poles, gains, skip, dy = (np.asarray(x, np.float64) for x in (u, poles, gains, skip, dy))
+def recurrence_vjp(u, ssm, reverse, dy):
+    """Gradients of <y, dy> by the adjoint recurrence in float64, derived by hand."""
+    u, poles, gains, skip, dy = (np.asarray(x, np.float64) for x in (u, *ssm, dy))
     p, g = (x[..., 0] + 1j * x[..., 1] for x in (poles, gains))
     d = u.shape[2]
     du = np.zeros_like(u)
@@ -63,16 +66,18 @@ def recurrence_vjp(u, poles, gains, skip, reverse, dy):
             d_poles[r] += (adjoint * (decay * before[i]).conj()).sum(0)
         d_skip[r] = (out * u).sum((0, 1))
     pack = functools.partial(np.stack, axis=-1)
-    return (du, pack([d_poles.real, d_poles.imag]), pack([d_gains.real, d_gains.imag]), d_skip)
+    d_ssm = SSM(pack([d_poles.real, d_poles.imag]), pack([d_gains.real, d_gains.imag]), skip=d_skip)
+    return du, d_ssm
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def value_and_vjp(implementation, u, parameters, dy):
-    run = functools.partial(eager_s4d, implementation=implementation)
-    y, vjp = jax.vjp(run, u, *parameters)
+def value_and_vjp(implementation, u, ssm, dy):
+    """y, and the gradients of u and of the SSM."""
+    y, vjp = jax.vjp(functools.partial(s4d, implementation=implementation), u, ssm)
     return y, vjp(dy)
 
 
 def error(actual, expected):
+    """Relative L2 error."""
     actual = np.asarray(actual, np.float64)
     return np.linalg.norm(actual - expected) / np.linalg.norm(expected)

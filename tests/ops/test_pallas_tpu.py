@@ -1,4 +1,4 @@
-"""The TPU kernels in interpret mode, beyond what the suite of all implementations asks (test_s4d.py)."""
+"""The TPU kernels in interpret mode, beyond the suite of all implementations (test_s4d.py)."""
 
 import dataclasses
 import functools
@@ -11,17 +11,22 @@ from jax.experimental.pallas import tpu as pltpu
 
 from diffussm_jax.ops.pallas_tpu import Tiling, tiling_for
 from diffussm_jax.ops.pallas_tpu.tiling import fit
-from diffussm_jax.ops.s4d import Choice, choose, s4d
-from tests.ops.s4d_reference import error, make_input, make_parameters, value_and_vjp
+from diffussm_jax.ops.s4d import Implementation, abstract_ssm, choose, s4d
+from tests.ops.s4d_reference import error, make_input, make_ssm, value_and_vjp
 
 BASE = Tiling(channels=1, interpret=True)
 
 
+def shapes(b, length, d, num_pairs, dtype=jnp.float32):
+    """An abstract u and SSM."""
+    return jax.ShapeDtypeStruct((b, length, d), dtype), abstract_ssm(2, d, num_pairs)
+
+
 @pytest.fixture(scope="module")
 def expected():
-    u, parameters = make_input(2, 512, 3), make_parameters(2, 3, 4)
+    u, ssm = make_input(2, 512, 3), make_ssm(2, 3, 4)
     dy = make_input(2, 512, 6, seed=2)
-    return u, parameters, dy, value_and_vjp("chunked", u, parameters, dy)
+    return u, ssm, dy, value_and_vjp("chunked", u, ssm, dy)
 
 
 @pytest.mark.parametrize(
@@ -35,29 +40,23 @@ def expected():
     ids=str,
 )
 def test_tilings_change_nothing(expected, options, capfd):
-    """And no two grid steps race."""
-    u, parameters, dy, wanted = expected
+    """Neither values nor gradients; and no two grid steps race."""
+    u, ssm, dy, by_chunked = expected
     tiling = dataclasses.replace(BASE, **options)
-    found = value_and_vjp(Choice("pallas_tpu", tiling=tiling), u, parameters, dy)
-    for actual, value in zip(jax.tree.leaves(found), jax.tree.leaves(wanted)):
+    by_kernels = value_and_vjp(Implementation("pallas_tpu", tiling=tiling), u, ssm, dy)
+    for actual, value in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(by_chunked)):
         assert error(actual, np.asarray(value)) < 2e-6
     assert "RACE DETECTED" not in capfd.readouterr().out
 
 
 def test_default_tiling_fits_every_chip():
-    poles = jax.ShapeDtypeStruct((2, 1152, 32, 2), jnp.float32)
-    u = jax.ShapeDtypeStruct((32, 1024, 1152), jnp.bfloat16)
+    u, ssm = shapes(32, 1024, 1152, 32, jnp.bfloat16)
     channels = {
-        kind: fit(tiling_for(kind), u, poles).channels
+        kind: fit(tiling_for(kind), u, ssm).channels
         for kind in ("TPU v4", "TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU v99")
     }
     assert channels["TPU v5 lite"] == channels["TPU v6 lite"] == 16
     assert 1 < channels["TPU v4"] == channels["TPU v99"] < channels["TPU v5"]
-
-
-def shapes(b, length, d, num_pairs, dtype=jnp.float32):
-    u = jax.ShapeDtypeStruct((b, length, d), dtype)
-    return u, *jax.eval_shape(functools.partial(make_parameters, 2, d, num_pairs))
 
 
 @pytest.mark.parametrize(
@@ -68,14 +67,15 @@ def shapes(b, length, d, num_pairs, dtype=jnp.float32):
     ],
 )
 def test_what_does_not_fit_is_named_and_never_chosen(arguments, message):
-    run = functools.partial(s4d.__wrapped__, implementation=Choice("pallas_tpu", tiling=Tiling()))
+    implementation = Implementation("pallas_tpu", tiling=Tiling())
+    run = functools.partial(s4d.__wrapped__, implementation=implementation)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(run, *arguments)
-    assert choose("tpu", *arguments[:2]) == Choice("chunked")
+    assert choose("tpu", *arguments) == Implementation("chunked")
 
 
 def test_choice_by_backend_and_shape():
-    long, short = shapes(8, 1024, 4, 32)[:2], shapes(8, 64, 4, 32)[:2]
-    assert choose("cpu", *long) == choose("gpu", *long) == Choice("chunked")
-    assert choose("tpu", *long).implementation == "pallas_tpu"
-    assert choose("tpu", *short) == Choice("chunked")
+    long, short = shapes(8, 1024, 4, 32), shapes(8, 64, 4, 32)
+    assert choose("cpu", *long) == choose("gpu", *long) == Implementation("chunked")
+    assert choose("tpu", *long).name == "pallas_tpu"
+    assert choose("tpu", *short) == Implementation("chunked")

@@ -1,4 +1,4 @@
-"""The sharded operator equals the whole one, on 8 fake devices."""
+"""The sharded operator equals that of one device, on 8 fake devices."""
 
 import jax
 import jax.numpy as jnp
@@ -7,11 +7,11 @@ import pytest
 from jax.sharding import AxisType
 
 from diffussm_jax.ops.pallas_tpu import Tiling
-from diffussm_jax.ops.s4d import Choice, s4d
-from diffussm_jax.parallel.s4d import shard_s4d
-from tests.ops.s4d_reference import error, make_input, make_parameters
+from diffussm_jax.ops.s4d import Implementation, s4d, s4d_with_state
+from diffussm_jax.parallel.s4d import shard_s4d, shard_s4d_with_state
+from tests.ops.s4d_reference import error, make_input, make_ssm
 
-PALLAS = Choice("pallas_tpu", tiling=Tiling(channels=2, interpret=True))
+PALLAS = Implementation("pallas_tpu", tiling=Tiling(channels=2, interpret=True))
 
 
 def make_mesh(data, sequence):
@@ -30,43 +30,42 @@ def make_mesh(data, sequence):
     ],
 )
 def test_values_states_and_gradients(mesh_shape, length, implementation):
-    parameters, u = make_parameters(2, 4, 8), make_input(8, length, 4)
+    ssm, u = make_ssm(2, 4, 8), make_input(8, length, 4)
     rng = np.random.default_rng(5)
     state = jnp.asarray(rng.normal(size=(2, 8, 4, 8, 2)), jnp.float32)
     cotangents = make_input(8, length, 8, seed=6), 0.1 * state[..., ::-1]
 
     def value_and_vjp(operator):
         @jax.jit
-        def run(u, state, *parameters):
-            def f(u, state, *parameters):
-                return operator(u, *parameters, initial_state=state, return_state=True)
-
-            outputs, vjp = jax.vjp(f, u, state, *parameters)
+        def run(u, ssm, state):
+            outputs, vjp = jax.vjp(
+                lambda u, ssm, x: operator(u, ssm, initial_state=x), u, ssm, state
+            )
             return outputs, vjp(cotangents)
 
-        return run(u, state, *parameters)
+        return run(u, ssm, state)
 
-    sharded = shard_s4d(
+    sharded = shard_s4d_with_state(
         make_mesh(*mesh_shape), sequence_axis="sequence", implementation=implementation
     )
-    found, expected = value_and_vjp(sharded), value_and_vjp(s4d)
-    for actual, wanted in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
-        assert error(actual, np.asarray(wanted)) < 1e-5
+    on_mesh, on_one_device = value_and_vjp(sharded), value_and_vjp(s4d_with_state)
+    for actual, expected in zip(jax.tree.leaves(on_mesh), jax.tree.leaves(on_one_device)):
+        assert error(actual, np.asarray(expected)) < 1e-5
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_one_direction_over_the_batch_only(direction):
-    parameters, u = make_parameters(1, 4, 8), make_input(8, 60, 4)
+    ssm, u = make_ssm(1, 4, 8), make_input(8, 60, 4)
     sharded = shard_s4d(make_mesh(8, 1))
-    y = jax.jit(lambda *x: sharded(*x, direction=direction))(u, *parameters)
-    assert error(y, np.asarray(s4d(u, *parameters, direction=direction))) < 1e-6
+    y = jax.jit(lambda *x: sharded(*x, direction=direction))(u, ssm)
+    assert error(y, np.asarray(s4d(u, ssm, direction=direction))) < 1e-6
 
 
 def test_only_states_cross_devices():
     """Of a sharded sequence the program gathers the states and nothing as long as the sequence."""
-    u, parameters = make_input(2, 4096, 4), make_parameters(2, 4, 8)
+    u, ssm = make_input(2, 4096, 4), make_ssm(2, 4, 8)
     sharded = shard_s4d(make_mesh(1, 8), sequence_axis="sequence")
-    program = jax.jit(sharded).lower(u, *parameters).compile().as_text()
+    program = jax.jit(sharded).lower(u, ssm).compile().as_text()
     gathers = [line for line in program.splitlines() if " all-gather(" in line]
     assert len(gathers) == 1
     assert "f32[8,2,2,4,8,2]" in gathers[0]

@@ -1,4 +1,4 @@
-"""s4d and discretize against S4D's reference formula in PyTorch, the one that `benchmarks.ssm --torch` times."""
+"""s4d and discretize against S4D's reference formula in PyTorch (`benchmarks.ssm --torch`)."""
 
 import jax.numpy as jnp
 import numpy as np

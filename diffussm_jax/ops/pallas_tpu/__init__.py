@@ -1,7 +1,7 @@
-"""S4D in chunks as one fused kernel a pass on TPU.
+"""S4D in chunks as fused TPU kernels, one for each pass.
 
-`operator` is the entry and the gradient, `tiling` the sizes, `parameters` what XLA prepares of the poles
-and gains, `kernels` the two kernels, which are made of `tables` and `states`.
+`operator` is the entry and the gradient, `tiling` the sizes, `parameters` what XLA prepares from
+the SSM, `kernels` the two kernels, which are made of `tables` and `states`.
 """
 
 from diffussm_jax.ops.pallas_tpu.operator import pallas_tpu

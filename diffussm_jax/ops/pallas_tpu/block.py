@@ -12,17 +12,22 @@ SUBLANES = 8  # rows of a float32 register
 
 
 def num_levels(chunk_size: int) -> int:
-    """Powers exp(p 2^i) that the kernels read: up to exp(p T)."""
+    """The number of powers exp(p 2^i) that the kernels read: up to exp(p T)."""
     return chunk_size.bit_length()
 
 
 @dataclasses.dataclass(frozen=True)
-class Block:
+class ChannelBlock:
     """Channels whose u is `[c g*b t]`, rows in the order (chunk, batch), states `[c b lanes]`.
 
-    reverse: for each direction whether it reads from the end.
-    batch: b, a multiple of 8.
-    strided_roll: the chip can roll each row of a register by one more.
+    Attributes:
+        num_channels: channels c of the block.
+        num_chunks: chunks g of the sequence.
+        batch: rows b of a chunk, a multiple of 8.
+        chunk_size: tokens t of a chunk.
+        dtype: of u and y.
+        reverse: for each direction, whether it reads from the end.
+        strided_roll: whether the chip can roll each row of a register by one more.
     """
 
     num_channels: int
@@ -43,7 +48,7 @@ class Block:
 
     @property
     def num_powers(self) -> int:
-        """Rows of the input `powers`: the levels and the gain, to whole registers."""
+        """Rows of the input `powers`: the levels and the gain, rounded up to full registers."""
         return -(-(num_levels(self.chunk_size) + 1) // SUBLANES) * SUBLANES
 
     def groups(self, size: int) -> list[range]:
@@ -63,13 +68,13 @@ class Block:
         return self.of_direction(shape, self.reverse.index(True))
 
     def by_chunk(self, x):
-        """Rows `[g*b lanes]` in the order of the recurrence's steps, put in the order of the chunks."""
+        """Reorder rows `[g*b lanes]` from the recurrence's steps to the chunks."""
         if len(set(self.reverse)) == 1:
             return self.in_order(x, 0)
         return jnp.where(self.backward_lanes(x.shape), self._flip(x), x)
 
     def in_order(self, x, r: int):
-        """As `by_chunk`, of use in the lanes of direction r only."""
+        """Reorder as `by_chunk` does, but right only in the lanes of direction r."""
         return self._flip(x) if self.reverse[r] else x
 
     def _flip(self, x):
@@ -86,19 +91,21 @@ def dot(a, b, contract):
 
 
 def lane(shape):
+    """The number of its lane at each place of an array."""
     return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
 
 
 def swap(x):
-    """[re | im] to [im | re]."""
+    """Turn [re | im] into [im | re]."""
     return pltpu.roll(x, HALF, x.ndim - 1)
 
 
 def expand(x, swapped):
-    """[re | im] to [re | re] and [-im | im], so that a z = a_1 z + a_2 swap(z)."""
+    """Turn a = [re | im] into [re | re] and [-im | im], so that a z = first z + second swap(z)."""
     low = lane(x.shape) < HALF
     return jnp.where(low, x, swapped), jnp.where(low, -swapped, x)
 
 
 def conjugate(x):
+    """Turn [re | im] into [re | -im]."""
     return jnp.where(lane(x.shape) < HALF, x, -x)

@@ -1,14 +1,18 @@
-"""Bodies of the fused TPU kernels: a block of channels of the chunked form, its whole sequence in VMEM.
+"""Bodies of the fused TPU kernels: the chunked form for a block of channels, its sequence in VMEM.
 
 A state of 128 lanes holds all directions of one channel, real parts in the lower half and imaginary
-parts in the upper, each half divided among the directions: [forward re, backward re | forward im, backward im].
-Rows are (chunk, batch): `u[c]` is `[g*b t]`. No table crosses HBM; they are products of exp(p 2^i), in two levels:
-    rising[8 i + j] = coarse[i] rising_fine[j],    falling[8 i + j] = coarse[T/8 - 1 - i] falling_fine[j]
-where rising is exp(p t) in a forward lane and exp(p (T - 1 - t)) in a backward one, falling the reverse:
-what a chunk adds to its state is u falling, what the state adds to its outputs 2 Re(g exp(p) rising x).
+parts in the upper, each half divided among the directions:
+    [forward re, backward re | forward im, backward im]
+Rows are (chunk, batch): `u[c]` is `[g*b t]`. No table crosses HBM; the kernels form them as
+products of exp(p 2^i), in two levels:
+    rising[8 i + j]  = coarse[i] rising_fine[j]
+    falling[8 i + j] = coarse[T/8 - 1 - i] falling_fine[j]
+where rising is exp(p t) in a forward lane and exp(p (T - 1 - t)) in a backward one, falling the
+reverse. A chunk adds u falling to its state, and the state adds 2 Re(g exp(p) rising x) to the
+outputs.
 
-The work goes by phase and not by channel: products of all channels, then their recurrences, then the
-outputs; within a phase the channels are independent and fill the pipelines.
+The work goes by phase and not by channel: products of all channels, then their recurrences, then
+the outputs; within a phase the channels are independent and fill the pipelines.
 """
 
 from typing import Any, NamedTuple
@@ -16,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, Block, dot
+from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, ChannelBlock, dot
 from diffussm_jax.ops.pallas_tpu.states import States
 from diffussm_jax.ops.pallas_tpu.tables import NUM_FINE, Tables
 
@@ -25,7 +29,7 @@ NN, NT, TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
 
 
 class Inputs(NamedTuple):
-    """Arrays, their references or their block sizes; likewise the tuples below."""
+    """Inputs of a kernel. The fields are arrays, Refs or BlockSpecs, depending on the caller."""
 
     u: Any  # d g*b t
     powers: Any  # d k 128: exp(p 2^i), then 2 g
@@ -34,16 +38,19 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
+    """Outputs of the forward kernel, or their gradients."""
+
     y: Any  # r d g*b t
     last: Any  # d b 128, or None
 
 
 class Gradients(NamedTuple):
-    """Of u, kernel and state. Of the powers and gains only sums.
+    """Outputs of the backward kernel: gradients of u, kernel and state, and sums for the others.
 
-    The rows of `sums`, for V the gradient of a table and t its rows, in packed complex lanes:
-    sum V conj(falling), sum t V conj(falling), sum V rising, sum t V rising (this V is of `reading`, which
-    holds conjugates); then sum x z and sum x swap(z) over the states x and their gradients z.
+    The rows of `sums`, in packed complex lanes, are for V the gradient of a table and t its rows:
+        0, 1: sum V conj(falling), sum t V conj(falling);
+        2, 3: sum V rising, sum t V rising, where V is that of `reading`, which holds conjugates;
+        4, 5: sum x z, sum x swap(z) over the states x and their gradients z.
     """
 
     u: Any
@@ -52,12 +59,13 @@ class Gradients(NamedTuple):
     state: Any
 
 
-def scratch(block: Block, *names: str) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the working memory by name; every table is there for a whole block of channels."""
-    rows, t, r = block.num_chunks * block.batch, block.chunk_size, len(block.reverse)
-    num_powers = block.num_powers
+def scratch(block: ChannelBlock, *names: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of the working memory by name; every table has room for all channels."""
+    rows = block.num_chunks * block.batch
+    t = block.chunk_size
+    r = len(block.reverse)
     shapes = {
-        "level": (2, num_powers, LANES),
+        "level": (2, block.num_powers, LANES),
         "coarse": (2, block.num_coarse, LANES),
         "fine": (NUM_FINE, SUBLANES, LANES),
         "local": (rows, LANES),  # what each chunk adds to the state
@@ -76,16 +84,21 @@ FORWARD_SCRATCH = ("level", "coarse", "fine", "local", "entering")
 BACKWARD_SCRATCH = (*FORWARD_SCRATCH, "d_entering", "d_within", "d_tables")
 
 
-def forward(inputs: Inputs, outputs: Outputs, memory: dict, *, block: Block, interleave: int):
-    """y and the last states of a block."""
-    u_ref, local_ref, entering_ref = inputs.u, memory["local"], memory["entering"]
+def forward(
+    inputs: Inputs, outputs: Outputs, memory: dict, *, block: ChannelBlock, interleave: int
+) -> None:
+    """Write y and the last states of a block of channels."""
+    u_ref = inputs.u
+    local_ref = memory["local"]
+    entering_ref = memory["entering"]
     tables, states = _form(block, inputs, memory)
     for c in block.channels:
         local_ref[c] = dot(u_ref[c], tables.falling(c), NN)
     for group in block.groups(interleave):
         states.carry(group, local_ref, entering_ref, outputs.last)
     for c in block.channels:
-        x, reading = entering_ref[c].astype(block.dtype), tables.reading(c)
+        x = entering_ref[c].astype(block.dtype)
+        reading = tables.reading(c)
         for r, backward in enumerate(block.reverse):
             within = tables.toeplitz(inputs.kernel[c, r : r + 1], backward=backward)
             y = dot(u_ref[c], within, NN)
@@ -99,13 +112,20 @@ def backward(
     gradients: Gradients,
     memory: dict,
     *,
-    block: Block,
+    block: ChannelBlock,
     interleave: int,
-):
-    """Gradients of a block. The states are computed again; only u and the parameters were kept."""
-    u_ref, dy_ref, d_tables_ref = inputs.u, cotangents.y, memory["d_tables"]
-    local_ref, entering_ref = memory["local"], memory["entering"]
-    d_entering_ref, d_within_ref = memory["d_entering"], memory["d_within"]
+) -> None:
+    """Write the gradients of a block of channels.
+
+    The states are computed again, since only u and the parameters were kept.
+    """
+    u_ref = inputs.u
+    dy_ref = cotangents.y
+    local_ref = memory["local"]
+    entering_ref = memory["entering"]
+    d_entering_ref = memory["d_entering"]
+    d_within_ref = memory["d_within"]
+    d_tables_ref = memory["d_tables"]
     directions = range(len(block.reverse))
     tables, states = _form(block, inputs, memory)
     for c in block.channels:
@@ -121,7 +141,8 @@ def backward(
             group, cotangents.last, entering_ref, d_entering_ref, d_local_ref, gradients.state
         )
         for c, (same, crossed) in zip(group, sums):
-            gradients.sums[c, 4:5], gradients.sums[c, 5:6] = same, crossed
+            gradients.sums[c, 4:5] = same
+            gradients.sums[c, 5:6] = crossed
     for c in block.channels:
         d_local = block.by_chunk(d_local_ref[c]).astype(block.dtype)
         du = dot(d_local, tables.falling(c), NT)
@@ -137,13 +158,12 @@ def backward(
     for c in block.channels:
         x = entering_ref[c].astype(block.dtype)
         parts = [dot(dy_ref[r, c], block.in_order(x, r), TN) for r in directions]
-        d_tables_ref[c, 1] = tables.each_its_own(parts)
+        d_tables_ref[c, 1] = tables.by_direction(parts)
     tables.sum_diagonals(d_within_ref, gradients.kernel)
     tables.sum_moments(d_tables_ref, gradients.sums)
 
 
-def _form(block: Block, inputs: Inputs, memory: dict) -> tuple[Tables, States]:
-    names = "level", "coarse", "fine"
-    tables = Tables(block, inputs.powers, *(memory[name] for name in names))
+def _form(block: ChannelBlock, inputs: Inputs, memory: dict) -> tuple[Tables, States]:
+    tables = Tables(block, inputs.powers, memory["level"], memory["coarse"], memory["fine"])
     tables.form_powers()
     return tables, States(block, inputs.state, memory["level"])

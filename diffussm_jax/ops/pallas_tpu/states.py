@@ -1,7 +1,7 @@
 """The recurrence from chunk to chunk inside a kernel, and its transpose.
 
-Step k is chunk k for a forward lane and the k-th from the end for a backward one. The entering states,
-and the gradients of what the chunks add, are kept in the order of the steps.
+Step k is chunk k for a forward lane and the k-th from the end for a backward one. The entering
+states, and the gradients of what the chunks add, are kept in the order of the steps.
 """
 
 import dataclasses
@@ -10,24 +10,30 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, Block, num_levels, swap
+from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, ChannelBlock, num_levels, swap
 
 MAX_UNROLL = 32  # steps; longer programs take minutes to compile
 
 
 @dataclasses.dataclass(frozen=True)
 class States:
-    """state_ref: the states at the start `[c b lanes]`, zero if None; level_ref: see `tables.Tables`."""
+    """The states of a block of channels.
 
-    block: Block
+    Attributes:
+        block: the block.
+        state_ref: the states at the start `[c b lanes]`, zero if None.
+        level_ref: the expanded powers; see `tables.Tables`.
+    """
+
+    block: ChannelBlock
     state_ref: jax.Ref | None
     level_ref: jax.Ref
 
     def carry(self, channels, local_ref, entering_ref, last_ref=None):
-        """x <- exp(p T) x + local, for a few channels side by side; keeps what enters each chunk.
+        """Run x <- exp(p T) x + local for a few channels side by side; keep what enters each chunk.
 
-        Each state goes with its half-swapped copy: the roll of a complex product is then off the path
-        from step to step.
+        Each state goes with its half-swapped copy: the roll of a complex product is then off the
+        path from step to step.
         """
         decays = [self._decay(c) for c in channels]
 
@@ -35,7 +41,7 @@ class States:
             new = []
             for c, (x, swapped), (re, im) in zip(channels, states, decays):
                 entering_ref[c, self._chunk(k)] = x
-                local = self._of_step(local_ref, c, k)
+                local = self._at_step(local_ref, c, k)
                 new_x = (local + re * x) + im * swapped
                 new.append((new_x, (swap(local) + re * swapped) - im * x))
             return tuple(new)
@@ -49,9 +55,10 @@ class States:
     def carry_adjoint(
         self, channels, d_last_ref, entering_ref, d_entering_ref, d_local_ref, d_state_ref
     ):
-        """The transpose of `carry`, from the last step to the first.
+        """Run the transpose of `carry`, from the last step to the first.
 
-        Returns for each channel sum x z and sum x swap(z) over steps and batch, z being the state's gradient.
+        Returns for each channel sum x z and sum x swap(z) over steps and batch, where z is the
+        gradient of the state x.
         """
         decays = [self._decay(c) for c in channels]
         zero = jnp.zeros((self.block.batch, LANES), jnp.float32)
@@ -62,7 +69,7 @@ class States:
             for c, (z, swapped, same, crossed), (re, im) in zip(channels, carried, decays):
                 d_local_ref[c, self._chunk(k)] = z
                 x = entering_ref[c, self._chunk(k)]
-                d_entering = self._of_step(d_entering_ref, c, k)
+                d_entering = self._at_step(d_entering_ref, c, k)
                 new_z = (d_entering + re * z) - im * swapped
                 new_swapped = (swap(d_entering) + re * swapped) + im * z
                 new.append((new_z, new_swapped, same + x * z, crossed + x * swapped))
@@ -85,7 +92,7 @@ class States:
 
     @property
     def _unroll(self) -> int:
-        """Steps a loop body takes; a divisor, since the compiler knows no remainder."""
+        """Steps of a loop body; a divisor of their number, as the compiler takes no remainder."""
         num_chunks = self.block.num_chunks
         return max(n for n in range(1, MAX_UNROLL + 1) if num_chunks % n == 0)
 
@@ -98,8 +105,8 @@ class States:
     def _chunk(self, k):
         return pl.ds(pl.multiple_of(k * self.block.batch, SUBLANES), self.block.batch)
 
-    def _of_step(self, ref, c, k):
-        """What step k reads of an array in the order of the chunks."""
+    def _at_step(self, ref, c, k):
+        """The rows that step k reads of an array in the order of the chunks."""
         ahead, behind = self._chunk(k), self._chunk(self.block.num_chunks - 1 - k)
         if len(set(self.block.reverse)) == 1:
             return ref[c, behind if self.block.reverse[0] else ahead]

@@ -1,6 +1,7 @@
-"""The tables that multiply a chunk, formed inside a kernel from exp(p 2^i), and what their gradients sum to."""
+"""The tables that multiply a chunk, formed inside a kernel from exp(p 2^i), and their gradients."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from diffussm_jax.ops.pallas_tpu.block import (
     HALF,
     LANES,
     SUBLANES,
-    Block,
+    ChannelBlock,
     conjugate,
     expand,
     lane,
@@ -18,20 +19,30 @@ from diffussm_jax.ops.pallas_tpu.block import (
     swap,
 )
 
-# Entries of the scratch of fine powers; the first two are followed by their half-swapped copies.
+# Entries of the scratch of fine powers; a half-swapped copy follows each of the first two.
 FALLING, READING, RISING, NUM_FINE = 0, 2, 4, 5
+
+
+class Moments(NamedTuple):
+    """Sums over the rows t of a table's gradient V against the powers P that made the table."""
+
+    zeroth: Any  # sum V P
+    first: Any  # sum t V P
 
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """powers_ref `[c k lanes]`: exp(p 2^i), then 2 g. The others are scratch.
+    """The tables of a block of channels.
 
-    level_ref `[c 2 k lanes]`: the powers expanded to [re | re] and [-im | im];
-    coarse_ref `[c 2 t/8 lanes]`: every eighth power, expanded;
-    fine_ref `[c 5 8 lanes]`: the first eight of each table.
+    Attributes:
+        block: the block.
+        powers_ref: input `[c k lanes]`: exp(p 2^i), then 2 g.
+        level_ref: scratch `[c 2 k lanes]`: the powers expanded to [re | re] and [-im | im].
+        coarse_ref: scratch `[c 2 t/8 lanes]`: every eighth power, expanded.
+        fine_ref: scratch `[c 5 8 lanes]`: the first eight powers of each table.
     """
 
-    block: Block
+    block: ChannelBlock
     powers_ref: jax.Ref
     level_ref: jax.Ref
     coarse_ref: jax.Ref
@@ -40,8 +51,8 @@ class Tables:
     def form_powers(self):
         """Fill the scratch of the powers.
 
-        One operation goes over all channels before the next begins: rolls take a hundred cycles to come
-        back, and only independent work fills them.
+        One operation goes over all channels before the next begins: a roll takes a hundred cycles,
+        and only independent work fills them.
         """
         levels = range(num_levels(self.block.chunk_size) - 1)
         powers = [self.powers_ref[c] for c in self.block.channels]
@@ -59,9 +70,10 @@ class Tables:
             self.coarse_ref[c, 0], self.coarse_ref[c, 1] = expand(*coarse[c])
 
     def _products(self, levels: range, num_rows: int, *, mirrored: bool):
-        """For each channel the powers whose bits are the row's number, counted from the end where a lane runs backward.
+        """For each channel the powers whose bits are the row's number.
 
-        Each comes with its half-swapped copy, which spares a complex product its roll.
+        Lanes that run backward count the rows from the end. Each power comes with its half-swapped
+        copy, which spares a complex product its roll.
         """
         shape = (num_rows, LANES)
         row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
@@ -79,7 +91,7 @@ class Tables:
         return products
 
     def _times(self, c, row: int, z):
-        """z, with its half-swapped copy, times a row of the powers."""
+        """The product of z, which comes with its half-swapped copy, and a row of the powers."""
         re, im = (self.level_ref[c, part, row : row + 1] for part in range(2))
         return re * z[0] + im * z[1], re * z[1] - im * z[0]
 
@@ -91,11 +103,15 @@ class Tables:
         return jnp.concatenate(blocks, axis=0)
 
     def falling(self, c):
-        """[t, lanes]: what token t adds to the state that leaves its chunk."""
+        """The table [t lanes] of what token t adds to the state that leaves its chunk."""
         return self._table(c, FALLING, descending=True).astype(self.block.dtype)
 
     def reading(self, c):
-        """[t, lanes]: 2 g exp(p) rising, conjugate, so that a real product with the state is its real part."""
+        """The table [t lanes] of 2 g exp(p) rising.
+
+        It is conjugate, so that its real product with the state is the real part of the complex
+        one.
+        """
         return self._table(c, READING, descending=False)
 
     def only(self, table, r: int):
@@ -104,18 +120,19 @@ class Tables:
             table = jnp.where(self.block.of_direction(table.shape, r), table, 0.0)
         return table.astype(self.block.dtype)
 
-    def each_its_own(self, parts: list):
-        """From parts[r] the lanes of direction r."""
-        whole = parts[0]
+    def by_direction(self, parts: list):
+        """Take the lanes of direction r from parts[r]."""
+        merged = parts[0]
         for r, part in enumerate(parts[1:], start=1):
-            whole = jnp.where(self.block.of_direction(part.shape, r), part, whole)
-        return whole
+            merged = jnp.where(self.block.of_direction(part.shape, r), part, merged)
+        return merged
 
     def toeplitz(self, row, *, backward: bool):
-        """[s, t] with K[t - s] on and above the diagonal, or K[s - t] on and below it for a backward pass.
+        """The matrix [s t] of K[t - s] on and above the diagonal.
 
-        Each row is the one above rolled by one. Without a strided roll eight of them come first and the
-        others by whole registers.
+        For a backward pass it is K[s - t] on and below the diagonal. Each row is the row above
+        rolled by one. Without a strided roll only eight rows are made in this way; the others are
+        these eight, rolled by full registers.
         """
         t = self.block.chunk_size
         if self.block.strided_roll:
@@ -130,7 +147,7 @@ class Tables:
         return jnp.where(keep, rows, 0.0).astype(self.block.dtype)
 
     def sum_diagonals(self, d_within_ref, d_kernel_ref):
-        """The transpose of `toeplitz`."""
+        """Apply the transpose of `toeplitz` to the gradients of its matrices."""
         totals = []
         for c in self.block.channels:
             for r, backward in enumerate(self.block.reverse):
@@ -148,7 +165,7 @@ class Tables:
             d_kernel_ref[c, r : r + 1] = jnp.sum(rows, axis=0, keepdims=True)
 
     def _skew(self, arrays: list, step: int) -> list:
-        """Row q of each rolled by q steps, one bit of q after the other."""
+        """Roll row q of each array by q steps, one bit of q after the other."""
         row = jax.lax.broadcasted_iota(jnp.int32, arrays[0].shape, 0)
         for bit in (1, 2, 4):
             shift = step * bit % self.block.chunk_size
@@ -162,47 +179,50 @@ class Tables:
         return lag <= first_row if backward else lag >= first_row
 
     def sum_moments(self, d_tables_ref, sums_ref):
-        """sum V P and sum t V P over the rows t of the gradients V of the two tables.
+        """Write the moments of the gradients of the two tables, `falling` and `reading`.
 
-        Both in two levels: with the coarse powers over blocks of eight rows, then with the fine ones. P is conj(falling)
-        for `falling`; for `reading`, which holds conjugates, it is rising.
+        The sums go in two levels: with the coarse powers over blocks of eight rows, then with the
+        fine ones. P is conj(falling) for `falling`; for `reading`, which holds conjugates, it is
+        rising.
         """
         for table, fine, sign in ((0, FALLING, 1), (1, RISING, -1)):
             coarse = [
                 self._coarse_moments(c, d_tables_ref.at[c, table], sign)
                 for c in self.block.channels
             ]
-            # re V + i im V, or its conjugate: V times the coarse powers
-            crossed = [[swap(im) for im in im_parts] for _, im_parts in coarse]
-            z = [
-                [re + sign * im for re, im in zip(re_parts, im_parts)]
-                for (re_parts, _), im_parts in zip(coarse, crossed)
+            swapped_im = [Moments(*map(swap, im)) for _, im in coarse]
+            # V times the coarse powers or their conjugates, for each of the eight rows of a block.
+            by_row = [
+                Moments(re.zeroth + sign * im.zeroth, re.first + sign * im.first)
+                for (re, _), im in zip(coarse, swapped_im)
             ]
-            j = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
-            z = [(z0, z1 + j.astype(jnp.float32) * z0) for z0, z1 in z]
-            fines = [self.fine_ref[c, fine] for c in self.block.channels]
+            row = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0).astype(jnp.float32)
+            by_row = [Moments(z.zeroth, z.first + row * z.zeroth) for z in by_row]
+            powers = [self.fine_ref[c, fine] for c in self.block.channels]
             if sign > 0:
-                fines = [conjugate(x) for x in fines]
-            fines = [expand(x, swap(x)) for x in fines]
-            swapped = [[swap(part) for part in parts] for parts in z]
-            for c, (re, im) in enumerate(fines):
-                for i in range(2):
-                    moment = re * z[c][i] + im * swapped[c][i]
-                    moment = jnp.sum(moment, axis=0, keepdims=True)
-                    sums_ref[c, 2 * table + i : 2 * table + i + 1] = moment
+                powers = [conjugate(x) for x in powers]
+            powers = [expand(x, swap(x)) for x in powers]
+            swapped = [Moments(*map(swap, z)) for z in by_row]
+            for c, (re, im) in enumerate(powers):
+                for order, (z, z_swapped) in enumerate(zip(by_row[c], swapped[c])):
+                    moment = jnp.sum(re * z + im * z_swapped, axis=0, keepdims=True)
+                    i = 2 * table + order
+                    sums_ref[c, i : i + 1] = moment
 
-    def _coarse_moments(self, c, table_ref, sign: int):
-        """sum_i a_i V_i and sum_i 8 i a_i V_i over blocks i of eight rows, for a the two parts of the coarse powers.
+    def _coarse_moments(self, c, table_ref, sign: int) -> tuple[Moments, Moments]:
+        """Moments over the blocks of eight rows, for the two parts a of the coarse powers.
 
-        The second adds up the first's partial sums: sum_i i x_i = sum_k sum_{i>=k} x_i.
+        They are sum_i a_i V_i and sum_i 8 i a_i V_i over blocks i. The second adds up the first's
+        partial sums: sum_i i x_i = sum_k sum_{i>=k} x_i.
         """
         zero = jnp.zeros((SUBLANES, LANES), jnp.float32)
-        re, im, re_1, im_1 = zero, zero, zero, zero
+        re, im, re_partial, im_partial = zero, zero, zero, zero
         for i in range(self.block.num_coarse)[::-1]:
             row = self.block.num_coarse - 1 - i if sign > 0 else i
             v = table_ref[i * SUBLANES : (i + 1) * SUBLANES]
             re += v * self.coarse_ref[c, 0, row : row + 1]
             im += v * self.coarse_ref[c, 1, row : row + 1]
             if i:
-                re_1, im_1 = re_1 + re, im_1 + im
-        return (re, SUBLANES * re_1), (im, SUBLANES * im_1)
+                re_partial += re
+                im_partial += im
+        return Moments(re, SUBLANES * re_partial), Moments(im, SUBLANES * im_partial)

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 from diffussm_jax.ops.pallas_tpu.block import HALF, LANES, SUBLANES
+from diffussm_jax.shapes import SSM
 
-MAX_CHANNELS = 16  # a grid step's; more make the program longer and no faster
-SPILLED = 100 * 1024  # floats that the compiler puts aside for a channel's tables
+MAX_CHANNELS = 16  # of a grid step; more make the program longer and no faster
+SPILLED = 100 * 1024  # floats that the compiler spills from a channel's tables
 MIN_ROWS = 32  # of states that go through a recurrence side by side
 
 
@@ -14,12 +15,13 @@ MIN_ROWS = 32  # of states that go through a recurrence side by side
 class Tiling:
     """How a kernel call is cut; `tiling_for` has the measured choices.
 
-    chunk_size: tokens T of a chunk, a multiple of 128.
-    channels: of a grid step; 0 takes as many as fit, up to 16.
-    interleave: channels whose recurrences run side by side; 0 takes enough to fill the pipeline.
-    strided_roll: the chip can roll each row of a register by one more (v5e and later).
-    vmem_bytes: what a kernel may use of the chip's VMEM.
-    interpret: run as plain JAX operations, anywhere; `pltpu.InterpretParams` looks for races too.
+    Attributes:
+        chunk_size: tokens T of a chunk, a multiple of 128.
+        channels: channels of a grid step; 0 takes as many as fit, up to 16.
+        interleave: channels whose recurrences run side by side; 0 fills the pipeline.
+        strided_roll: whether the chip can roll each row of a register by one more (v5e and later).
+        vmem_bytes: what a kernel may use of the chip's VMEM.
+        interpret: run as plain JAX operations, anywhere; `pltpu.InterpretParams` looks for races.
     """
 
     chunk_size: int = 128
@@ -30,7 +32,8 @@ class Tiling:
     interpret: Any = False
 
 
-# By `jax.Device.device_kind`. Cores of v4 have 16 MiB of VMEM, of v5p 64 MiB, of v5e and v6e 128 MiB.
+# By `jax.Device.device_kind`. Cores of v4 have 16 MiB of VMEM, of v5p 64 MiB, of v5e and v6e 128
+# MiB.
 TILINGS = {
     "TPU v4": Tiling(strided_roll=False, vmem_bytes=15 * 2**20),
     "TPU v5 lite": Tiling(),
@@ -40,43 +43,47 @@ TILINGS = {
 
 
 def tiling_for(device_kind: str) -> Tiling:
-    """The measured choice for a chip; for one that was never seen, what runs on the smallest."""
+    """The measured choice for a kind of chip; an unknown kind gets what runs on the smallest."""
     return TILINGS.get(device_kind, TILINGS["TPU v4"])
 
 
-def refusal(tiling: Tiling, u, poles) -> str | None:
-    """Why the kernels cannot run these shapes, if they cannot."""
-    r, _, n, _ = poles.shape
+def refusal(tiling: Tiling, u: Any, ssm: SSM) -> str | None:
+    """The reason why the kernels cannot run arrays of these shapes, or None if they can."""
+    r, _, n, _ = ssm.poles.shape
     if n > HALF // r:
-        return f"poles {poles.shape} have more than the {HALF // r} pairs that pallas_tpu takes; take 'chunked'"
+        return (
+            f"poles {ssm.poles.shape} have more than the {HALF // r} pairs that pallas_tpu takes; "
+            "take 'chunked'"
+        )
     needed = _channel_bytes(tiling, u, r)
     if not tiling.channels and needed > tiling.vmem_bytes:
         return (
-            f"u {u.shape} is too long for pallas_tpu: one channel of it needs {needed} bytes of VMEM, "
-            f"{tiling.vmem_bytes} are there; take implementation 'chunked' or a smaller batch"
+            f"u {u.shape} is too long for pallas_tpu: one channel of it needs {needed} bytes of "
+            f"VMEM, {tiling.vmem_bytes} are there; take implementation 'chunked' or a smaller batch"
         )
     return None
 
 
-def fit(tiling: Tiling, u, poles) -> Tiling:
-    """The tiling with what it leaves open filled in for these shapes.
+def fit(tiling: Tiling, u: Any, ssm: SSM) -> Tiling:
+    """Fill in for these shapes what the tiling leaves open.
 
     Raises:
         ValueError: they do not fit.
     """
-    if reason := refusal(tiling, u, poles):
+    if reason := refusal(tiling, u, ssm):
         raise ValueError(reason)
-    fitting = int(tiling.vmem_bytes / _channel_bytes(tiling, u, poles.shape[0]))
-    wanted = min(MAX_CHANNELS, u.shape[2])
-    channels = tiling.channels or 1 << (min(fitting, wanted).bit_length() - 1)
-    b = _whole(u.shape[0])
-    interleave = tiling.interleave or min(channels, max(1, MIN_ROWS // b))
+    fitting = int(tiling.vmem_bytes / _channel_bytes(tiling, u, ssm.poles.shape[0]))
+    most = min(fitting, MAX_CHANNELS, u.shape[2])
+    channels = tiling.channels or 1 << (most.bit_length() - 1)
+    rows = _padded_batch(u.shape[0])
+    interleave = tiling.interleave or min(channels, max(1, MIN_ROWS // rows))
     return dataclasses.replace(tiling, channels=channels, interleave=interleave)
 
 
-def _channel_bytes(tiling: Tiling, u, r: int) -> float:
+def _channel_bytes(tiling: Tiling, u: Any, r: int) -> float:
     """VMEM of one channel in the backward kernel, with a tenth to spare."""
-    t, b = tiling.chunk_size, _whole(u.shape[0])
+    t = tiling.chunk_size
+    b = _padded_batch(u.shape[0])
     rows = b * -(-u.shape[1] // t)
     # u, du and dy twice, since a block is read while another is used, and scratch.
     blocks = 2 * (2 + r) * rows * t * u.dtype.itemsize
@@ -86,6 +93,5 @@ def _channel_bytes(tiling: Tiling, u, r: int) -> float:
     return 1.1 * (blocks + 4 * floats)
 
 
-def _whole(b: int) -> int:
-    """A batch in whole tiles."""
+def _padded_batch(b: int) -> int:
     return b + -b % SUBLANES
