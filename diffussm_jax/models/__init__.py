@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from flax import nnx
 
@@ -19,18 +20,19 @@ def create_model(
     apply_s4d: Operator | None = None,
     gather: Callable[[nnx.Module], nnx.Module] | None = None,
 ) -> Backbone:
-    """The denoiser of a config; on a mesh `apply_s4d` and `gather` are those of `parallel/`."""
+    """Make the denoiser of a config; on a mesh `apply_s4d` and `gather` come from `parallel/`."""
     channels = config.grid[2]
     learned = config.diffusion.variance == "learned_range"
-    make_model: Callable[..., Backbone] = DiT
-    if config.model.name == "diffussm":
-        operator = functools.partial(s4d, implementation=config.model.ssm_implementation)
-        make_model = functools.partial(DiffuSSM, apply_s4d=apply_s4d or operator)
-    return make_model(
-        config.model,
-        in_channels=channels,
-        out_channels=2 * channels if learned else channels,
-        num_classes=config.data.num_classes,
-        gather=gather,
-        rngs=rngs,
-    )
+    options: dict[str, Any] = {
+        "in_channels": channels,
+        "out_channels": 2 * channels if learned else channels,
+        "num_classes": config.data.num_classes,
+        "gather": gather,
+        "rngs": rngs,
+    }
+    match config.model.name:
+        case "diffussm":
+            default = functools.partial(s4d, implementation=config.model.ssm_implementation)
+            return DiffuSSM(config.model, apply_s4d=apply_s4d or default, **options)
+        case "dit":
+            return DiT(config.model, **options)

@@ -1,4 +1,7 @@
-"""What the backbones share: tokens in, a stack of equal blocks scanned over, tokens out. They differ in the block."""
+"""What the backbones share: tokens in, a scan over equal blocks, tokens out.
+
+They differ in the block.
+"""
 
 from collections.abc import Callable
 
@@ -32,9 +35,10 @@ class Backbone(nnx.Module):
         out_channels: channels of the output; twice `in_channels` where the variance is learned.
         num_classes: 0 for an unconditional model, which is called with y = None.
         group_size: tokens that become one row of x.
-        make_block: a block, called as block(x, c), from the key of its parameters.
-        position: the code that is added to the rows, from height and width of the grid in tokens; None adds none.
-        gather: applied to each block before it is used; from a device's part of it, the whole.
+        make_block: makes a block, called as block(x, c), from the random keys of its parameters.
+        position: gives the code that is added to the rows, from height and width of the grid in
+            tokens; None adds none.
+        gather: makes of a device's part of a block the complete block, before it is used.
     """
 
     def __init__(
@@ -50,7 +54,8 @@ class Backbone(nnx.Module):
         gather: Callable[[nnx.Module], nnx.Module] | None,
         rngs: nnx.Rngs,
     ):
-        d, dtype = config.width, jnp.dtype(config.dtype)
+        d = config.width
+        dtype = jnp.dtype(config.dtype)
         features = group_size * config.patch_size**2
         self.embed = linear(features * in_channels, d, dtype=dtype, rngs=rngs)
         self.timestep = TimestepEmbedding(d, dtype=dtype, rngs=rngs)
@@ -62,8 +67,11 @@ class Backbone(nnx.Module):
         )
         self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
         self.head = linear(d, features * out_channels, dtype=dtype, rngs=rngs, zero=True)
-        self.config, self.num_classes, self.gather = config, num_classes, gather
-        self.group_size, self.position = group_size, position
+        self.config = config
+        self.num_classes = num_classes
+        self.group_size = group_size
+        self.position = position
+        self.gather = gather
 
     def __call__(
         self, x_t: Images, t: Timesteps, y: Labels | None = None
@@ -77,19 +85,22 @@ class Backbone(nnx.Module):
             c = self.timestep(t)
             if y is not None:
                 c = c + self.label(y)
-        x = self._run_blocks(x, c)
+        x = self.run_blocks(x, c)
         with jax.named_scope("embeddings"):
             x = self.head(modulate(x, *self.modulation(c)))
         return ungroup(x.astype(jnp.float32), height, width, p)
 
-    def _run_blocks(self, x: Groups, c: Condition) -> Groups:
-        def layer(x, block):
+    def run_blocks(self, x: Groups, c: Condition) -> Groups:
+        """Apply the blocks one after the other to rows x."""
+
+        def layer(x: Groups, block: nnx.Module) -> tuple[Groups, None]:
             if self.gather is not None:
                 block = self.gather(block)
             return block(x, c), None
 
         if self.config.remat != "none":
-            # A rolled loop keeps the compiler from merging the recomputation away; an unrolled one needs barriers.
+            # A rolled loop keeps the compiler from merging the recomputation away; an unrolled one
+            # needs barriers.
             layer = jax.checkpoint(
                 layer,
                 prevent_cse=self.config.scan_unroll > 1,

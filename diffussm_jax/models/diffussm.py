@@ -1,6 +1,7 @@
-"""DiffuSSM: a stack of gated SSM blocks over raster-ordered latents, without attention (the paper, figure 2)."""
+"""DiffuSSM: gated SSM blocks over raster-ordered tokens, no attention (the paper, figure 2)."""
 
 import functools
+from typing import Any
 
 from flax import nnx
 
@@ -12,10 +13,10 @@ from diffussm_jax.ops.s4d import Operator, s4d
 
 
 class DiffuSSM(Backbone):
-    """The backbone of SSM blocks; `apply_s4d` evaluates their SSM layers, with the signature of `ops.s4d.s4d`."""
+    """The backbone of SSM blocks; `apply_s4d` evaluates their SSM layers."""
 
     def __init__(
-        self, config: ModelConfig, *, apply_s4d: Operator = s4d, rngs: nnx.Rngs, **options
+        self, config: ModelConfig, *, apply_s4d: Operator = s4d, rngs: nnx.Rngs, **options: Any
     ):
         code = functools.partial(sincos2d, group_size=config.m, num_features=config.width)
         super().__init__(

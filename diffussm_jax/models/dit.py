@@ -1,6 +1,10 @@
-"""DiT: the attention baseline, patches through a transformer with adaLN-Zero (Peebles and Xie 2022, arXiv 2212.09748)."""
+"""DiT, the attention baseline: patches through a transformer with adaLN-Zero.
+
+Peebles and Xie, Scalable Diffusion Models with Transformers, 2022 (arXiv 2212.09748).
+"""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +20,12 @@ MLP_RATIO = 4  # DiT
 
 
 class DiT(Backbone):
-    """The backbone of transformer blocks; parameters are those of the released code, its position table excepted."""
+    """The backbone of transformer blocks.
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **options):
+    Its parameters are those of the released code, except for the position table, which is computed.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **options: Any):
         code = functools.partial(position_code, num_features=config.width)
         super().__init__(
             config,
@@ -31,10 +38,14 @@ class DiT(Backbone):
 
 
 class TransformerBlock(nnx.Module):
-    """Attention, then an MLP, each modulated and gated (adaLN-Zero, DiT figure 3); the identity at the start."""
+    """Attention, then an MLP, each modulated and gated (adaLN-Zero, DiT figure 3).
+
+    The block starts as the identity.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-        d, dtype = config.width, jnp.dtype(config.dtype)
+        d = config.width
+        dtype = jnp.dtype(config.dtype)
         self.modulation = Modulation(d, 6, dtype=dtype, rngs=rngs)
         self.qkv = linear(d, 3 * d, dtype=dtype, rngs=rngs)
         self.attention_out = linear(d, d, dtype=dtype, rngs=rngs)
@@ -43,10 +54,10 @@ class TransformerBlock(nnx.Module):
         self.num_heads = config.num_heads
 
     def __call__(self, x: Groups, c: Condition) -> Groups:
-        parts = self.modulation(c)
-        (shift, scale, gate), of_mlp = parts[:3], parts[3:]
+        modulation = self.modulation(c)
+        shift, scale, gate = modulation[:3]
         x = x + gate * self._attend(modulate(x, shift, scale))
-        shift, scale, gate = of_mlp
+        shift, scale, gate = modulation[3:]
         hidden = jax.nn.gelu(self.mlp_in(modulate(x, shift, scale)))
         return x + gate * self.mlp_out(hidden)
 
@@ -60,7 +71,7 @@ class TransformerBlock(nnx.Module):
 
 
 def position_code(height: int, width: int, *, num_features: int) -> Float32[Array, "l d"]:
-    """The released code's order of `sincos2d`: the column before the row, sines before cosines."""
+    """The code of `sincos2d` in the released order: column before row, sines before cosines."""
     code = sincos2d(height, width, 1, num_features)
     row_cos, row_sin, column_cos, column_sin = jnp.split(code, 4, axis=-1)
     return jnp.concatenate([column_sin, column_cos, row_sin, row_cos], axis=-1)

@@ -15,8 +15,8 @@ from diffussm_jax.models.backbone import group, ungroup
 from diffussm_jax.models.block import Block
 from diffussm_jax.models.layers import sincos2d
 from diffussm_jax.ops.s4d import s4d
-from diffussm_jax.training.state import abstract_model, init_params
-from tests.conftest import TINY_MODEL
+from diffussm_jax.training.state import abstract_model
+from tests.models.tiny import assert_gradients_reach_all, inputs, randomized, tiny
 
 OPTIONS = [
     {},
@@ -32,48 +32,18 @@ OPTIONS = [
     {"remat": "dots", "scan_unroll": 2},
     {"ssm_implementation": "scan"},
 ]
+IMAGENET = {"data": {"space": "latents", "image_size": 256, "num_classes": 1000, "channels": 3}}
+XL_PARAMETERS = 668_812_048
 
 
-def tiny(num_classes=10, **model):
-    return from_dict({"model": TINY_MODEL | model, "data": {"num_classes": num_classes}})
-
-
-def inputs(num_classes=10, side=8):
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, side, side, 1)), jnp.float32)
-    return x, jnp.array([0, 7, 49]), jnp.array([1, 2, 10]) if num_classes else None
-
-
-def randomized(config, seed=0):
-    """A model whose zero-initialised layers are random too, so that every path carries something."""
-    graphdef, _ = abstract_model(config)
-    params, treedef = jax.tree.flatten(jax.jit(lambda: init_params(config))())
-    rng = np.random.default_rng(seed)
-    params = [a + 0.2 * rng.normal(size=a.shape).astype(np.float32) for a in params]
-    return graphdef, jax.tree.unflatten(treedef, params)
+def count(values) -> int:
+    _, params = abstract_model(from_dict(values))
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_output_shape_and_gradients_reach_every_parameter(options):
     assert_gradients_reach_all(tiny(**options))
-
-
-def assert_gradients_reach_all(config):
-    graphdef, params = randomized(config)
-
-    @jax.jit
-    def gradients(params):
-        def total(params):
-            output = nnx.merge(graphdef, params)(*inputs())
-            return jnp.sum(jnp.square(output)), output
-
-        return jax.grad(total, has_aux=True)(params)
-
-    grads, output = gradients(params)
-    assert output.shape == (3, 8, 8, 2)
-    assert output.dtype == jnp.float32
-    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-        assert np.isfinite(grad).all(), path
-        assert np.any(grad != 0), jax.tree_util.keystr(path)
 
 
 def test_options_that_only_change_the_computation_change_no_value():
@@ -100,18 +70,18 @@ def test_scan_over_layers_equals_a_loop():
     for layer in range(config.model.depth):
         block = jax.tree.map(operator.itemgetter(layer), model.blocks)
         expected = block(expected, c)
-    np.testing.assert_allclose(model._run_blocks(x, c), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.run_blocks(x, c), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_are_the_identity_and_the_output_zero_at_the_start():
     model = create_model(tiny(), rngs=nnx.Rngs(0))
     x = jnp.ones((2, 32, 16))
-    np.testing.assert_array_equal(model._run_blocks(x, jnp.ones((2, 16))), x)
+    np.testing.assert_array_equal(model.run_blocks(x, jnp.ones((2, 16))), x)
     np.testing.assert_array_equal(model(*inputs()), 0)
 
 
 def test_block_matches_the_equations_of_the_paper():
-    """The hourglass written out token by token: W_up[k] of each group, W_down[k] of each token l = j m + k."""
+    """The hourglass written out token by token: W_up[k] and W_down[k] of each token l = j m + k."""
     config = dataclasses.replace(tiny().model, m=2)
     block = Block(config, apply_s4d=s4d, rngs=nnx.Rngs(3))
     leaves, treedef = jax.tree.flatten(block)
@@ -179,14 +149,6 @@ def test_unconditional_model_has_no_label_table():
     assert nnx.merge(graphdef, params)(x, t, None).shape == (3, 8, 8, 2)
 
 
-def count(values) -> int:
-    _, params = abstract_model(from_dict(values))
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-IMAGENET = {"data": {"space": "latents", "image_size": 256, "num_classes": 1000, "channels": 3}}
-
-
 def test_parameter_counts():
     def of_size(name, **model):
         depth, width = SIZES[name]
@@ -197,6 +159,3 @@ def test_parameter_counts():
     assert xl == XL_PARAMETERS
     assert 700e6 < of_size("XL", gate=True) < 715e6
     assert of_size("S") < of_size("B") < of_size("L") < xl
-
-
-XL_PARAMETERS = 668_812_048

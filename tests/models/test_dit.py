@@ -11,7 +11,7 @@ from diffussm_jax.models.dit import position_code
 from diffussm_jax.train import train
 from diffussm_jax.training.state import abstract_model
 from tests.conftest import merge
-from tests.models.test_diffussm import assert_gradients_reach_all, inputs, randomized, tiny
+from tests.models.tiny import assert_gradients_reach_all, inputs, randomized, tiny
 
 TINY = {"name": "dit", "num_heads": 4}
 
@@ -50,8 +50,8 @@ def test_position_code_is_the_released_codes_formula():
     for row in range(3):
         for column in range(5):
             halves = [part(x * frequencies) for x in (column, row) for part in (np.sin, np.cos)]
-            found = position_code(3, 5, num_features=16)[5 * row + column]
-            np.testing.assert_allclose(found, np.concatenate(halves), atol=1e-6)
+            code = position_code(3, 5, num_features=16)[5 * row + column]
+            np.testing.assert_allclose(code, np.concatenate(halves), atol=1e-6)
 
 
 def test_trains_on_a_mesh_and_samples(tiny_config, tmp_path):
