@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.ops import pairs
 from diffussm_jax.ops.channel_blocks import Results, by_channel_blocks
-from diffussm_jax.shapes import SSM, State, Tokens
+from diffussm_jax.shapes import SSM, State, Tokens, ceil_div
 
 # Forming the tables of a chunk costs as much as many tokens; few tokens want small tables.
 CHUNK_SIZE = 64
@@ -72,7 +72,7 @@ def num_blocks_for(backend: str, shape: tuple[int, ...]) -> int:
     """The measured number of blocks for u of a shape [b l d]."""
     b, length, d = shape
     elements = BLOCK_ELEMENTS["cpu" if backend == "cpu" else "other"]
-    return min(d, -(-b * length * d // elements))
+    return min(d, ceil_div(b * length * d, elements))
 
 
 def _run(

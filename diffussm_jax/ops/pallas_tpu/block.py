@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 
+from diffussm_jax.shapes import ceil_div
+
 LANES = 128
 HALF = LANES // 2
 SUBLANES = 8  # rows of a float32 register
@@ -49,7 +51,7 @@ class ChannelBlock:
     @property
     def num_powers(self) -> int:
         """Rows of the input `powers`: the levels and the gain, rounded up to full registers."""
-        return -(-(num_levels(self.chunk_size) + 1) // SUBLANES) * SUBLANES
+        return ceil_div(num_levels(self.chunk_size) + 1, SUBLANES) * SUBLANES
 
     def groups(self, size: int) -> list[range]:
         """The channels, `size` at a time."""

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from diffussm_jax.ops.pallas_tpu.block import HALF, LANES, SUBLANES
-from diffussm_jax.shapes import SSM
+from diffussm_jax.shapes import SSM, ceil_div
 
 MAX_CHANNELS = 16  # of a grid step; more make the program longer and no faster
 SPILLED = 100 * 1024  # floats that the compiler spills from a channel's tables
@@ -84,7 +84,7 @@ def _channel_bytes(tiling: Tiling, u: Any, r: int) -> float:
     """VMEM of one channel in the backward kernel, with a tenth to spare."""
     t = tiling.chunk_size
     b = _padded_batch(u.shape[0])
-    rows = b * -(-u.shape[1] // t)
+    rows = b * ceil_div(u.shape[1], t)
     # u, du and dy twice, since a block is read while another is used, and scratch.
     blocks = 2 * (2 + r) * rows * t * u.dtype.itemsize
     floats = 3 * rows * LANES + r * t * t + 2 * t * LANES
