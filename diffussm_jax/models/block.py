@@ -15,7 +15,10 @@ gelu = jax.nn.gelu
 
 
 class Block(nnx.Module):
-    """x + Block(modulate(LayerNorm(x), c)); the identity at the start, since W3 begins at zero."""
+    """One residual block, by the equations of docs/architecture.md.
+
+    It starts as the identity, since W3 begins at zero.
+    """
 
     def __init__(self, config: ModelConfig, *, apply_s4d: Operator, rngs: nnx.Rngs):
         d = config.width
