@@ -11,7 +11,8 @@ import pytest
 from flax import nnx
 
 from diffussm_jax.config import Config, from_dict, to_json
-from diffussm_jax.config.parsing import ConfigError, check_field
+from diffussm_jax.config.parsing import ConfigError, check_field, read_as
+from diffussm_jax.errors import UserError
 from diffussm_jax.training.state import abstract_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -155,3 +156,40 @@ def test_flags_give_lists_of_names_with_commas():
     assert config.sample.outputs == ("png", "npz")
     with pytest.raises(ConfigError, match="each item one of 'grid', 'npz', 'png'"):
         from_dict({"sample": {"outputs": ("npx",)}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    step: int
+    names: list[str] | None = None
+    part_sha256: str = ""
+    files: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+
+
+def test_json_files_are_read_as_dataclasses(tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_text('{"step": 1, "other": 2, "names": ["a,b"], "part.sha256": "x"}')
+    assert read_as(path, Facts) == Facts(1, ["a,b"], "x")
+    path.write_text('{"step": 1, "files": {"a": [7, "x"]}}')
+    assert read_as(path, Facts) == Facts(1, files={"a": (7, "x")})
+    with pytest.raises(FileNotFoundError):
+        read_as(tmp_path / "none.json", Facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "it is not a JSON object"),
+        ("{}", "step is missing"),
+        ('{"step": true}', "step must be int, got True"),
+        ('{"step": 1, "names": "a"}', "names must be a list, each value str or None, got 'a'"),
+        ('{"step": 1, "files": {"a": [7]}}', "files must be a dict"),
+    ],
+)
+def test_damaged_json_files_are_named_in_one_line(text, message, tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"facts.json is damaged: {message}.*; remove it$") as error:
+        read_as(path, Facts, mend="remove it")
+    assert "\n" not in str(error.value)

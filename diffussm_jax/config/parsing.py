@@ -3,12 +3,16 @@
 import dataclasses
 import difflib
 import functools
+import json
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from diffussm_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 class ConfigError(UserError):
@@ -23,7 +27,43 @@ def build(cls: Any, values: Any) -> Any:
     Raises:
         ConfigError: in one line that names the field, the value and the mend.
     """
-    return _build(cls, values, "", root=cls)
+    return _build(cls, values, "config", root=cls)
+
+
+def from_json(cls: type[T], text: str) -> T:
+    """Parse a JSON object into a dataclass. Its other keys are ignored; `a.b` is the field `a_b`.
+
+    Raises:
+        ConfigError: it is not such JSON, or a field is missing or of another type.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a RecursionError: too many brackets
+        raise ConfigError(str(error)) from error
+    if not isinstance(values, dict):
+        raise ConfigError("it is not a JSON object")
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {name.replace(".", "_"): value for name, value in values.items()}
+    known = {name: value for name, value in fields.items() if name in names}
+    return _build(cls, known, "", root=cls)
+
+
+def read_as(path: Path, cls: type[T], *, mend: str | None = None) -> T:
+    """Read a JSON file into a dataclass, as `from_json` does.
+
+    Args:
+        mend: what to do about a damaged file, for the end of the message.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no such file.
+        UserError: it cannot be read or does not fit.
+    """
+    try:
+        return from_json(cls, path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, ValueError) as error:  # a ValueError: a ConfigError, or no text at all
+        raise UserError("; ".join(filter(None, [f"{path} is damaged: {error}", mend]))) from error
 
 
 def check_field(root: Any, path: str) -> None:
@@ -57,30 +97,40 @@ def _unknown_field(root: Any, path: str) -> ConfigError:
     return ConfigError(f"config has no field {path!r}; did you mean {closest[0]!r}?")
 
 
-def _build(cls: Any, values: Any, path: str, *, root: Any):
+def _build(cls: Any, values: Any, path: str, *, root: Any) -> Any:
     if not isinstance(values, Mapping):
-        name = f"config.{path}".rstrip(".")
-        raise ConfigError(f"{name} is a section of fields, got {values!r}")
+        raise ConfigError(f"{path} is a section of fields, got {values!r}")
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in hints:
-            raise _unknown_field(root, f"{path}{name}")
+            raise _unknown_field(root, _join(path, name).removeprefix("config."))
+    for field in dataclasses.fields(cls):
+        if field.name not in values and _is_required(field):
+            raise ConfigError(f"{_join(path, field.name)} is missing")
     return cls(
         **{
-            name: _convert(hints[name], value, f"{path}{name}", root=root)
+            name: _convert(hints[name], value, _join(path, name), root=root)
             for name, value in values.items()
         }
     )
 
 
-def _convert(hint: Any, value: Any, path: str, *, root: Any):
+def _join(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
+
+
+def _convert(hint: Any, value: Any, path: str, *, root: Any) -> Any:
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, f"{path}.", root=root)
+        return _build(hint, value, path, root=root)
     for option in _options(hint):
         matches, converted = _match(option, value)
         if matches:
             return converted
-    raise ConfigError(f"config.{path} must be {_describe(hint)}, got {value!r}")
+    raise ConfigError(f"{path} must be {_describe(hint)}, got {value!r}")
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -94,6 +144,8 @@ def _match(hint: Any, value: Any) -> tuple[bool, Any]:
         return value in typing.get_args(hint) and isinstance(value, str), value
     if typing.get_origin(hint) is tuple:
         return _match_tuple(typing.get_args(hint), value)
+    if typing.get_origin(hint) in (list, dict):
+        return _match_container(hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return True, float(value)
     if isinstance(value, bool) and hint is not bool:
@@ -112,6 +164,18 @@ def _match_tuple(items: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
     return len(items) == len(value) and all(m for m, _ in matches), tuple(v for _, v in matches)
 
 
+def _match_container(hint: Any, value: Any) -> tuple[bool, Any]:
+    """`list[X]` and `dict[str, X]`, of JSON alone: one string stays one, whatever commas it has."""
+    kind, item = typing.get_origin(hint), typing.get_args(hint)[-1]
+    if not isinstance(value, kind):
+        return False, value
+    pairs = value.items() if kind is dict else enumerate(value)
+    matches = {key: _match(item, x) for key, x in pairs}
+    converted = {key: x for key, (_, x) in matches.items()}
+    is_match = all(fits for fits, _ in matches.values())
+    return is_match, converted if kind is dict else list(converted.values())
+
+
 def _describe(hint: Any) -> str:
     if len(options := _options(hint)) > 1:
         return " or ".join(_describe(option) for option in options)
@@ -119,4 +183,6 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return "a tuple, each item " + _describe(typing.get_args(hint)[0])
+    if (kind := typing.get_origin(hint)) in (list, dict):
+        return f"a {kind.__name__}, each value {_describe(typing.get_args(hint)[-1])}"
     return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
