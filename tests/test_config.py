@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -159,11 +160,19 @@ def test_flags_give_lists_of_names_with_commas():
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    name: str
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Facts:
     step: int
     names: list[str] | None = None
     part_sha256: str = ""
     files: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    parts: list[Part] = dataclasses.field(default_factory=list)
+    options: dict[str, Any] | None = None
 
 
 def test_json_files_are_read_as_dataclasses(tmp_path):
@@ -172,6 +181,12 @@ def test_json_files_are_read_as_dataclasses(tmp_path):
     assert read_as(path, Facts) == Facts(1, ["a,b"], "x")
     path.write_text('{"step": 1, "files": {"a": [7, "x"]}}')
     assert read_as(path, Facts) == Facts(1, files={"a": (7, "x")})
+    path.write_text('{"step": 1, "parts": [{"name": "x", "size": 3, "other": 2}]}')
+    assert read_as(path, Facts) == Facts(1, parts=[Part("x", 3)])
+    values = {"step": 1, "options": {"a": [None, 1.5], "b.c": {}}}
+    path.write_text(json.dumps(values))
+    assert read_as(path, Facts) == Facts(1, options=values["options"])
+    assert read_as(path, dict) == values
     with pytest.raises(FileNotFoundError):
         read_as(tmp_path / "none.json", Facts)
 
@@ -184,7 +199,11 @@ def test_json_files_are_read_as_dataclasses(tmp_path):
         ("{}", "step is missing"),
         ('{"step": true}', "step must be int, got True"),
         ('{"step": 1, "names": "a"}', "names must be a list, each value str or None, got 'a'"),
-        ('{"step": 1, "files": {"a": [7]}}', "files must be a dict"),
+        ('{"step": 1, "names": ["a", 2]}', r"names\[1\] must be str, got 2"),
+        ('{"step": 1, "files": []}', "files must be a dict, each value a tuple"),
+        ('{"step": 1, "files": {"a": [7]}}', r"files.a must be a tuple, .* got \[7\]"),
+        ('{"step": 1, "parts": [3]}', r"parts\[0\] is not a JSON object"),
+        ('{"step": 1, "parts": [{"name": "x"}]}', r"parts\[0\].size is missing"),
     ],
 )
 def test_damaged_json_files_are_named_in_one_line(text, message, tmp_path):

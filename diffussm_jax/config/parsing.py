@@ -1,4 +1,4 @@
-"""Nested mappings to frozen dataclasses, with every mistake named in one line."""
+"""Nested mappings and JSON files to frozen dataclasses, with every mistake named in one line."""
 
 import dataclasses
 import difflib
@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from diffussm_jax.errors import UserError
 
@@ -19,10 +19,10 @@ class ConfigError(UserError):
     """A field that does not exist, has the wrong type, or contradicts another."""
 
 
-def build(cls: Any, values: Any) -> Any:
-    """An instance of a dataclass of dataclasses; missing fields take their default.
+def build(cls: type[T], values: Any) -> T:
+    """Build a config, a dataclass of dataclasses; missing fields take their default.
 
-    Lists (of JSON) become tuples, and integers floats where the field is one.
+    Lists (of JSON) become tuples, and integers become floats where the field is one.
 
     Raises:
         ConfigError: in one line that names the field, the value and the mend.
@@ -30,58 +30,69 @@ def build(cls: Any, values: Any) -> Any:
     return _build(cls, values, "config", root=cls)
 
 
-def from_json(cls: type[T], text: str) -> T:
-    """Parse a JSON object into a dataclass. Its other keys are ignored; `a.b` is the field `a_b`.
-
-    Raises:
-        ConfigError: it is not such JSON, or a field is missing or of another type.
-    """
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # a RecursionError: too many brackets
-        raise ConfigError(str(error)) from error
-    if not isinstance(values, dict):
-        raise ConfigError("it is not a JSON object")
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    fields = {name.replace(".", "_"): value for name, value in values.items()}
-    known = {name: value for name, value in fields.items() if name in names}
-    return _build(cls, known, "", root=cls)
-
-
 def read_as(path: Path, cls: type[T], *, mend: str | None = None) -> T:
-    """Read a JSON file into a dataclass, as `from_json` does.
+    """Read a JSON file into a dataclass, or into a `dict` as it is; see `from_object`.
 
     Args:
-        mend: what to do about a damaged file, for the end of the message.
+        mend: what to do about a damaged file; the message ends with it.
 
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such file.
-        UserError: it cannot be read or does not fit.
+        UserError: it cannot be read, is not JSON, or does not fit.
     """
     try:
         return from_json(cls, path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError) as error:  # a ValueError: a ConfigError, or no text at all
-        raise UserError("; ".join(filter(None, [f"{path} is damaged: {error}", mend]))) from error
+        ending = f"; {mend}" if mend else ""
+        raise UserError(f"{path} is damaged: {error}{ending}") from error
+
+
+def from_json(cls: type[T], text: str) -> T:
+    """Parse the text of a JSON object into a dataclass; see `from_object`.
+
+    Raises:
+        ConfigError: it is not such JSON, or does not fit.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a RecursionError: too many brackets
+        raise ConfigError(str(error)) from error
+    return from_object(cls, values)
+
+
+def from_object(cls: type[T], values: Any) -> T:
+    """Build a dataclass of a parsed JSON object; its fields may be dataclasses and lists of them.
+
+    Keys that are no fields are ignored, because a newer version may write more. The key `a.b` is
+    the field `a_b`. A field that has no default must be given.
+
+    Raises:
+        ConfigError: in one line that names the field and the value.
+    """
+    if cls is dict and isinstance(values, dict):
+        return cast(T, values)
+    return _build(cls, values, "", root=None)
 
 
 def check_field(root: Any, path: str) -> None:
     """Raise ConfigError unless the dotted `path` names a field or a section of `root`."""
-    cls, done = root, ""
+    cls, parent = root, ""
     for name in path.split("."):
         fields = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
         if name not in fields:
-            raise _unknown_field(root, done + name)
-        cls, done = fields[name], f"{done}{name}."
+            raise _unknown_field(root, _join(parent, name))
+        cls, parent = fields[name], _join(parent, name)
 
 
 def field_names(cls: Any, prefix: str = "") -> list[str]:
     """Dotted names of all fields that are not sections."""
     names = []
     for name, hint in typing.get_type_hints(cls).items():
-        nested = field_names(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else []
-        names += nested or [f"{prefix}{name}"]
+        path = _join(prefix, name)
+        nested = field_names(hint, path) if dataclasses.is_dataclass(hint) else []
+        names += nested or [path]
     return names
 
 
@@ -97,10 +108,23 @@ def _unknown_field(root: Any, path: str) -> ConfigError:
     return ConfigError(f"config has no field {path!r}; did you mean {closest[0]!r}?")
 
 
+def _join(parent: str, name: object) -> str:
+    return f"{parent}.{name}" if parent else str(name)
+
+
 def _build(cls: Any, values: Any, path: str, *, root: Any) -> Any:
+    """Build a dataclass; names that are no fields are mistakes in a config, and ignored in a file.
+
+    `root` is the config whose fields a mistake may have meant, None for a file.
+    """
     if not isinstance(values, Mapping):
+        if root is None:
+            raise ConfigError(f"{path or 'it'} is not a JSON object")
         raise ConfigError(f"{path} is a section of fields, got {values!r}")
     hints = typing.get_type_hints(cls)
+    if root is None:
+        fields = {name.replace(".", "_"): value for name, value in values.items()}
+        values = {name: value for name, value in fields.items() if name in hints}
     for name in values:
         if name not in hints:
             raise _unknown_field(root, _join(path, name).removeprefix("config."))
@@ -115,18 +139,20 @@ def _build(cls: Any, values: Any, path: str, *, root: Any) -> Any:
     )
 
 
-def _join(path: str, name: object) -> str:
-    return f"{path}.{name}" if path else str(name)
-
-
 def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is field.default_factory is dataclasses.MISSING
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _convert(hint: Any, value: Any, path: str, *, root: Any) -> Any:
+    """Convert a value to its type; `list` and `dict` are JSON's and are converted item by item."""
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path, root=root)
     for option in _options(hint):
+        kind, items = typing.get_origin(option), typing.get_args(option)
+        if kind is list and isinstance(value, list):
+            return [_convert(items[0], x, f"{path}[{i}]", root=root) for i, x in enumerate(value)]
+        if kind is dict and isinstance(value, dict):
+            return {k: _convert(items[1], x, _join(path, k), root=root) for k, x in value.items()}
         matches, converted = _match(option, value)
         if matches:
             return converted
@@ -134,23 +160,25 @@ def _convert(hint: Any, value: Any, path: str, *, root: Any) -> Any:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of `X | None`; `Literal[...] | None` is a typing.Union, `int | None` is not."""
+    """The alternatives of `X | None`; with a Literal as X it is a typing.Union, with `int` not."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if is_union else (hint,)
 
 
 def _match(hint: Any, value: Any) -> tuple[bool, Any]:
-    if typing.get_origin(hint) is Literal:
+    """Whether a value that is no list or dict fits a type, and the value converted to it."""
+    kind = typing.get_origin(hint)
+    if hint is Any:
+        return True, value
+    if kind is Literal:
         return value in typing.get_args(hint) and isinstance(value, str), value
-    if typing.get_origin(hint) is tuple:
+    if kind is tuple:
         return _match_tuple(typing.get_args(hint), value)
-    if typing.get_origin(hint) in (list, dict):
-        return _match_container(hint, value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return True, float(value)
     if isinstance(value, bool) and hint is not bool:
         return False, value
-    return isinstance(value, hint), value
+    return isinstance(value, kind or hint), value
 
 
 def _match_tuple(items: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
@@ -164,25 +192,14 @@ def _match_tuple(items: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
     return len(items) == len(value) and all(m for m, _ in matches), tuple(v for _, v in matches)
 
 
-def _match_container(hint: Any, value: Any) -> tuple[bool, Any]:
-    """`list[X]` and `dict[str, X]`, of JSON alone: one string stays one, whatever commas it has."""
-    kind, item = typing.get_origin(hint), typing.get_args(hint)[-1]
-    if not isinstance(value, kind):
-        return False, value
-    pairs = value.items() if kind is dict else enumerate(value)
-    matches = {key: _match(item, x) for key, x in pairs}
-    converted = {key: x for key, (_, x) in matches.items()}
-    is_match = all(fits for fits, _ in matches.values())
-    return is_match, converted if kind is dict else list(converted.values())
-
-
 def _describe(hint: Any) -> str:
-    if len(options := _options(hint)) > 1:
+    options, kind, items = _options(hint), typing.get_origin(hint), typing.get_args(hint)
+    if len(options) > 1:
         return " or ".join(_describe(option) for option in options)
-    if typing.get_origin(hint) is Literal:
-        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return "a tuple, each item " + _describe(typing.get_args(hint)[0])
-    if (kind := typing.get_origin(hint)) in (list, dict):
-        return f"a {kind.__name__}, each value {_describe(typing.get_args(hint)[-1])}"
+    if kind is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in items)
+    if kind is tuple:
+        return "a tuple, each item " + _describe(items[0])
+    if kind in (list, dict):
+        return f"a {kind.__name__}, each value {_describe(items[-1])}"
     return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))
