@@ -94,7 +94,7 @@ def _make_latents(folder: Path) -> Config:
         shards.append(json.loads(path.with_suffix(".json").read_text()))
     manifest = latents.shared_fields(config, "train")
     manifest |= {"class_names": None, "shards": shards}
-    (cache / latents.MANIFEST_FILE).write_text(json.dumps(manifest))
+    (cache / latents.CACHE_MANIFEST).write_text(json.dumps(manifest))
     return config
 
 

@@ -1,5 +1,6 @@
 """`--mode=encode`: images to cached latents, once, in shards that survive a kill."""
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -16,9 +17,11 @@ from tqdm import tqdm
 
 from diffussm_jax.autoencoder.on_mesh import Autoencoder
 from diffussm_jax.config import Config
+from diffussm_jax.config.parsing import read_as
 from diffussm_jax.data.faults import BadRecordError, Faults
 from diffussm_jax.data.latents import (
-    MANIFEST_FILE,
+    CACHE_MANIFEST,
+    Shard,
     cache_folder,
     read_manifest,
     record_dtype,
@@ -28,7 +31,7 @@ from diffussm_jax.data.latents import (
 from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.errors import Preempted, UserError
-from diffussm_jax.files import replacing, sha256_of, write_text
+from diffussm_jax.files import replacing, sha256_of, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
@@ -39,12 +42,14 @@ logger = logging.getLogger(__name__)
 # One record a chunk, so that reading one decompresses nothing else; moments do not compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
+Sides = tuple[bytes, bytes]  # the records of an image and of its mirror
+
 
 def encode(config: Config) -> None:
     """Write the moments of the training split and of the held-out one.
 
-    What finished shards hold is kept: after a kill the same command goes on, and on a finished cache it
-    checks every checksum. Processes take shards in turn and must share the folder.
+    Finished shards are kept: after a kill the same command goes on, and on a finished cache it
+    compares every checksum. Processes take shards in turn and must share the folder.
 
     Raises:
         UserError: the data, the autoencoder or an earlier cache does not fit the config.
@@ -62,9 +67,10 @@ def encode(config: Config) -> None:
 def _encode_split(
     config: Config, split: str, autoencoder: Autoencoder, notice: PreemptionNotice
 ) -> None:
-    source, folder = open_images(config, split), cache_folder(config, split)
-    manifest = _manifest(config, split, source, autoencoder)
-    _begin(folder, manifest)
+    source = open_images(config, split)
+    folder = cache_folder(config, split)
+    facts = _facts(config, split, source, autoencoder)
+    _begin(folder, facts)
     size = config.data.shard_size
     num_shards = ceil_div(len(source), size)
     faults = Faults(config.data.on_error, num_records=len(source))
@@ -79,63 +85,54 @@ def _encode_split(
         write_shard(path, _until(notice, records, folder))
     wait_for_all(f"encoded {split}")
     if is_first():
-        _finish(folder, manifest, len(source))
+        _finish(folder, facts, len(source))
 
 
-def _until(notice: PreemptionNotice, records: Iterator, folder: Path) -> Iterator:
-    """Records until the process is told to stop: a shard is made again rather than waited for."""
+def _until(notice: PreemptionNotice, records: Iterator[Sides], folder: Path) -> Iterator[Sides]:
+    """Yield records until the process is told to stop; the shard in hand is then made again."""
     for record in records:
         if notice.received:
             raise Preempted(f"the finished shards are in {folder}")
         yield record
 
 
-def _manifest(
+def _facts(
     config: Config, split: str, source: ImageSource, autoencoder: Autoencoder
 ) -> dict[str, Any]:
-    """What every shard depends on."""
+    """Everything that a shard depends on, for the manifest."""
     dtype = record_dtype(config)
-    return (
-        shared_fields(config, split)
-        | source.facts
-        | {
-            "crop": "ADM: box halving, bicubic, centre",
-            "autoencoder.sha256": autoencoder.sha256,
-            "autoencoder.dtype": config.autoencoder.dtype,
-            "data.shard_size": config.data.shard_size,
-            "record": [
-                [name, dtype[name].base.str, dtype[name].shape] for name in dtype.names or ()
-            ],
-        }
-    )
+    facts = shared_fields(config, split) | source.facts
+    facts |= {
+        "crop": "ADM: box halving, bicubic, centre",
+        "autoencoder.sha256": autoencoder.sha256,
+        "autoencoder.dtype": config.autoencoder.dtype,
+        "data.shard_size": config.data.shard_size,
+        "record": [[name, dtype[name].base.str, dtype[name].shape] for name in dtype.names or ()],
+    }
+    return json.loads(json.dumps(facts))  # as it will be read: tuples become lists
 
 
-def _begin(folder: Path, manifest: dict[str, Any]) -> None:
-    """Create the cache or accept the one that is there; its shards are listed when all are written."""
-    manifest.update(json.loads(json.dumps(manifest)))  # as it will be read: lists
-    found = read_manifest(folder)
-    if found is not None:
-        require_same(found, manifest, folder)
+def _begin(folder: Path, facts: dict[str, Any]) -> None:
+    """Create a cache without shards, or accept the existing one if it has the same facts."""
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        require_same(manifest.facts, facts, folder)
         return
-    try:
+    with writing_to(folder, field="config.data.latents_dir"):
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(folder / MANIFEST_FILE, manifest | {"shards": []})
-    except OSError as error:
-        raise UserError(
-            f"config.data.latents_dir: {folder} cannot be written: {error.strerror}"
-        ) from error
+        write_json(folder / CACHE_MANIFEST, facts | {"shards": []})
 
 
 def _records(
     config: Config, source: ImageSource, indices: range, autoencoder: Autoencoder, faults: Faults
-) -> Iterator[tuple[bytes, bytes]]:
-    """The records of each good image and its mirror.
+) -> Iterator[Sides]:
+    """Yield the records of each good image and its mirror.
 
-    Batches begin at the shard's first image and have one size, so that a shard's bytes do not depend on
-    what was encoded before it.
+    Batches begin at the shard's first image and have one size, so that a shard's bytes do not
+    depend on what was encoded before it.
     """
 
-    def read(index: int) -> dict:
+    def read(index: int) -> dict[str, Any]:
         try:
             return {"index": int(index), **source.example(int(index))}
         except BadRecordError as error:
@@ -146,20 +143,20 @@ def _records(
     dataset = grain.MapDataset.range(indices.start, indices.stop).map(read)
     options = read_options(config, ahead=size)
     good = filter(None, dataset.to_iter_dataset(options))
-    before: tuple[list, Any] = ([], [])
+    before: tuple[list[dict[str, Any]], Any] = ([], [])
     while examples := list(itertools.islice(good, size)):
         images = np.zeros((size, *examples[0]["image"].shape), np.uint8)
         images[: len(examples)] = [example["image"] for example in examples]
-        moments = autoencoder.encode(images)  # runs while the batch before is written
+        moments = autoencoder.encode(images)  # computed while the batch before is written
         yield from _pack(config, *before, faults)
         before = examples, moments
     yield from _pack(config, *before, faults)
 
 
 def _pack(
-    config: Config, examples: list[dict], moments: Any, faults: Faults
-) -> Iterator[tuple[bytes, bytes]]:
-    """Records of a batch, once the devices have it; moments beyond float16 make an image a bad one."""
+    config: Config, examples: list[dict[str, Any]], moments: Any, faults: Faults
+) -> Iterator[Sides]:
+    """Yield the records of a batch; moments beyond the range of float16 make an image a bad one."""
     dtype = record_dtype(config)
     for example, sides in zip(examples, np.asarray(moments)):
         if np.isfinite(sides).all():
@@ -172,8 +169,8 @@ def _pack(
             faults.note(index, BadRecordError(text))
 
 
-def write_shard(path: Path, records: Iterator[tuple[bytes, bytes]]) -> None:
-    """Write a shard and what is known of it; its name appears when both are whole."""
+def write_shard(path: Path, records: Iterator[Sides]) -> None:
+    """Write a shard and its summary. The shard's name appears when both are complete."""
     with replacing(path) as temporary:
         writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         num_images = 0
@@ -182,24 +179,18 @@ def write_shard(path: Path, records: Iterator[tuple[bytes, bytes]]) -> None:
                 writer.write(record)
             num_images += 1
         writer.close()
-        _write_json(
-            _summary(path),
-            {
-                "file": path.name,
-                "num_images": num_images,
-                "num_bytes": temporary.stat().st_size,
-                "sha256": sha256_of(temporary),
-            },
-        )
+        num_bytes = temporary.stat().st_size
+        shard = Shard(path.name, num_images, num_bytes, sha256_of(temporary))
+        write_json(_summary_path(path), dataclasses.asdict(shard))
 
 
 def _is_finished(path: Path) -> bool:
-    """Whether a shard is there with the checksum that was noted when it was written."""
+    """Whether a shard exists and has the checksum that was noted when it was written."""
     if not path.exists():
         return False
     try:
-        noted = json.loads(_summary(path).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        noted = read_as(_summary_path(path), Shard).sha256
+    except (OSError, UserError):
         noted = None
     if noted != sha256_of(path):
         logger.warning("%s is damaged and is encoded again", path)
@@ -207,23 +198,22 @@ def _is_finished(path: Path) -> bool:
     return True
 
 
-def _finish(folder: Path, manifest: dict[str, Any], num_source: int) -> None:
-    """List the shards in the manifest, with which training takes the cache for a whole one."""
+def _finish(folder: Path, facts: dict[str, Any], num_source: int) -> None:
+    """List the shards in the manifest, which completes the cache: training reads no other."""
     summaries = sorted(folder.glob("moments-*.json"))
-    shards = [json.loads(path.read_text()) for path in summaries]
-    shards = [shard for shard in shards if shard["num_images"]]
-    num_images = sum(shard["num_images"] for shard in shards)
+    shards = [shard for path in summaries if (shard := read_as(path, Shard)).num_images]
+    num_images = sum(shard.num_images for shard in shards)
     num_skipped = num_source - num_images
-    counts = {"num_images": num_images, "num_skipped": num_skipped, "shards": shards}
-    _write_json(folder / MANIFEST_FILE, manifest | counts)
+    manifest = facts | {
+        "num_images": num_images,
+        "num_skipped": num_skipped,
+        "shards": [dataclasses.asdict(shard) for shard in shards],
+    }
+    write_json(folder / CACHE_MANIFEST, manifest)
     logger.info("latents of %d images are in %s", num_images, folder)
     if num_skipped:
         logger.warning("%d images were skipped", num_skipped)
 
 
-def _summary(path: Path) -> Path:
+def _summary_path(path: Path) -> Path:
     return path.with_suffix(".json")
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    write_text(path, json.dumps(values, indent=1) + "\n")

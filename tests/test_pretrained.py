@@ -1,4 +1,7 @@
-"""Reading published autoencoders: what is right loads, what is wrong is named. Values: tests/parity."""
+"""Published autoencoders: what is right loads, and what is wrong is named.
+
+Their values are compared in tests/parity.
+"""
 
 import json
 
@@ -68,14 +71,17 @@ def test_the_default_is_stable_diffusions():
             lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"1234567890"),
             f"{WEIGHTS_FILE} cannot be read",
         ),
-        (lambda folder: (folder / CONFIG_FILE).write_text("{"), f"{CONFIG_FILE} cannot be read"),
+        (lambda folder: (folder / CONFIG_FILE).write_text("{"), f"{CONFIG_FILE} is damaged"),
         (lambda folder: edit(folder, act_fn="relu"), "act_fn = 'relu' is not supported"),
         (lambda folder: edit(folder, latent_channels=16), "has shape .*, wanted"),
         (
             lambda folder: edit(folder, block_out_channels=[8]),
             "has weights of another model|has shape|has no",
         ),
-        (lambda folder: edit(folder, block_out_channels=None), "block_out_channels must be a list"),
+        (
+            lambda folder: edit(folder, block_out_channels=None),
+            "block_out_channels must be a tuple",
+        ),
         (lambda folder: edit(folder, layers_per_block=2), "has no decoder.up_blocks"),
     ],
 )

@@ -1,26 +1,30 @@
-"""The KL autoencoder of Stable Diffusion (Rombach et al. 2022): images to latents of an eighth of their side, and back.
+"""The KL autoencoder of Stable Diffusion (Rombach et al. 2022): images to latents and back.
 
-Attributes have the names of the published weights, so that a parameter's path is its key there (pretrained.py).
+The published one halves height and width three times. Attributes have the names of the published
+weights, so that a parameter's path in the network is its key in their file (weights.py).
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-# Images, latents and what is between: height and width halve, widths change.
+# Images, latents and the maps between them, of any height, width and number of channels.
 Maps = Float[Array, "b _ _ _"]
 
 NORM_EPSILON = 1e-6
-TIMES_TWO = 2  # each level but the last halves the side
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderKLConfig:
-    """The fields of a published `config.json` that shape the network; defaults are Stable Diffusion's f8 model."""
+    """The fields of a published `config.json` that shape the network.
+
+    The defaults are those of Stable Diffusion's f8 model.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -33,11 +37,31 @@ class AutoencoderKLConfig:
     @property
     def factor(self) -> int:
         """Pixels per latent position and side."""
-        return TIMES_TWO ** (len(self.block_out_channels) - 1)
+        return 2 ** (len(self.block_out_channels) - 1)  # each level but the last halves the side
+
+
+@dataclasses.dataclass(frozen=True)
+class _Factory:
+    """Makes layers with the settings that all of them share."""
+
+    num_groups: int
+    dtype: jnp.dtype
+    rngs: nnx.Rngs
+
+    def conv(self, before: int, width: int, size: int = 3, **options: Any) -> nnx.Conv:
+        return nnx.Conv(before, width, (size, size), dtype=self.dtype, rngs=self.rngs, **options)
+
+    def linear(self, width: int) -> nnx.Linear:
+        return nnx.Linear(width, width, dtype=self.dtype, rngs=self.rngs)
+
+    def norm(self, width: int) -> nnx.GroupNorm:
+        return nnx.GroupNorm(
+            width, self.num_groups, epsilon=NORM_EPSILON, dtype=self.dtype, rngs=self.rngs
+        )
 
 
 class AutoencoderKL(nnx.Module):
-    """Parameters are float32; `dtype` is that of the activations."""
+    """The network: its parameters are float32, and `dtype` is the type of its activations."""
 
     def __init__(self, config: AutoencoderKLConfig, *, dtype: str = "float32", rngs: nnx.Rngs):
         make = _Factory(config.norm_num_groups, jnp.dtype(dtype), rngs)
@@ -49,18 +73,19 @@ class AutoencoderKL(nnx.Module):
         self.config = config
 
     def encode(self, images: Maps) -> tuple[Maps, Maps]:
-        """Mean and standard deviation of the latents, float32 [b h/f w/f z], of images in [-1, 1].
+        """Encode images in [-1, 1] to the mean and standard deviation of their latents.
 
-        Neither is multiplied by `scaling_factor`.
+        Both are float32 [b h/f w/f z] and not multiplied by `scaling_factor`.
         """
         moments = self.quant_conv(self.encoder(images)).astype(jnp.float32)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.exp(0.5 * jnp.clip(log_variance, -30, 20))
 
     def decode(self, latents: Maps, *, slice_size: int | None = None) -> Maps:
-        """Images, float32 in about [-1, 1], of latents as `encode` gives them.
+        """Decode latents, scaled as `encode` returns them, to float32 images in about [-1, 1].
 
-        With `slice_size`, so many images at a time: activations are those of a slice.
+        With `slice_size`, that many images are decoded at a time, which bounds the memory of the
+        activations.
         """
         if slice_size is not None:
             one = functools.partial(jnp.squeeze, axis=0)
@@ -69,7 +94,9 @@ class AutoencoderKL(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    def __init__(self, config: AutoencoderKLConfig, make: "_Factory"):
+    """Images to the mean and the log-variance of their latents, as channels of one map."""
+
+    def __init__(self, config: AutoencoderKLConfig, make: _Factory):
         channels = config.block_out_channels
         self.conv_in = make.conv(config.in_channels, channels[0])
         self.down_blocks = nnx.List(
@@ -88,7 +115,9 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    def __init__(self, config: AutoencoderKLConfig, make: "_Factory"):
+    """Latents to images."""
+
+    def __init__(self, config: AutoencoderKLConfig, make: _Factory):
         channels = config.block_out_channels[::-1]
         self.conv_in = make.conv(config.latent_channels, channels[0])
         self.mid_block = MidBlock(channels[0], make)
@@ -109,7 +138,9 @@ class Decoder(nnx.Module):
 
 
 class DownBlock(nnx.Module):
-    def __init__(self, before: int, width: int, depth: int, make, *, halve: bool):
+    """Residual blocks of one width, after which the side may halve."""
+
+    def __init__(self, before: int, width: int, depth: int, make: _Factory, *, halve: bool):
         self.resnets = nnx.List(_resnets(before, width, depth, make))
         self.downsamplers = nnx.List([Downsample(width, make)] if halve else [])
 
@@ -120,7 +151,9 @@ class DownBlock(nnx.Module):
 
 
 class UpBlock(nnx.Module):
-    def __init__(self, before: int, width: int, depth: int, make, *, double: bool):
+    """Residual blocks of one width, after which the side may double."""
+
+    def __init__(self, before: int, width: int, depth: int, make: _Factory, *, double: bool):
         self.resnets = nnx.List(_resnets(before, width, depth, make))
         self.upsamplers = nnx.List([Upsample(width, make)] if double else [])
 
@@ -131,7 +164,9 @@ class UpBlock(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    def __init__(self, width: int, make: "_Factory"):
+    """Attention between two residual blocks, at the smallest side."""
+
+    def __init__(self, width: int, make: _Factory):
         self.resnets = nnx.List(_resnets(width, width, 2, make))
         self.attentions = nnx.List([Attention(width, make)])
 
@@ -141,9 +176,9 @@ class MidBlock(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    """Two convolutions, each after a group norm and SiLU; a 1x1 shortcut where the width changes."""
+    """Two convolutions, each after a group norm and SiLU, with a 1x1 shortcut to a new width."""
 
-    def __init__(self, before: int, width: int, make: "_Factory"):
+    def __init__(self, before: int, width: int, make: _Factory):
         self.norm1 = make.norm(before)
         self.conv1 = make.conv(before, width)
         self.norm2 = make.norm(width)
@@ -157,9 +192,9 @@ class ResnetBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """One head over all positions of the smallest grid."""
+    """Attention with one head over all positions."""
 
-    def __init__(self, width: int, make: "_Factory"):
+    def __init__(self, width: int, make: _Factory):
         self.group_norm = make.norm(width)
         self.to_q, self.to_k, self.to_v = (make.linear(width) for _ in range(3))
         self.to_out = nnx.List([make.linear(width)])
@@ -172,9 +207,9 @@ class Attention(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Stride 2, with the padding on the right and below only."""
+    """A convolution of stride 2, padded on the right and below only."""
 
-    def __init__(self, width: int, make: "_Factory"):
+    def __init__(self, width: int, make: _Factory):
         self.conv = make.conv(width, width, strides=2, padding=((0, 1), (0, 1)))
 
     def __call__(self, x: Maps) -> Maps:
@@ -182,33 +217,13 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Each pixel twice a side, then a convolution."""
+    """A convolution of the map with each pixel repeated along both sides."""
 
-    def __init__(self, width: int, make: "_Factory"):
+    def __init__(self, width: int, make: _Factory):
         self.conv = make.conv(width, width)
 
     def __call__(self, x: Maps) -> Maps:
-        return self.conv(x.repeat(TIMES_TWO, axis=1).repeat(TIMES_TWO, axis=2))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Factory:
-    """Layers with what all of them share."""
-
-    num_groups: int
-    dtype: jnp.dtype
-    rngs: nnx.Rngs
-
-    def conv(self, before: int, width: int, size: int = 3, **options) -> nnx.Conv:
-        return nnx.Conv(before, width, (size, size), dtype=self.dtype, rngs=self.rngs, **options)
-
-    def linear(self, width: int) -> nnx.Linear:
-        return nnx.Linear(width, width, dtype=self.dtype, rngs=self.rngs)
-
-    def norm(self, width: int) -> nnx.GroupNorm:
-        return nnx.GroupNorm(
-            width, self.num_groups, epsilon=NORM_EPSILON, dtype=self.dtype, rngs=self.rngs
-        )
+        return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
 
 
 def _resnets(before: int, width: int, depth: int, make: _Factory) -> list[ResnetBlock]:

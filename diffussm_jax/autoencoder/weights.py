@@ -1,7 +1,9 @@
-"""Published autoencoder weights: a folder or a hub id in the layout of `diffusers`, `config.json` beside safetensors."""
+"""Published weights of an autoencoder, in a folder or on the hub.
+
+Their layout is that of `diffusers`: `config.json` beside a file of safetensors.
+"""
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,18 @@ from flax import nnx
 from huggingface_hub import snapshot_download
 
 from diffussm_jax.autoencoder.network import AutoencoderKL, AutoencoderKLConfig
-from diffussm_jax.config import parsing
+from diffussm_jax.config.parsing import ConfigError, from_object, read_as
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import read_tensors, sha256_of
+from diffussm_jax.files import read_tensors, sha256_of, write_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
-MAX_NUMBER, MAX_LAYERS = 2**16, 64  # of a config; more is damage
-# Attention as weights older than diffusers 0.17 name it.
+# A config with larger numbers is damaged.
+MAX_NUMBER = 2**16
+MAX_LAYERS = 64
+# Names of attention's layers in weights older than diffusers 0.17.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-# What a published config may say of the architecture; other values need code that is not here.
-SUPPORTED: dict[str, set] = {
+# Values that a published config may have; others need code that is not here.
+SUPPORTED: dict[str, set[Any]] = {
     "act_fn": {"silu"},
     "down_block_types": {"DownEncoderBlock2D"},
     "up_block_types": {"UpDecoderBlock2D"},
@@ -36,7 +40,7 @@ SUPPORTED: dict[str, set] = {
 
 
 def load_autoencoder(folder: str | Path, *, dtype: str = "float32") -> AutoencoderKL:
-    """The autoencoder in a folder, as `find_autoencoder` gives it.
+    """Load the autoencoder in a folder, such as `find_autoencoder` returns.
 
     Raises:
         UserError: files are missing or of another architecture.
@@ -48,7 +52,7 @@ def load_autoencoder(folder: str | Path, *, dtype: str = "float32") -> Autoencod
     tensors = read_tensors(folder / WEIGHTS_FILE)
     weights = {_new_name(name): value for name, value in tensors.items()}
     filled = jax.tree_util.tree_map_with_path(
-        lambda path, x: _parameter(weights, path, x, folder), nnx.to_pure_dict(params)
+        lambda path, x: _take(weights, path, x, folder), nnx.to_pure_dict(params)
     )
     if weights:
         raise UserError(
@@ -72,12 +76,16 @@ def save_autoencoder(model: AutoencoderKL, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.asdict(model.config) | {"act_fn": "silu"}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / CONFIG_FILE, config)
     safetensors.numpy.save_file(weights, folder / WEIGHTS_FILE)
 
 
 def weights_sha256(folder: Path) -> str:
-    """What tells one set of weights from another."""
+    """The SHA-256 of the weights' file in an autoencoder's folder.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         return sha256_of(folder / WEIGHTS_FILE)
     except OSError as error:
@@ -85,7 +93,11 @@ def weights_sha256(folder: Path) -> str:
 
 
 def find_autoencoder(name: str) -> Path:
-    """The folder of an autoencoder: itself, or a download of a hub id such as `stabilityai/sd-vae-ft-ema`.
+    """Find the folder of an autoencoder.
+
+    Args:
+        name: a folder, or the id of a repository on the hub such as `stabilityai/sd-vae-ft-ema`,
+            which is downloaded once.
 
     Raises:
         UserError: it is neither.
@@ -97,31 +109,27 @@ def find_autoencoder(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
     except Exception as error:
         raise UserError(
-            f"config.autoencoder.name: {name!r} is no folder and could not be fetched from the hub "
-            f"({type(error).__name__}): put its {CONFIG_FILE} and {WEIGHTS_FILE} in a folder and name that"
+            f"config.autoencoder.name: {name!r} is no folder and could not be fetched from the "
+            f"hub ({type(error).__name__}): put its {CONFIG_FILE} and {WEIGHTS_FILE} in a folder "
+            "and name that"
         ) from error
 
 
 def _read_config(path: Path) -> AutoencoderKLConfig:
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        values = read_as(path, dict)
+        config = from_object(AutoencoderKLConfig, values)
+    except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is no config of an autoencoder")
-    for field, supported in SUPPORTED.items():
-        values = found.get(field)
-        for value in values if isinstance(values, list) else [values]:
-            if field in found and not any(value == x for x in supported):
-                raise UserError(f"{path}: {field} = {value!r} is not supported")
-    known = {field.name for field in dataclasses.fields(AutoencoderKLConfig)}
-    values = {name: value for name, value in found.items() if name in known}
-    if not isinstance(values.get("block_out_channels"), list):
-        raise UserError(f"{path}: block_out_channels must be a list of widths")
-    try:
-        config = parsing.build(AutoencoderKLConfig, values)
-    except UserError as error:
+    except ConfigError as error:
         raise UserError(f"{path}: {error}") from error
+    if "block_out_channels" not in values:
+        raise UserError(f"{path}: block_out_channels must be a list of widths")
+    for field, supported in SUPPORTED.items():
+        value = values.get(field)
+        for item in value if isinstance(value, list) else [value]:
+            if field in values and not any(item == x for x in supported):
+                raise UserError(f"{path}: {field} = {item!r} is not supported")
     _check_numbers(config, path)
     return config
 
@@ -149,21 +157,21 @@ def _new_name(name: str) -> str:
     return ".".join([*path, layer, kind]).removeprefix(".")
 
 
-def _parameter(weights: dict, path: tuple, wanted: Any, folder: Path) -> np.ndarray:
-    """The weight of a parameter's path, taken out of `weights`, in the layout of Flax."""
+def _take(weights: dict[str, np.ndarray], path: tuple, abstract: Any, folder: Path) -> np.ndarray:
+    """Take the weight of a parameter out of `weights`, in the layout of Flax."""
     *names, kind = (str(key.key) for key in path)
     name = ".".join([*names, {"bias": "bias"}.get(kind, "weight")])
     if name not in weights:
         raise UserError(f"{folder / WEIGHTS_FILE} has no {name}")
     value = weights.pop(name).astype(np.float32)
-    if kind == "kernel" and len(wanted.shape) == 2:
+    if kind == "kernel" and len(abstract.shape) == 2:
         if value.shape[2:] == (1, 1):  # old attention has 1x1 convolutions
             value = value[..., 0, 0]
         value = value.T
     elif kind == "kernel" and value.ndim == 4:
         value = np.transpose(value, (2, 3, 1, 0))
-    if value.shape != wanted.shape:
+    if value.shape != abstract.shape:
         raise UserError(
-            f"{folder / WEIGHTS_FILE}: {name} has shape {value.shape}, wanted {wanted.shape}"
+            f"{folder / WEIGHTS_FILE}: {name} has shape {value.shape}, wanted {abstract.shape}"
         )
     return value

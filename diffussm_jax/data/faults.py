@@ -1,4 +1,4 @@
-"""Records that cannot be used: the run fails with their name, or they are skipped, counted and reported."""
+"""Bad records: the run ends and names the first, or they are skipped, counted and reported."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ class BadRecordError(UserError):
 
 
 class Faults:
-    """What is done about bad records: `data.on_error`."""
+    """Fails at the first bad record or counts and skips them, as `data.on_error` says."""
 
     def __init__(self, on_error: Literal["fail", "skip"], *, num_records: int):
         self._on_error, self._num_records = on_error, num_records
@@ -24,14 +24,15 @@ class Faults:
         self._lock = threading.Lock()
 
     def note(self, index: int, error: BadRecordError) -> None:
-        """Take note of bad record `index`; returns if it may be skipped.
+        """Take note of the bad record `index`; return if it may be skipped.
 
         Raises:
             UserError: `on_error` is "fail", or more than 1 % of all records are bad.
         """
         if self._on_error == "fail":
             raise UserError(
-                f"{error}; mend or remove it, or leave such records out with --config.data.on_error=skip"
+                f"{error}; mend or remove it, or leave such records out with "
+                "--config.data.on_error=skip"
             ) from error
         with self._lock:
             if index in self._bad:
@@ -41,5 +42,6 @@ class Faults:
         logger.warning("skipped, the %d. of %d: %s", num_bad, self._num_records, error)
         if num_bad > MAX_SHARE * self._num_records:
             raise UserError(
-                f"{num_bad} of {self._num_records} records are bad, more than {MAX_SHARE:.0%}, the last one: {error}"
+                f"{num_bad} of {self._num_records} records are bad, more than {MAX_SHARE:.0%}, "
+                f"the last one: {error}"
             ) from error

@@ -1,4 +1,4 @@
-"""What data sets are called."""
+"""Names of data sets that mean the same on every machine."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,10 @@ FOLDER = "folder:"  # before the path of a folder of images
 
 
 def portable_name(name: str) -> str:
-    """A name without the place of its folder, which differs from machine to machine; other names as they are."""
+    """Reduce the path of a folder to its last part, and leave other names as they are.
+
+    Where a folder lies differs from machine to machine.
+    """
     folder = Path(os.path.expanduser(name.removeprefix(FOLDER)))
     if name.startswith(FOLDER):
         return FOLDER + folder.resolve().name

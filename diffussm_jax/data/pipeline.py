@@ -1,8 +1,8 @@
 """Examples to batches, in an order that is a pure function of (seed, epoch, index).
 
-The stream is shuffled as a whole, repeated and cut into batches, of which a process reads the rows that its
-devices hold. So the examples of a step are the same whatever the number of processes, and the state of the
-input is the step.
+The stream of examples is shuffled, repeated and cut into batches. A process reads those rows of a
+batch that its devices hold. The examples of a step are therefore the same for any number of
+processes, and the only state of the input is the step.
 """
 
 import os
@@ -20,11 +20,11 @@ from diffussm_jax.data.transforms import mirrored
 
 Batch = dict[str, np.ndarray]
 
-MAX_WORKERS = 16  # by default: more threads wait for Python's lock
+MAX_WORKERS = 16  # by default; more threads would wait for Python's lock
 
 
 def open_source(config: Config, split: str) -> Source:
-    """What the config trains on: the images of a split, or their cached latents.
+    """Open what the config trains on: the images of a split, or their cached latents.
 
     Raises:
         UserError: it is missing, damaged, or does not fit the config.
@@ -37,10 +37,9 @@ def open_source(config: Config, split: str) -> Source:
 def train_batches(
     config: Config, source: Source, *, start_step: int = 0, rows: np.ndarray | None = None
 ) -> Iterator[Batch]:
-    """Endless batches of a source from `start_step` on: of each its `rows`, by default all.
+    """Yield batches of a source without end, from the one after `start_step` steps on.
 
-    Yields:
-        the source's examples, stacked: [len(rows), ...].
+    A batch has the source's examples stacked, [len(rows), ...]: its `rows`, by default all.
 
     Raises:
         UserError: a record is bad, or too many are (`data.on_error`).
@@ -56,23 +55,29 @@ def train_batches(
         return _stack(source, indices[rows], flips[rows], faults)
 
     batches = _order(config, len(source)).map_with_index(read)[start_step:]
-    # Each thread prepares a batch, so there are as many in memory, and one more that waits.
+    # Each thread prepares a batch, so memory holds as many batches, and one more that waits.
     return iter(batches.to_iter_dataset(read_options(config, ahead=1)))
 
 
 def example_indices(config: Config, *, num_examples: int, step: int) -> Int[np.ndarray, " b"]:
-    """Which examples of a source make the batch after `step` steps; for a bad one `train_batches` takes the next."""
+    """The indices of the examples in the batch after `step` steps.
+
+    Where one of them is bad, `train_batches` takes the next good one instead.
+    """
     return _order(config, num_examples)[step]
 
 
 def _order(config: Config, num_examples: int) -> grain.MapDataset:
-    """The indices of every batch."""
+    """The indices of the examples of every batch."""
     order = grain.MapDataset.range(num_examples).seed(config.seed).shuffle().repeat()
     return order.batch(config.training.batch_size)
 
 
 def read_options(config: Config, *, ahead: int) -> grain.ReadOptions:
-    """`data.workers` threads, and `ahead` elements ready besides those that they work on; no threads where it is 0."""
+    """Options for `data.workers` threads that keep `ahead` elements ready besides those in work.
+
+    Where `data.workers` is 0, elements are read when they are needed, without threads.
+    """
     workers = config.data.workers
     if workers is None:
         workers = min(MAX_WORKERS, os.cpu_count() or 1)
@@ -83,9 +88,10 @@ def read_options(config: Config, *, ahead: int) -> grain.ReadOptions:
 def eval_batches(
     config: Config, source: Source, *, rows: np.ndarray | None = None
 ) -> Sequence[Batch]:
-    """The first `training.eval_batches` batches of a held-out source, unmirrored, the same at each evaluation.
+    """The first `training.eval_batches` batches of a held-out source, unmirrored.
 
-    A source with fewer images gives fewer batches, and one of less than a batch is repeated to fill it.
+    They are the same at every evaluation. A source with fewer images gives fewer batches; one that
+    is smaller than a batch is repeated to fill it.
     """
     size = config.training.batch_size
     rows = np.arange(size) if rows is None else rows
@@ -104,7 +110,13 @@ def _stack(source: Source, indices: np.ndarray, flips: np.ndarray, faults: Fault
 
 
 def read_good(source: Source, index: int, flip: bool, faults: Faults) -> Example:
-    """Example `index`, or, where bad ones are skipped, the next that is good: the same on every pass."""
+    """Read example `index`; where bad ones are skipped, read the next good one instead.
+
+    Which one that is does not change from pass to pass.
+
+    Raises:
+        UserError: the example is bad and may not be skipped, or too many are bad.
+    """
     while True:
         try:
             return source.example(index, mirrored=flip)

@@ -18,6 +18,7 @@ from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
 from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.names import FOLDER
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import writing_to
 
 Example = dict[str, np.ndarray]
 
@@ -31,7 +32,8 @@ class Source(Protocol):
     """Random access to examples.
 
     Attributes:
-        facts: what the work directory keeps of it: `class_names`, None without labels, and its origin.
+        facts: what the work directory keeps about it: its origin, and `class_names`, which are
+            None without labels.
     """
 
     facts: dict[str, Any]
@@ -39,7 +41,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def example(self, index: int, *, mirrored: bool) -> Example:
-        """The arrays of one example, by name.
+        """Read the arrays of one example, by name.
 
         Raises:
             BadRecordError: it cannot be used.
@@ -50,10 +52,13 @@ class Source(Protocol):
 class ImageSource:
     """Images of a prepared TFDS data set, cropped to a square.
 
-    Examples have `image`, uint8 [h, w, c], and `label`, int32: the class, 0 where the model has none.
+    An example has `image`, uint8 [h, w, c], and `label`, int32: the class, or 0 where the model
+    takes no labels.
     """
 
-    def __init__(self, records: Sequence[dict], config: DataConfig, *, facts: dict[str, Any]):
+    def __init__(
+        self, records: Sequence[dict[str, Any]], config: DataConfig, *, facts: dict[str, Any]
+    ):
         self.facts = facts
         self._records, self._config = records, config
 
@@ -61,7 +66,7 @@ class ImageSource:
         return len(self._records)
 
     def example(self, index: int, *, mirrored: bool = False) -> Example:
-        record: dict = {}
+        record: dict[str, Any] = {}
         try:
             record = self._records[index]
             image = transforms.decode_image(record["image"], channels=self._config.channels)
@@ -72,25 +77,28 @@ class ImageSource:
         label = int(record["label"]) if self._config.num_classes else 0
         if self._config.num_classes and not 0 <= label < self._config.num_classes:
             raise BadRecordError(
-                f"{self._name(index, record)}: label {label} is not below data.num_classes = "
-                f"{self._config.num_classes}"
+                f"{self._name(index, record)}: label {label} is not below "
+                f"data.num_classes = {self._config.num_classes}"
             )
         return {
             "image": pixels[:, ::-1] if mirrored else pixels,
             "label": np.asarray(label, np.int32),
         }
 
-    def _name(self, index: int, record: dict) -> str:
+    def _name(self, index: int, record: dict[str, Any]) -> str:
         file = record.get("file_name", b"")
         where = f"record {index} of {self._config.name}"
         return f"{where} ({file.decode()})" if file else where
 
 
 def open_images(config: Config, split: str) -> ImageSource:
-    """The images of a data set's split, whatever the space that the model trains in; reading needs no TensorFlow.
+    """Open the images of a data set's split, also where the model trains on latents.
+
+    Reading a prepared data set needs no TensorFlow.
 
     Raises:
-        UserError: the data set or split does not exist, is not prepared, or does not fit the config.
+        UserError: the data set or split does not exist, is not prepared, or does not fit the
+            config.
     """
     builder = _builder(config.data)
     try:
@@ -98,8 +106,8 @@ def open_images(config: Config, split: str) -> ImageSource:
     except (KeyError, ValueError) as error:
         known = ", ".join(builder.info.splits)
         raise UserError(
-            f"data set {config.data.name!r} has no split {split!r}; it has {known} and their slices, as "
-            "train[:99%]"
+            f"data set {config.data.name!r} has no split {split!r}; it has {known} and their "
+            "slices, as train[:99%]"
         ) from error
     if not num_images:
         raise UserError(f"split {split!r} of data set {config.data.name!r} has no images")
@@ -115,7 +123,10 @@ def open_images(config: Config, split: str) -> ImageSource:
 
 
 def _builder(config: DataConfig) -> tfds.core.DatasetBuilder:
-    """A builder whose data is prepared. What the project packages is prepared on first use: it downloads nothing."""
+    """The builder of a data set that is prepared.
+
+    Folders, LSUN and the digits are prepared here on first use, because that downloads nothing.
+    """
     name, _, category = config.name.partition("/")
     options = {"data_dir": config.data_dir, "file_format": ARRAY_RECORD}
     if config.name.startswith(FOLDER):
@@ -134,21 +145,17 @@ def _builder(config: DataConfig) -> tfds.core.DatasetBuilder:
 
 
 def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
-    """Prepare a data set unless that was done; of several processes on a disk one does it and the others wait."""
+    """Prepare a data set once: of the processes that share a disk one does it, the others wait."""
     if builder.is_prepared():
         return
     folder = Path(builder.data_dir)
-    try:
+    with writing_to(folder, field="config.data.data_dir"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
             if not builder.is_prepared():
                 logger.info("preparing %s in %s (once)", name, folder)
                 tfds.disable_progress_bar()
                 builder.download_and_prepare()
-    except OSError as error:
-        raise UserError(
-            f"config.data.data_dir: {folder} cannot be written: {error.strerror or error}"
-        ) from error
 
 
 def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
@@ -159,23 +166,25 @@ def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
         raise UserError(f"config.data.name: TFDS has no data set {name!r}") from error
     except ValueError as error:  # a page on how names are written
         raise UserError(
-            f"config.data.name: {name!r} is no name of a TFDS data set, folder:<path> or lsun/<category>"
+            f"config.data.name: {name!r} is no name of a TFDS data set, folder:<path> or "
+            "lsun/<category>"
         ) from error
     where = f", data_dir={data_dir!r}" if data_dir else ""
     if not builder.is_prepared():
         raise UserError(
             f'data set {name!r} is not prepared under {builder.data_dir}: run python -c "import '
-            f"tensorflow_datasets as tfds; tfds.builder({name!r}, file_format='{ARRAY_RECORD}'{where})"
-            '.download_and_prepare()"'
+            f"tensorflow_datasets as tfds; tfds.builder({name!r}, "
+            f"file_format='{ARRAY_RECORD}'{where}).download_and_prepare()\""
         )
     formats = builder.info.available_file_formats()
     if tfds.core.FileFormat.ARRAY_RECORD not in formats:
-        found = ", ".join(sorted(f.value for f in formats))
+        names = ", ".join(sorted(x.value for x in formats))
         folder = Path(builder.data_dir).parents[len(name.split("/")) - 1]
         raise UserError(
-            f"data set {name!r} is prepared as {found}, which has no random access: pip install apache-beam "
-            f"mlcroissant && tfds convert_format --dataset_dir={folder} --out_file_format={ARRAY_RECORD} "
-            f"--out_dir=NEW/{folder.name}, then --config.data.data_dir=NEW"
+            f"data set {name!r} is prepared as {names}, which has no random access: pip install "
+            f"apache-beam mlcroissant && tfds convert_format --dataset_dir={folder} "
+            f"--out_file_format={ARRAY_RECORD} --out_dir=NEW/{folder.name}, then "
+            "--config.data.data_dir=NEW"
         )
     return builder
 

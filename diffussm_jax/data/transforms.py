@@ -1,4 +1,4 @@
-"""What happens to one image between storage and the batch: decode, crop as ADM does, mirror."""
+"""From an encoded image to its array in a batch: decode, crop as ADM does, mirror."""
 
 import io
 
@@ -7,17 +7,18 @@ from jaxtyping import Array, Bool, Float32, UInt8
 from PIL import Image, ImageOps
 
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
-MAX_ASPECT = 16  # of a picture that is resized whole
+MAX_ASPECT = 16  # of a picture that is resized at its full length
 
 
 def decode_image(data: bytes, *, channels: int) -> Image.Image:
-    """An encoded image of any mode as 8-bit grey (1 channel) or RGB (3).
+    """Decode an image of any mode as 8-bit grey (1 channel) or RGB (3).
 
-    It is turned upright as its EXIF tag says, transparent parts become white, and 16 bits become 8 by
-    scaling (Pillow alone would clip them).
+    It is turned upright as its EXIF tag says, transparent parts become white, and 16 bits become
+    8 by scaling (Pillow alone would clip them).
 
     Raises:
-        ValueError, OSError and what else Pillow raises: `data` is empty, truncated or no image.
+        ValueError, OSError and anything else that Pillow raises: `data` is empty, truncated or no
+            image.
     """
     if not data:
         raise ValueError("the file is empty")
@@ -36,7 +37,11 @@ def decode_image(data: bytes, *, channels: int) -> Image.Image:
 
 
 def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "h w c"]:
-    """ADM's crop (`center_crop_arr`): halve with a box filter while twice too large, then bicubic, then the centre."""
+    """Crop as ADM does in `center_crop_arr`.
+
+    The image is halved with a box filter while it is at least twice too large, resized with a
+    bicubic filter until its shorter side fits, and cut to its centre.
+    """
     image = _cut_strip(image)
     while min(image.size) >= 2 * size:
         half = image.width // 2, image.height // 2
@@ -50,7 +55,7 @@ def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "h w c"]:
 
 
 def _cut_strip(image: Image.Image) -> Image.Image:
-    """Without its far ends, if it is very long: at full length 1 x 30,000 pixels would grow to gigabytes."""
+    """Cut the far ends off a very long image: resized, 1 x 30,000 pixels would take gigabytes."""
     short = min(image.size)
     excess = [max(0, side - MAX_ASPECT * short) // 2 for side in image.size]
     if not any(excess):
@@ -60,7 +65,10 @@ def _cut_strip(image: Image.Image) -> Image.Image:
 
 
 def mirrored(seed: int, *, start: int, num: int) -> Bool[np.ndarray, " b"]:
-    """Which examples `start` .. `start + num` of the stream are mirrored: a function of (seed, position) alone."""
+    """Whether each of the examples `start` .. `start + num` of the stream is mirrored.
+
+    It is a function of the seed and of the example's position alone.
+    """
     words_per_position = 4  # Philox counts in blocks of four words
     bits = np.random.Philox(key=seed)
     bits.advance(start)
@@ -69,10 +77,10 @@ def mirrored(seed: int, *, start: int, num: int) -> Bool[np.ndarray, " b"]:
 
 
 def from_uint8(images: UInt8[Array, "*b h w c"]) -> Float32[Array, "*b h w c"]:
-    """0 .. 255 to [-1, 1]."""
+    """Scale 0 .. 255 to [-1, 1]."""
     return images.astype(np.float32) / 127.5 - 1
 
 
 def to_uint8(images: Float32[np.ndarray, "*b h w c"]) -> UInt8[np.ndarray, "*b h w c"]:
-    """[-1, 1] to 0 .. 255, rounded to the nearest and clipped: the inverse of `from_uint8`."""
+    """Scale [-1, 1] to 0 .. 255, rounded and clipped: the inverse of `from_uint8`."""
     return np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)

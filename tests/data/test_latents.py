@@ -149,8 +149,8 @@ def test_what_is_damaged_is_refused(config):
     ("text", "message"),
     [
         ("{", "manifest.json is damaged: .*; remove"),
-        ("[]", "is no manifest of latents; remove"),
-        ('{"shards": 3}', "is no manifest of latents; remove"),
+        ("[]", "manifest.json is damaged: it is not a JSON object; remove"),
+        ('{"shards": 3}', "is no manifest of latents: shards must be a list, .*; remove"),
     ],
 )
 def test_a_damaged_manifest_is_named(config, text, message):

@@ -52,7 +52,7 @@ def three_epochs(order_config):
 def test_the_order_of_three_epochs_is_that_of_one_process(
     order_config, three_epochs, process_count
 ):
-    """Example by example, and so after restarts at random steps, each with another number of processes."""
+    """Example by example, also after restarts at random steps with other numbers of processes."""
     num_steps = 3 * NUM_RECORDS // 8
     assert stream(order_config, num_steps, process_count=process_count) == three_epochs
     rng = np.random.default_rng(process_count)

@@ -197,7 +197,8 @@ def test_lsun_is_read_from_the_official_lmdb(lsun, tmp_path):
 def test_lsun_that_is_not_there_says_where_to_get_it(tmp_path):
     with pytest.raises(
         UserError,
-        match=r"bedroom_train_lmdb/data.mdb is missing: download http\S+bedroom_train_lmdb.zip and unzip it in",
+        match=r"bedroom_train_lmdb/data.mdb is missing: download http\S+bedroom_train_lmdb.zip "
+        "and unzip it in",
     ):
         open_images(config_of("lsun/bedroom", tmp_path), "train")
     with pytest.raises(UserError, match="no category 'church'; it has bedroom, "):

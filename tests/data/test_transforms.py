@@ -1,4 +1,4 @@
-"""Decoding and cropping against ADM's procedure as it was published, and for every mode that images have."""
+"""Decoding for every mode that images have, and cropping against ADM's published procedure."""
 
 import io
 

@@ -1,4 +1,7 @@
-"""Handwritten digits as a TFDS data set: the 1,797 real 8x8 images that scikit-learn ships, so nothing is downloaded."""
+"""The 1,797 handwritten digits that scikit-learn ships, as a TFDS data set: no download."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,6 +24,8 @@ _CITATION = """
 
 INK_LEVELS = 16
 
+Examples = Iterator[tuple[int, dict[str, Any]]]
+
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """Builder of the `digits` data set."""
@@ -41,10 +46,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "label"),
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
-    def _generate_examples(self, held_out: bool):
+    def _generate_examples(self, held_out: bool) -> Examples:
         digits = load_digits()
         images = np.round(digits.images * (255 / INK_LEVELS)).astype(np.uint8)[..., None]
         for index, (image, label) in enumerate(zip(images, digits.target)):

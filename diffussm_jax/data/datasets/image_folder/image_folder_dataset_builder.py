@@ -1,13 +1,17 @@
-"""Any folder of images as a TFDS data set: its sub-folders are the classes, its files become records."""
+"""Any folder of images as a TFDS data set: its sub-folders are the classes."""
 
 import hashlib
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from diffussm_jax.errors import UserError
+
+Examples = Iterator[tuple[int, dict[str, Any]]]
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +19,10 @@ EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif",
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Files go into the records as they are and are decoded when read. A changed folder is another data set.
+    """Builder of a folder's data set.
+
+    Files go into the records unchanged and are decoded when they are read. A folder whose files
+    change is another data set, and is prepared again.
 
     Raises:
         UserError: the folder has no images, a class has none, or images lie beside the classes.
@@ -23,7 +30,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, folder: Path, *, allow_empty_classes: bool = False, **options):
+    def __init__(self, folder: Path, *, allow_empty_classes: bool = False, **options: Any):
         self._folder = folder
         self._files, self._classes = _list_images(folder, allow_empty_classes)
         # Files and folders of the prepared data set begin with the name.
@@ -32,7 +39,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features: dict = {"image": tfds.features.Image(), "file_name": tfds.features.Text()}
+        features: dict[str, Any] = {
+            "image": tfds.features.Image(),
+            "file_name": tfds.features.Text(),
+        }
         if self._classes:
             features["label"] = tfds.features.ClassLabel(names=self._classes)
         return tfds.core.DatasetInfo(
@@ -42,10 +52,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             disable_shuffling=True,  # training shuffles
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
         return {"train": self._generate_examples()}
 
-    def _generate_examples(self):
+    def _generate_examples(self) -> Examples:
         for index, file in enumerate(self._files):
             path = file.relative_to(self._folder)
             example = {"image": file.read_bytes(), "file_name": str(path)}
@@ -55,7 +65,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
 
 
 def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[list[Path], list[str]]:
-    """The images in the order of their names, and the classes; no classes where there are no sub-folders."""
+    """The images in the order of their names, and the classes, of which there may be none."""
     if not folder.is_dir():
         raise UserError(f"config.data.name: there is no folder {folder}")
     beside = [file for file in folder.iterdir() if _is_image(file)]
@@ -66,15 +76,16 @@ def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[list[Path], l
     )
     if beside and classes:
         raise UserError(
-            f"config.data.name: {folder} has images ({min(beside).name}) beside sub-folders ({classes[0].name}): "
-            "put every image into a sub-folder, one for each class, or none"
+            f"config.data.name: {folder} has images ({min(beside).name}) beside sub-folders "
+            f"({classes[0].name}): put every image into a sub-folder, one for each class, or none"
         )
     inside = {child: sorted(filter(_is_image, child.rglob("*"))) for child in classes}
     for child, images in inside.items():
         if not images and not allow_empty_classes:
             raise UserError(
-                f"config.data.name: class {child.name!r} of {folder} has no images: add some, remove the "
-                "sub-folder, or keep the class without examples with --config.data.on_error=skip"
+                f"config.data.name: class {child.name!r} of {folder} has no images: add some, "
+                "remove the sub-folder, or keep the class without examples with "
+                "--config.data.on_error=skip"
             )
         if not images:
             logger.warning("class %r of %s has no images", child.name, folder)
@@ -91,7 +102,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _fingerprint(folder: Path, files: list[Path]) -> str:
-    """A hash of the names, sizes and times of all files."""
+    """A hash of the names, sizes and modification times of all files."""
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat()

@@ -1,7 +1,11 @@
-"""LSUN scenes from the official LMDB files. (TFDS's own builder needs tensorflow-io, which recent TensorFlow lacks.)"""
+"""LSUN scenes from the official LMDB files.
 
+TFDS's own builder needs tensorflow-io, which does not exist for recent TensorFlow.
+"""
+
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import lmdb
 import tensorflow_datasets as tfds
@@ -9,13 +13,15 @@ import tensorflow_datasets as tfds
 from diffussm_jax.errors import UserError
 
 _DESCRIPTION = """
-Large-scale photographs of ten scene categories, in the official splits, as the WebP files of the official LMDB.
+Photographs of ten scene categories in the official splits, as the WebP files of the official LMDB.
 """
 
 _CITATION = """
 @article{yu2015lsun,
-  title={LSUN: Construction of a Large-scale Image Dataset using Deep Learning with Humans in the Loop},
-  author={Yu, Fisher and Seff, Ari and Zhang, Yinda and Song, Shuran and Funkhouser, Thomas and Xiao, Jianxiong},
+  title={LSUN: Construction of a Large-scale Image Dataset using Deep Learning with Humans
+         in the Loop},
+  author={Yu, Fisher and Seff, Ari and Zhang, Yinda and Song, Shuran and Funkhouser, Thomas
+          and Xiao, Jianxiong},
   journal={arXiv:1506.03365},
   year={2015}
 }
@@ -35,9 +41,11 @@ CATEGORIES = (
 )
 OFFICIAL_SPLITS = {"train": "train", "validation": "val"}
 
+Examples = Iterator[tuple[int, dict[str, Any]]]
+
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Builder of `lsun/<category>`; TFDS has another one of this name, so it is not registered."""
+    """Builder of `lsun/<category>`. It is not registered, because TFDS has one of this name."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar = [tfds.core.BuilderConfig(name=name) for name in CATEGORIES]
@@ -54,21 +62,22 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         )
 
     def lmdb_folder(self, split: str) -> Path:
-        """Where the unzipped official files of a split are expected."""
+        """The folder in which the unzipped official files of a split are expected."""
         manual = Path(self.data_dir).parents[2] / "downloads" / "manual"
         return manual / f"{self.builder_config.name}_{OFFICIAL_SPLITS[split]}_lmdb"
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Examples]:
         for split in OFFICIAL_SPLITS:
-            if not (self.lmdb_folder(split) / "data.mdb").is_file():
-                name = self.lmdb_folder(split).name
+            folder = self.lmdb_folder(split)
+            if not (folder / "data.mdb").is_file():
                 raise UserError(
-                    f"data set lsun/{self.builder_config.name}: {self.lmdb_folder(split)}/data.mdb is missing: "
-                    f"download http://dl.yf.io/lsun/scenes/{name}.zip and unzip it in {self.lmdb_folder(split).parent}"
+                    f"data set lsun/{self.builder_config.name}: {folder}/data.mdb is missing: "
+                    f"download http://dl.yf.io/lsun/scenes/{folder.name}.zip and unzip it in "
+                    f"{folder.parent}"
                 )
         return {split: self._generate_examples(split) for split in OFFICIAL_SPLITS}
 
-    def _generate_examples(self, split: str):
+    def _generate_examples(self, split: str) -> Examples:
         folder = str(self.lmdb_folder(split))
         try:
             with (
@@ -81,8 +90,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
             raise UserError(f"{folder}/data.mdb is damaged: {error}") from error
 
 
-def open_builder(category: str, **options) -> Builder:
-    """The builder of one category; `options` as TFDS's builders take them.
+def open_builder(category: str, **options: Any) -> Builder:
+    """Make the builder of one category, with the options of any TFDS builder.
 
     Raises:
         UserError: LSUN has no such category.
