@@ -1,4 +1,8 @@
-"""The configuration of a run: `schema` has every field, `rules` what a type cannot say, `parsing` reads both."""
+"""The configuration of a run.
+
+`schema` has every field, `rules` what a type cannot say, and `parsing` builds a config and names
+its mistakes.
+"""
 
 import dataclasses
 import json
@@ -45,7 +49,7 @@ __all__ = [
 
 
 def from_dict(values: Any) -> Config:
-    """Build and validate a Config from nested mappings; missing fields take their default.
+    """Build a Config from nested mappings and check its rules; missing fields take their default.
 
     Raises:
         ConfigError: in one line that names the field, the value and the mend.
@@ -56,5 +60,5 @@ def from_dict(values: Any) -> Config:
 
 
 def to_json(config: Config) -> str:
-    """The resolved config, as written into a work directory."""
+    """The config with all its fields, as a work directory keeps it."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
