@@ -18,7 +18,7 @@ __all__ = ["load", "save_grid"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` and `save_grid` when they are first asked for: the import alone does no work."""
+    """Import `load` and `save_grid` when they are first used."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = "sampling.model" if name == "load" else "sampling.images"

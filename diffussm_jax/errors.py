@@ -1,29 +1,50 @@
-"""The errors that end a command in one line, each with its exit code (the table of docs/resuming.md)."""
+"""The errors that end a command in one line, each with its exit code.
+
+docs/resuming.md has the table of exit codes and what to do about each.
+"""
 
 
-class UserError(ValueError):
+class CommandEnd(Exception):
+    """Ends a command with one line and an exit code instead of a traceback."""
+
+    exit_code = 1
+    may_hang = False  # whether an exit that waits for all threads might never end
+
+    @property
+    def last_line(self) -> str:
+        """The line that the command ends with."""
+        return f"error: {self}"
+
+
+class UserError(CommandEnd, ValueError):
     """A mistake in what the user gave; the message names it and the mend."""
 
     exit_code = 2
 
 
-class NonFiniteError(FloatingPointError):
-    """The loss or the gradient was infinite or NaN; `step` is the last such step, the first step of a run being 1."""
+class NonFiniteError(CommandEnd, FloatingPointError):
+    """The loss or the gradient was infinite or NaN.
 
-    exit_code = 1
+    Attributes:
+        step: the last step at which it was; the first step of a run is 1.
+    """
 
     def __init__(self, text: str, *, step: int):
         super().__init__(text)
         self.step = step
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(CommandEnd, RuntimeError):
     """A checkpoint could not be written, or not in time."""
 
-    exit_code = 1
+    may_hang = True
 
 
-class Preempted(Exception):
+class Preempted(CommandEnd):
     """The process was told to stop and has saved its work; the message says what."""
 
     exit_code = 75  # EX_TEMPFAIL: the same command, given again, goes on
+
+    @property
+    def last_line(self) -> str:
+        return f"preempted: {self}; the same command goes on"

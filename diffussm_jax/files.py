@@ -1,4 +1,4 @@
-"""Files on disk: replaced as a unit, checked by sums, and read so that damage ends in one line."""
+"""Files on disk: replaced as a unit, compared by checksums, and read so that damage is named."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,10 @@ from diffussm_jax.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces `path` on success: a kill leaves the old file or the new one."""
+    """Yield a temporary path that replaces `path` on success.
+
+    A kill leaves either the old file or the new one.
+    """
     temporary = path.with_name(f".{path.name}")
     yield temporary
     temporary.replace(path)
@@ -50,7 +53,7 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def writing_to(path: Path, *, field: str | None = None) -> Iterator[None]:
-    """Turn the OSErrors of writing to `path` inside into a UserError that names the field that chose it."""
+    """Turn the OSErrors of writing to `path` into UserErrors that name the field that chose it."""
     try:
         yield
     except OSError as error:

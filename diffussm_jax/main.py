@@ -1,4 +1,7 @@
-"""Command line: python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits [--mode=train]"""
+"""The command line.
+
+python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits [--mode=train]
+"""
 
 import contextlib
 import errno
@@ -19,40 +22,40 @@ from ml_collections import config_flags
 
 from diffussm_jax.config import Config, from_dict
 from diffussm_jax.config.parsing import check_field
-from diffussm_jax.errors import CheckpointError, Preempted, UserError
+from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.roll_call import Processes
 
 
 class Mode(NamedTuple):
-    """The function of a mode, imported when it is asked for: none needs another's libraries."""
+    """What is known of a mode before it is imported.
 
-    function: str  # module:name, called with the config and, unless unused, the work directory
+    `--mode=X` is the function X of the module X, called with the config and, unless it is unused,
+    the work directory. It is imported only when it is called: no mode needs another's libraries.
+    """
+
     workdir: Literal["needed", "optional", "unused"]
+    is_alone: bool = False  # whether it is never a job of several processes
 
 
 MODES = {
-    "train": Mode("diffussm_jax.train:train", "needed"),
-    "sample": Mode("diffussm_jax.sample:sample", "needed"),
-    "evaluate": Mode("diffussm_jax.evaluate:evaluate", "needed"),
-    "refstats": Mode("diffussm_jax.refstats:refstats", "optional"),
-    "export": Mode("diffussm_jax.export:export", "needed"),
-    "replay": Mode("diffussm_jax.replay:replay", "needed"),
-    "encode": Mode("diffussm_jax.encode:encode", "unused"),
-    "plan": Mode("diffussm_jax.plan:plan", "optional"),
-    "flops": Mode("diffussm_jax.flops:flops", "unused"),
+    "train": Mode("needed"),
+    "sample": Mode("needed"),
+    "evaluate": Mode("needed"),
+    "refstats": Mode("optional"),
+    "export": Mode("needed"),
+    "replay": Mode("needed"),
+    "encode": Mode("unused"),
+    "plan": Mode("optional", is_alone=True),
+    "flops": Mode("unused", is_alone=True),
 }
-
-ALONE = ("plan", "flops")  # never a job of several processes
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples.")
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
-
-
-# A job of several processes; Cloud TPU's metadata serve where none is given.
+# A job of several processes. Where none of these is given, Cloud TPU's metadata describe it.
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "host:port of process 0; the port after it is used too."
 )
@@ -64,32 +67,31 @@ _START_TIMEOUT = flags.DEFINE_integer(
 
 
 def main(argv: list[str]) -> None:
-    with _errors_in_one_line():
-        config, workdir = _read_run(argv)
-        processes = _find_processes() if _MODE.value not in ALONE else None
+    """Run a mode; its errors end the process in one line, with the exit codes of errors.py."""
+    with errors_in_one_line():
+        config, workdir = read_run(argv)
+        processes = _find_processes()
         _start_logging(processes)
-        with joined(processes, timeout=_START_TIMEOUT.value), _errors_in_one_line():
+        with joined(processes, timeout=_START_TIMEOUT.value), errors_in_one_line():
             _run(config, workdir)
 
 
 @contextlib.contextmanager
-def _errors_in_one_line() -> Iterator[None]:
+def errors_in_one_line() -> Iterator[None]:
+    """End the process with one line and an exit code at an error that tells the user what to do."""
     try:
         yield
-    except (UserError, FloatingPointError) as error:
-        _exit(getattr(error, "exit_code", 1), f"error: {error}")
-    except CheckpointError as error:
-        _write_line(f"error: {error}")
-        os._exit(error.exit_code)  # a write that hangs would be waited for
+    except CommandEnd as end:
+        _exit(end.exit_code, end.last_line, at_once=end.may_hang)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         _exit(1, f"error: {error.filename or _WORKDIR.value}: {error.strerror}")
-    except Preempted as end:
-        _exit(end.exit_code, f"preempted: {end}; the same command goes on")
 
 
 def _find_processes() -> Processes | None:
+    if MODES[_MODE.value].is_alone:
+        return None
     given = {x.name: x.value for x in (_COORDINATOR, _NUM_PROCESSES, _PROCESS_ID)}
     return find_processes(given, timeout=_START_TIMEOUT.value)
 
@@ -97,20 +99,19 @@ def _find_processes() -> Processes | None:
 def _run(config: Config, workdir: Path | None) -> None:
     if config.compilation_cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
-    mode = MODES[_MODE.value]
-    module, _, name = mode.function.partition(":")
-    function = getattr(importlib.import_module(module), name)
-    function(config) if mode.workdir == "unused" else function(config, workdir)
+    mode = _MODE.value
+    function = getattr(importlib.import_module(f"diffussm_jax.{mode}"), mode)
+    function(config) if MODES[mode].workdir == "unused" else function(config, workdir)
 
 
-def _parse_flags(argv: list[str]) -> list[str]:
-    """Parse absl's flags; whatever is wrong with them ends in one line."""
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse absl's flags and return the other arguments; a mistake ends the process in one line."""
     try:
         for argument in argv[1:]:
             if override := re.match(r"--?config\.([^=]+)", argument):
                 check_field(Config, override[1])
         rest = flags.FLAGS(argv)
-        # absl's own default is every library's chatter; what they log as an error, pages of it, they also raise.
+        # By default absl shows what every library logs. Errors are logged at length and raised too.
         if flags.FLAGS["verbosity"].using_default_value:
             flags.FLAGS.verbosity = absl_logging.FATAL  # type: ignore[assignment]
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
@@ -120,7 +121,15 @@ def _parse_flags(argv: list[str]) -> list[str]:
         _exit(2, f"error: {_one_line(error)}")
 
 
-def _read_run(argv: list[str]) -> tuple[Config, Path | None]:
+def read_run(argv: list[str]) -> tuple[Config, Path | None]:
+    """Read the config and the work directory from the flags.
+
+    Args:
+        argv: what `parse_flags` returned.
+
+    Raises:
+        UserError: a flag is missing or wrong, or the config is.
+    """
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}: options begin with --")
     if _CONFIG.value is None:
@@ -141,26 +150,26 @@ def _find_workdir() -> Path | None:
         return None
     if _WORKDIR.value.startswith("gs://") and _MODE.value != "train":
         raise UserError(
-            f"--workdir={_WORKDIR.value}: --mode={_MODE.value} needs a local folder; copy the run first, "
-            f"`gcloud storage rsync --recursive {_WORKDIR.value} FOLDER`"
+            f"--workdir={_WORKDIR.value}: --mode={_MODE.value} needs a local folder; copy the run "
+            f"first, `gcloud storage rsync --recursive {_WORKDIR.value} FOLDER`"
         )
-    return _as_path(_WORKDIR.value)
+    return as_path(_WORKDIR.value)
 
 
-def _as_path(name: str) -> Path:
-    """gs://... becomes an object with a Path's methods."""
+def as_path(name: str) -> Path:
+    """The path of a folder's name; one at gs:// is an object with the methods of a Path."""
     is_remote = name.startswith("gs://")
     return cast(Path, epath.Path(name)) if is_remote else Path(os.path.expanduser(name))
 
 
 def _one_line(error: Exception) -> str:
-    """The last line of a message, since config_flags puts whole tracebacks before it."""
+    """The last line of a message, because config_flags puts a traceback before it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 def _start_logging(processes: Processes | None) -> None:
-    """Show the package's own log on stderr; libraries speak up where --verbosity says so."""
+    """Show the package's log on stderr; --verbosity shows that of libraries too."""
     tag = f" [{processes.index}/{processes.num}]" if processes else ""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # on, it announces itself
@@ -171,18 +180,17 @@ def _start_logging(processes: Processes | None) -> None:
     logger.handlers, logger.propagate = [handler], False
 
 
-def _write_line(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+def _exit(code: int, last_line: str, *, at_once: bool = False) -> NoReturn:
+    sys.stderr.write(f"{last_line}\n")
     sys.stderr.flush()
-
-
-def _exit(code: int, last_line: str) -> NoReturn:
-    _write_line(last_line)
+    if at_once:
+        os._exit(code)
     sys.exit(code)
 
 
 def run() -> None:
-    app.run(main, flags_parser=_parse_flags)
+    """Run `main` with the flags of the process."""
+    app.run(main, flags_parser=parse_flags)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from diffussm_jax.sampling import images
 from diffussm_jax.training.log import JsonlWriter
 from diffussm_jax.workdir import integrity, layout, snapshots
 
-run, config = main._as_path("gs://bucket/run"), from_dict({})
+run, config = main.as_path("gs://bucket/run"), from_dict({})
 for _ in range(2):
     layout.begin(run, config)
 assert layout.read_config(run) == config

@@ -1,5 +1,6 @@
 """The command line: one line and exit code 2 for every mistake of the user's."""
 
+import importlib
 import shutil
 import subprocess
 import sys
@@ -72,6 +73,11 @@ def test_a_finished_run_of_another_model_and_sampling(trained, tmp_path):
     assert other.returncode == 2
     assert "holds a run with model.depth = 2" in other.stderr.splitlines()[-1]
     assert "Traceback" not in other.stderr
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_is_a_function_of_its_module(mode):
+    assert callable(getattr(importlib.import_module(f"diffussm_jax.{mode}"), mode))
 
 
 def test_help_lists_the_flags():

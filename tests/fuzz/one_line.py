@@ -19,7 +19,7 @@ def error_of(function: Callable) -> str:
     with (
         pytest.raises(SystemExit) as end,
         contextlib.redirect_stderr(stderr),
-        main._errors_in_one_line(),
+        main.errors_in_one_line(),
     ):
         function()
     assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""Every field of the config with every kind of wrong value: of another type, out of range, empty, not finite."""
+"""Every field of the config with values of other types, out of range, empty or not finite."""
 
 import dataclasses
 import typing

@@ -13,12 +13,19 @@ from tests.fuzz.one_line import LIMIT, error_of, files_of
 
 ROOT = Path(__file__).parents[2]
 DIGITS = "--config=configs/digits.py"
+CHANGED_CONFIG = """
+from configs import common
+def get_config():
+    config = common.get_config()
+    config.{}
+    return config
+"""
 
 
 def start(*arguments):
     """What main does before it does anything."""
     flags.FLAGS.unparse_flags()
-    main._read_run(main._parse_flags(["main", *arguments]))
+    main.read_run(main.parse_flags(["main", *arguments]))
 
 
 @pytest.fixture(autouse=True)
@@ -108,10 +115,10 @@ def test_command_lines(arguments):
         "def get_config(): raise KeyError",
         "import nowhere",
         "raise Exception('several\\nlines')",
-        "from configs import common\ndef get_config():\n c = common.get_config()\n c.x = 3\n return c",
-        "from configs import common\ndef get_config():\n c = common.get_config()\n c.model = 3\n return c",
-        "from configs import common\ndef get_config():\n c = common.get_config()\n c.seed = 10**5000\n return c",
-        "import ml_collections\ndef get_config(): return ml_collections.ConfigDict({'model': {'x': 1}})",
+        CHANGED_CONFIG.format("x = 3"),
+        CHANGED_CONFIG.format("model = 3"),
+        CHANGED_CONFIG.format("seed = 10**5000"),
+        "import ml_collections as m\ndef get_config(): return m.ConfigDict({'model': {'x': 1}})",
         "\x00",
     ],
 )
