@@ -1,4 +1,7 @@
-"""The gcloud commands that `launch.tpu_vm` makes; a flag that is not in the table below is refused."""
+"""The gcloud commands that `launch.tpu_vm` runs.
+
+A flag that is not in the table below is refused.
+"""
 
 import dataclasses
 import json
@@ -8,7 +11,8 @@ import sys
 from typing import Any
 
 REFERENCE = "https://cloud.google.com/sdk/gcloud/reference"
-# Every flag that may be generated, by command; each stands on the page REFERENCE/COMMAND, those of all commands on REFERENCE.
+# The flags that may be used, by command. The page REFERENCE/COMMAND describes each; REFERENCE
+# describes those of all commands.
 FLAGS = {
     "compute/tpus/queued-resources/create": {
         "accelerator-type",
@@ -60,18 +64,18 @@ class Gcloud:
     """Runs commands on queued resources, or prints them.
 
     Attributes:
-        flags: of each command that knows them, as zone and project.
-        dry_run: print each command instead, and take it for done.
+        flags: flags of every command that has them, such as zone and project.
+        dry_run: whether to print each command instead of running it.
     """
 
     flags: dict[str, Any]
     dry_run: bool = False
 
     def __call__(self, verb: str, /, *names: str, **flags: Any) -> str:
-        """The output of `gcloud compute tpus queued-resources VERB NAMES FLAGS`.
+        """Return the output of `gcloud compute tpus queued-resources VERB NAMES FLAGS`.
 
         Raises:
-            GcloudError: it failed.
+            GcloudError: the command failed.
             ValueError: a flag is not in the table.
         """
         command = build(f"{QUEUED}/{verb}", *names, **self._known(verb), **flags)
@@ -85,7 +89,7 @@ class Gcloud:
         return done.stdout
 
     def state(self, name: str) -> str | None:
-        """Of a queued resource, as ACTIVE; None where there is none."""
+        """The state of a queued resource, such as ACTIVE; None if it does not exist."""
         try:
             text = self("describe", name, format="json")
         except GcloudError as error:
@@ -96,11 +100,11 @@ class Gcloud:
 
     def _known(self, verb: str) -> dict[str, Any]:
         allowed = FLAGS[f"{QUEUED}/{verb}"] | FLAGS_OF_ALL
-        return {k: v for k, v in self.flags.items() if k.replace("_", "-") in allowed}
+        return {name: x for name, x in self.flags.items() if name.replace("_", "-") in allowed}
 
 
 def build(path: str, /, *names: str, **flags: Any) -> list[str]:
-    """The words of a command; True is a flag without a value, None and False are left out."""
+    """Make the words of a command; True is a flag without a value, None and False leave it out."""
     words = ["gcloud", *path.split("/"), *names]
     for key, value in flags.items():
         name = key.replace("_", "-")

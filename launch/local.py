@@ -1,7 +1,9 @@
-"""Several processes of one job on this machine: python -m launch.local --processes 4 [--devices 2] -- <command>
+"""Several processes of one job on this machine.
 
-Each process finds the others by the environment variables that `diffussm_jax.main` reads. Signals go to all; when
-one process fails all end, and its last lines are shown.
+python -m launch.local --processes 4 [--devices 2] -- <command>
+
+The processes find each other by the environment variables that `diffussm_jax.main` reads. Signals
+go to all of them; when one fails all end, and its last lines are shown.
 """
 
 import argparse
@@ -15,28 +17,32 @@ import threading
 import time
 
 LAST_LINES = 20
-PATIENCE = 15.0  # seconds to end by itself, then to end when asked
+PATIENCE_SECONDS = 15.0  # to end without a signal, and then to end after SIGTERM
 
 
 def main() -> int:
+    """Run the command line; return the exit code of the first process that failed, or 0."""
     arguments = _parse()
     children = _start(arguments.command, arguments.processes, arguments.devices)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: _signal(children, number))
+        signal.signal(number, lambda received, _: _signal(children, received))
     failed = _wait(children)
     if failed is None:
         return 0
     code = failed.process.returncode
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
     lines = "".join(f"  {line}" for line in failed.last) or "  (none)\n"
-    sys.stderr.write(
-        f"error: process {failed.index} of {len(children)} was ended {how}; its last lines:\n{lines}"
-    )
+    name = f"process {failed.index} of {len(children)}"
+    sys.stderr.write(f"error: {name} was ended {how}; its last lines:\n{lines}")
     return 128 - code if code < 0 else code
 
 
 class Child:
-    """One process, whose output is passed on line by line."""
+    """One process of the job, whose output is passed on line by line.
+
+    Attributes:
+        last: its last lines.
+    """
 
     def __init__(self, index: int, command: list[str], environment: dict[str, str]):
         self.index = index
@@ -49,7 +55,7 @@ class Child:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # a terminal's Ctrl-C reaches it through us, once
+            start_new_session=True,  # a terminal's Ctrl-C reaches it once, through this process
         )
         self._reader = threading.Thread(target=self._pass_on, daemon=True)
         self._reader.start()
@@ -62,6 +68,7 @@ class Child:
             sys.stdout.flush()
 
     def finish_reading(self) -> None:
+        """Wait until the rest of its output is passed on."""
         self._reader.join(timeout=5)
 
 
@@ -71,7 +78,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--processes", type=int, required=True)
     parser.add_argument(
-        "--devices", type=int, help="CPU devices of each process; without it, what is there"
+        "--devices", type=int, help="CPU devices of each process; default: what the machine has"
     )
     parser.add_argument("command", nargs="+", help="after --")
     arguments = parser.parse_args()
@@ -84,7 +91,7 @@ def _parse() -> argparse.Namespace:
 
 def _start(command: list[str], num: int, num_devices: int | None) -> list[Child]:
     environment = {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{_free_ports()}",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_ports()}",
         "JAX_NUM_PROCESSES": str(num),
     }
     if num_devices is not None:
@@ -94,8 +101,8 @@ def _start(command: list[str], num: int, num_devices: int | None) -> list[Child]
     ]
 
 
-def _free_ports() -> int:
-    """The first of two ports in a row that nobody listens on: JAX's and the roll call's."""
+def free_ports() -> int:
+    """Find two consecutive free ports, for JAX and for the roll call; return the first."""
     while True:
         with socket.create_server(("", 0)) as first:
             port = first.getsockname()[1]
@@ -107,15 +114,18 @@ def _free_ports() -> int:
 
 
 def _wait(children: list[Child]) -> Child | None:
-    """The first child that failed, when all have ended; the others may end by themselves for a while, then are made to."""
+    """Wait until all have ended and return the first that failed.
+
+    After a failure the others may end by themselves for a while; then they are made to.
+    """
     failed, since = None, 0.0
     while running := [child for child in children if child.process.poll() is None]:
         if failed is None:
             failed = _first_failed(children)
             since = time.monotonic()
-        elif time.monotonic() - since > 2 * PATIENCE:
+        elif time.monotonic() - since > 2 * PATIENCE_SECONDS:
             _signal(running, signal.SIGKILL)
-        elif time.monotonic() - since > PATIENCE:
+        elif time.monotonic() - since > PATIENCE_SECONDS:
             _signal(running, signal.SIGTERM)
         time.sleep(0.05)
     for child in children:

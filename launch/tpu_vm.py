@@ -1,11 +1,14 @@
-"""A Cloud TPU slice and the job on it: python -m launch.tpu_vm create | run | status | logs | stop | delete
+"""A Cloud TPU slice and the job on it.
+
+    python -m launch.tpu_vm create | run | status | logs | stop | delete
 
     python -m launch.tpu_vm run --name=church --zone=us-west4-a --type=v5e-16 --spot -- \\
         python -m diffussm_jax.main --config=configs/lsun256.py --workdir=gs://BUCKET/church
 
-`run` makes the slice if there is none, waits for it, copies the last commit to it, starts the command on every host and watches it. A spot
-slice that was taken back is made anew and the command started again; a run goes on from its last checkpoint. Every command can be
-given twice. --dry_run prints the gcloud commands instead, --help has every flag.
+`run` creates the slice if there is none, waits for it, copies the last commit to it, starts the
+command on every host and watches it. A spot slice that was taken back is created again and the
+command started again; a run goes on from its last checkpoint. Every command can be given twice.
+--dry_run prints the gcloud commands instead, --help lists every flag.
 """
 
 import argparse
@@ -20,7 +23,7 @@ from pathlib import Path
 
 from launch.gcloud import Gcloud, GcloudError, build
 
-# Of each kind of chip: gcloud's name of its slices, and of the software on its hosts
+# By kind of chip: gcloud's name for slices of it, and the name of the software on their hosts
 # (https://cloud.google.com/tpu/docs/runtimes).
 KINDS = {
     "v4": ("v4", "tpu-ubuntu2204-base"),
@@ -29,21 +32,23 @@ KINDS = {
     "v6e": ("v6e", "v2-alpha-tpuv6e"),
 }
 # States of a queued resource (https://cloud.google.com/tpu/docs/queued-resources).
-COMING = {"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"}
-GONE = {"SUSPENDING", "SUSPENDED", "FAILED", "DELETING"}
-# Exit codes of a job that goes on when started again: preempted and saved; killed, as by a host's restart.
-AGAIN = (75, 137)
-DATA = "diffussm/data"  # on a host; from the job, which runs in diffussm/source, ../data
-ALL = {"node": "all", "worker": "all"}
-PATIENCE = 10  # unanswered polls of an active slice before giving up
-_STATE = re.compile(r"diffussm-job (?P<host>\S+) (?P<what>running|absent|ended (?P<code>\d+))")
+PENDING_STATES = {"CREATING", "ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"}
+LOST_STATES = {"SUSPENDING", "SUSPENDED", "FAILED", "DELETING"}
+# Exit codes after which a job is started again: preempted after a save, and killed, as when a host
+# restarts.
+RESTARTED_EXIT_CODES = (75, 137)
+DATA_FOLDER = "diffussm/data"  # on a host; it is ../data for the job, which runs in diffussm/source
+EVERY_HOST = {"node": "all", "worker": "all"}
+MAX_UNANSWERED = 10  # polls of an active slice without an answer before giving up
+_JOB_STATE = re.compile(r"diffussm-job (?P<host>\S+) (?P<what>running|absent|ended (?P<code>\d+))")
 
 
 class LaunchError(Exception):
-    """What a user should know, in one line."""
+    """A mistake or a failure that the user should know of, in one line."""
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
     arguments = _parse(argv)
     try:
         return Slice(arguments).do(arguments.action)
@@ -69,43 +74,46 @@ class Slice:
         self._gcloud = Gcloud({x: getattr(arguments, x) for x in shared}, arguments.dry_run)
 
     def do(self, action: str) -> int:
+        """Run an action of the command line; return its exit code."""
         return getattr(self, action)() or 0
 
     def create(self) -> None:
-        """Ask for it, unless it is there or coming; what was taken back or failed is deleted first."""
+        """Request the slice, unless it is active or pending; a lost one is deleted first."""
         state = self._gcloud.state(self._name)
-        if state in COMING | {"ACTIVE"}:
+        if state in PENDING_STATES | {"ACTIVE"}:
             return self._say(f"{self._name} is {state}")
         if state is not None:
             self.delete()
-        a = self._arguments
-        family, _, size = a.type.partition("-")
+        options = self._arguments
+        family, _, size = options.type.partition("-")
         if family not in KINDS or not size.isdecimal():
-            raise LaunchError(f"--type must be like v5e-16, of {', '.join(KINDS)}; got {a.type!r}")
+            raise LaunchError(
+                f"--type must be like v5e-16, of {', '.join(KINDS)}; got {options.type!r}"
+            )
         accelerator, runtime = KINDS[family]
         nodes = {"node_id": self._name}
-        if a.num_slices > 1:
-            nodes = {"node_count": a.num_slices, "node_prefix": self._name}
+        if options.num_slices > 1:
+            nodes = {"node_count": options.num_slices, "node_prefix": self._name}
         self._gcloud(
             "create",
             self._name,
             accelerator_type=f"{accelerator}-{size}",
-            runtime_version=a.runtime or runtime,
+            runtime_version=options.runtime or runtime,
             **nodes,
-            spot=a.spot,
-            reserved=a.reserved,
-            service_account=a.service_account,
-            valid_until_duration=a.valid_until_duration,
+            spot=options.spot,
+            reserved=options.reserved,
+            service_account=options.service_account,
+            valid_until_duration=options.valid_until_duration,
             **{"async": True},
             quiet=True,
         )
-        self._say(f"asked for {self._name} ({a.type})")
+        self._say(f"asked for {self._name} ({options.type})")
 
     def run(self) -> int:
-        """Make the slice, start the command and watch it to its end, over preemptions.
+        """Create the slice, start the command and watch it to its end, across preemptions.
 
         Returns:
-            the command's exit code.
+            The command's exit code.
         """
         if not self._arguments.command:
             raise LaunchError("run needs a command after --")
@@ -118,20 +126,20 @@ class Slice:
             else:
                 self._start()
             code = self._watch()
-            if code is not None and code not in AGAIN:
+            if code is not None and code not in RESTARTED_EXIT_CODES:
                 return code
             why = "the slice was taken back" if code is None else f"it ended with {code}"
             self._say(f"the job is started again: {why}")
 
     def status(self) -> None:
-        """The slice's state, and the job's on each host."""
+        """Print the state of the slice, and that of the job on each host."""
         state = self._gcloud.state(self._name)
         self._say(f"{self._name}: {state or 'there is none'}")
         if state == "ACTIVE":
             self._say(self._remote("state").strip())
 
     def logs(self) -> None:
-        """The last lines of the job's log on process 0's host."""
+        """Print the last lines of the job's log on the host of process 0."""
         sys.stdout.write(self._remote(f"logs {self._arguments.lines}", node="0", worker="0"))
 
     def stop(self) -> None:
@@ -139,7 +147,7 @@ class Slice:
         self._remote("stop")
 
     def delete(self) -> None:
-        """Delete the slice, whatever its state, and wait until no quota is held."""
+        """Delete the slice, whatever its state, and wait until it holds no quota."""
         if not self._arguments.dry_run and self._gcloud.state(self._name) is None:
             return self._say(f"there is no {self._name}")
         self._gcloud("delete", self._name, force=True, quiet=True)
@@ -147,7 +155,8 @@ class Slice:
         while self._gcloud.state(self._name) is not None:
             if time.monotonic() > deadline:
                 raise LaunchError(
-                    f"{self._name} is not deleted after {self._arguments.timeout:g} s; it may hold quota"
+                    f"{self._name} is not deleted after {self._arguments.timeout:g} s; it may hold "
+                    "quota"
                 )
             time.sleep(self._arguments.poll)
         self._say(f"deleted {self._name}")
@@ -158,9 +167,10 @@ class Slice:
             if state != last:
                 self._say(f"{self._name} is {state}")
                 last = state
-            if state is None or state in GONE:
+            if state is None or state in LOST_STATES:
                 raise LaunchError(
-                    f"{self._name} is {state or 'gone'}: `gcloud compute tpus queued-resources describe` says why"
+                    f"{self._name} is {state or 'gone'}: `gcloud compute tpus queued-resources "
+                    "describe` says why"
                 )
             if time.monotonic() > deadline:
                 raise LaunchError(
@@ -179,25 +189,28 @@ class Slice:
             if not self._arguments.dry_run:
                 subprocess.run(["git", "archive", "--output", archive, "HEAD"], check=True)
             script = Path(__file__).with_name("remote.sh")
-            self._gcloud("scp", str(archive), str(script), f"{self._name}:", **ALL)
+            self._gcloud("scp", str(archive), str(script), f"{self._name}:", **EVERY_HOST)
         self._remote("install")
         if self._arguments.data:
-            copy = build("storage/rsync", self._arguments.data, DATA, recursive=True)
-            text = f"mkdir -p {DATA} && {shlex.join(copy)}"
-            self._gcloud("ssh", self._name, **ALL, command=text)
+            copy = build("storage/rsync", self._arguments.data, DATA_FOLDER, recursive=True)
+            text = f"mkdir -p {DATA_FOLDER} && {shlex.join(copy)}"
+            self._gcloud("ssh", self._name, **EVERY_HOST, command=text)
         self._remote(f"start {shlex.join(self._arguments.command)}")
         self._say("started on every host; `logs` shows process 0's")
 
     def _watch(self) -> int | None:
-        """The exit code of the job when it has ended everywhere; None when the slice was taken back."""
+        """Wait until the job has ended on every host and return its exit code.
+
+        None means that the slice was taken back.
+        """
         unanswered = 0
         while not self._arguments.dry_run:
             state = self._gcloud.state(self._name)
-            if state is None or state in GONE:
+            if state is None or state in LOST_STATES:
                 return None
             codes = self._codes()
             unanswered = unanswered + 1 if codes is None else 0
-            if unanswered > PATIENCE:
+            if unanswered > MAX_UNANSWERED:
                 raise LaunchError(f"the hosts of {self._name} do not answer, or their job is gone")
             if codes and None not in codes:
                 return self._report([code for code in codes if code])
@@ -205,27 +218,33 @@ class Slice:
         return 0
 
     def _codes(self) -> list[int | None] | None:
-        """Of each host its job's exit code, None where it runs; None if a host has no job or does not answer."""
+        """The exit code of the job on each host, None where it runs.
+
+        The result is None if a host has no job or does not answer.
+        """
         if self._arguments.dry_run:
             return None
         try:
-            found = list(_STATE.finditer(self._remote("state")))
+            hosts = list(_JOB_STATE.finditer(self._remote("state")))
         except GcloudError:
             return None
-        if not found or any(match["what"] == "absent" for match in found):
+        if not hosts or any(host["what"] == "absent" for host in hosts):
             return None
-        return [int(match["code"]) if match["code"] else None for match in found]
+        return [int(host["code"]) if host["code"] else None for host in hosts]
 
     def _report(self, codes: list[int]) -> int:
-        """One exit code for those of the hosts that are not 0; a failure shows its last lines."""
-        code = next((code for code in codes if code in AGAIN), codes[0] if codes else 0)
-        if code and code not in AGAIN:
+        """Reduce the exit codes that are not 0 to one; a failure shows its last lines."""
+        restarted = [code for code in codes if code in RESTARTED_EXIT_CODES]
+        code = next(iter(restarted + codes), 0)
+        if code and code not in RESTARTED_EXIT_CODES:
             self._say(f"the job ended with exit code {code}; its last lines:")
             self.logs()
         return code
 
     def _remote(self, words: str, **where: str) -> str:
-        return self._gcloud("ssh", self._name, **(ALL | where), command=f"bash remote.sh {words}")
+        return self._gcloud(
+            "ssh", self._name, **(EVERY_HOST | where), command=f"bash remote.sh {words}"
+        )
 
     def _say(self, text: str) -> None:
         if self._arguments.dry_run:

@@ -18,10 +18,12 @@ import diffussm_jax
 from diffussm_jax import encode as encode_lib
 from diffussm_jax.autoencoder.network import AutoencoderKLConfig
 from diffussm_jax.autoencoder.weights import load_autoencoder, save_autoencoder
+from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.latents import LatentSource, cache_folder
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.encode import encode
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import Preempted, UserError
+from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.workdir import layout
 from examples.photos import random_autoencoder
 from tests.conftest import merge
@@ -65,12 +67,8 @@ def test_moments_are_the_autoencoders(config, weights):
     encode(config)
     images, latents = open_images(config, "train[:50]"), LatentSource(config, "train[:50]")
     assert len(latents) == len(images) == 50
-    assert [s["num_images"] for s in json.loads(files(config)["manifest.json"])["shards"]] == [
-        16,
-        16,
-        16,
-        2,
-    ]
+    shards = json.loads(files(config)["manifest.json"])["shards"]
+    assert [shard["num_images"] for shard in shards] == [16, 16, 16, 2]
     model = load_autoencoder(weights)
     apply = jax.jit(lambda x: model.encode(x))
     for mirrored in (False, True):
@@ -78,9 +76,9 @@ def test_moments_are_the_autoencoders(config, weights):
         sides = [images.example(i, mirrored=mirrored) for i in range(50)]
         pixels = np.stack([x["image"] for x in sides]) / np.float32(127.5) - 1
         mean, std = apply(jnp.asarray(pixels))
-        for name, wanted in (("mean", mean), ("std", std)):
-            found = np.stack([e[name] for e in examples])
-            np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-3)
+        for name, expected in (("mean", mean), ("std", std)):
+            cached = np.stack([e[name] for e in examples])
+            np.testing.assert_allclose(cached, expected, rtol=2e-3, atol=2e-3)
         assert [e["label"] for e in examples] == [x["label"] for x in sides]
 
 
@@ -102,6 +100,22 @@ def test_a_kill_between_shards_repeats_nothing_that_is_finished(config, monkeypa
     encode(config)
     assert written == shards[1:3]
     assert files(config) == undisturbed
+
+
+def test_a_notice_to_stop_keeps_the_finished_shards(config, monkeypatch):
+    folder = Path(config.data.latents_dir)
+
+    def signalled(self) -> bool:
+        return bool(list(folder.rglob("moments-00001-of-00004.json")))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PreemptionNotice, "received", property(signalled))
+        with pytest.raises(Preempted, match="finished shards are in"):
+            encode(config)
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("moments-*.json")}
+    assert len(kept) == 2
+    encode(config)
+    assert kept.items() <= {p: p.stat().st_mtime_ns for p in folder.rglob("*")}.items()
 
 
 @pytest.mark.parametrize(
@@ -152,8 +166,14 @@ def test_what_does_not_fit_is_named(tiny_config, weights, tmp_path, changes, mes
 def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch):
     config = with_data(tiny_config, weights, tmp_path, split="train[:130]", on_error="skip")
     source = open_images(config, config.data.split)
-    source._records = [dict(source._records[index]) for index in range(len(source))]
-    source._records[20]["image"] = b""
+    read = source.example
+
+    def example(index):
+        if index == 20:
+            raise BadRecordError("record 20 is empty")
+        return read(index)
+
+    monkeypatch.setattr(source, "example", example)
     monkeypatch.setattr(encode_lib, "open_images", lambda *_: source)
     encode(config)
     manifest = json.loads(files(config)["manifest.json"])
@@ -229,7 +249,7 @@ def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(weights, tmp_path, data
         process.wait()
         counts.append(shards())
     assert start(tmp_path / "killed").wait() == 0
-    wanted, actual = (
+    expected, actual = (
         {
             path.relative_to(root): path.read_bytes()
             for path in root.rglob("*.*")
@@ -237,6 +257,6 @@ def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(weights, tmp_path, data
         }
         for root in (tmp_path / "undisturbed", tmp_path / "killed")
     )
-    assert wanted == actual
+    assert actual == expected
     assert len(set(counts)) > 5, counts
     assert max(counts) < 180, "a run was not killed before its end"

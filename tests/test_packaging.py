@@ -68,7 +68,7 @@ def test_jax_still_has_its_private_clusters():
     """The one import of `jax._src`: JAX has no public way to ask which hosts a TPU slice has."""
     paths = (ROOT / "diffussm_jax").rglob("*.py")
     assert [path.name for path in paths if "jax._src" in path.read_text()] == ["distributed.py"]
-    mend = "JAX has changed its clusters: mend _of_a_tpu_slice of parallel/distributed.py"
+    mend = "JAX has changed its clusters: mend _find_tpu_slice of parallel/distributed.py"
     try:
         from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
     except ImportError:

@@ -1,4 +1,4 @@
-"""Told to stop: the work in hand is saved, the exit code says that the same command goes on, and it does."""
+"""A notice to stop: the work in hand is saved, and the same command goes on from there."""
 
 import os
 import signal
@@ -6,15 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
-from diffussm_jax.encode import encode
 from diffussm_jax.errors import Preempted
 from diffussm_jax.parallel.preemption import PreemptionNotice
-from tests.parallel.test_processes import _wait_for_steps, command, environment, metrics
-from tests.test_encode import config, weights  # noqa: F401 - fixtures
+from tests.jobs import child_of, command, environment, metrics, wait_for_steps
 
 
 def test_a_notice_is_taken_and_the_handlers_are_put_back():
@@ -70,28 +67,12 @@ def test_a_second_signal_ends_at_once():
         assert child.wait(timeout=10) == 128 + signal.SIGINT
 
 
-def test_encoding_keeps_its_finished_shards(config, monkeypatch):  # noqa: F811
-    folder = Path(config.data.latents_dir)
-
-    def signalled(self) -> bool:
-        return bool(list(folder.rglob("moments-00001-of-00004.json")))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PreemptionNotice, "received", property(signalled))
-        with pytest.raises(Preempted, match="finished shards are in"):
-            encode(config)
-    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("moments-*.json")}
-    assert len(kept) == 2
-    encode(config)
-    assert kept.items() <= {p: p.stat().st_mtime_ns for p in folder.rglob("*")}.items()
-
-
 LONG = {"training.num_steps": 10**6, "training.sample_every": 10**9, "checkpoint.every": 10**6}
 
 
 @pytest.mark.parametrize("num", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_saves_its_step_and_goes_on(tmp_path, data_dir, num):
-    """With two processes the second alone is told."""
+    """Of two processes only the second gets the signal."""
     launcher = [sys.executable, "-m", "launch.local", f"--processes={num}", "--"]
     job = subprocess.Popen(
         [*(launcher if num > 1 else []), *command(tmp_path, data_dir, **LONG)],
@@ -101,8 +82,8 @@ def test_training_saves_its_step_and_goes_on(tmp_path, data_dir, num):
         text=True,
     )
     try:
-        _wait_for_steps(tmp_path, 3, job)
-        os.kill(job.pid if num == 1 else _second(job.pid), signal.SIGTERM)
+        wait_for_steps(tmp_path, 3, job)
+        os.kill(job.pid if num == 1 else child_of(job.pid, "JAX_PROCESS_ID=1"), signal.SIGTERM)
         output = job.communicate(timeout=60)[0]
     finally:
         job.kill()
@@ -115,9 +96,3 @@ def test_training_saves_its_step_and_goes_on(tmp_path, data_dir, num):
     assert result.returncode == 0, result.stderr
     steps = [x["step"] for x in metrics(tmp_path) if "loss" in x]
     assert steps == list(range(1, step + 3))
-
-
-def _second(parent: int) -> int:
-    from tests.parallel.test_processes import _child_of
-
-    return _child_of(parent, "JAX_PROCESS_ID=1")

@@ -1,4 +1,4 @@
-"""One job of several processes: who they are, and their start and end together."""
+"""A job of several processes: which they are, and how they start and end together."""
 
 import contextlib
 import logging
@@ -6,6 +6,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -16,49 +17,52 @@ from diffussm_jax.parallel.stop_point import StopPoint
 
 logger = logging.getLogger(__name__)
 
-# Of each part of `Processes`: the flag, and the environment variable where the flag is not given.
-NAMES = {
+# The environment variable that serves where a flag is not given.
+VARIABLES = {
     "coordinator_address": "JAX_COORDINATOR_ADDRESS",
     "num_processes": "JAX_NUM_PROCESSES",
     "process_id": "JAX_PROCESS_ID",
 }
-
-NEWS = 2.0  # seconds for the roll call to name who died, where an error comes of that
+# When a process dies, the others fail in a collective. They wait this long before they show that
+# error, in which time the roll call names the one that died and ends them.
+OBITUARY_SECONDS = 2.0
 
 
 def find_processes(given: dict[str, str | int | None], *, timeout: float) -> Processes | None:
-    """The job that this process is of: from flags, from the environment, or from Cloud TPU's metadata; None if it is alone.
+    """Find the job that this process belongs to; None if it runs alone.
+
+    Flags describe the job, then the environment, then Cloud TPU's metadata.
 
     Args:
-        given: values of flags, by the names in `NAMES`.
-        timeout: seconds that process 0 of a slice may take to answer to its name.
+        given: values of flags, by the names in `VARIABLES`.
+        timeout: seconds in which the name of a slice's process 0 must resolve.
 
     Raises:
-        UserError: a part is missing or not a number.
+        UserError: a part of the description is missing or not a number.
     """
-    found = {
+    values = {
         name: given.get(name) if given.get(name) is not None else os.environ.get(variable)
-        for name, variable in NAMES.items()
+        for name, variable in VARIABLES.items()
     }
-    if missing := [name for name, value in found.items() if value is None]:
-        if len(missing) < len(NAMES):
+    if missing := [name for name, value in values.items() if value is None]:
+        if len(missing) < len(VARIABLES):
             raise UserError(
-                f"--{missing[0]} (or {NAMES[missing[0]]}) is missing: a job of several processes needs "
-                f"{', '.join('--' + name for name in NAMES)}"
+                f"--{missing[0]} (or {VARIABLES[missing[0]]}) is missing: a job of several "
+                f"processes needs {', '.join('--' + name for name in VARIABLES)}"
             )
-        return _of_a_tpu_slice(timeout)
-    return _checked(found)
+        return _find_tpu_slice(timeout)
+    return _parse_processes(values)
 
 
-def _checked(found: dict) -> Processes | None:
-    coordinator = str(found["coordinator_address"])
+def _parse_processes(values: dict[str, Any]) -> Processes | None:
+    coordinator = str(values["coordinator_address"])
     _, colon, port = coordinator.rpartition(":")
     if not colon or not port.isdecimal():
         raise UserError(
             f"--coordinator_address must be host:port of process 0, got {coordinator!r}"
         )
     try:
-        num, index = int(found["num_processes"]), int(found["process_id"])
+        num, index = int(values["num_processes"]), int(values["process_id"])
     except ValueError as error:
         raise UserError(f"--num_processes and --process_id: {error}") from error
     if not 0 <= index < num:
@@ -66,10 +70,11 @@ def _checked(found: dict) -> Processes | None:
     return Processes(coordinator, num, index) if num > 1 else None
 
 
-def _of_a_tpu_slice(timeout: float) -> Processes | None:
-    """What Cloud TPU's metadata say (GCE) or its variables (GKE); None for one host.
+def _find_tpu_slice(timeout: float) -> Processes | None:
+    """Read Cloud TPU's variables (GKE) or metadata (GCE); None for a single host.
 
-    JAX has no public way to ask before it connects, and connecting it names nobody who is missing.
+    JAX reads them without a private import only while it connects the processes, and then names
+    nobody who is missing. tests/test_packaging.py watches what this takes from JAX.
     """
     from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster, GkeTpuCluster
 
@@ -80,8 +85,9 @@ def _of_a_tpu_slice(timeout: float) -> Processes | None:
                 return Processes(address, num, cluster.get_process_id())
         except (OSError, RuntimeError, LookupError, ValueError) as error:
             logger.warning(
-                "Cloud TPU's metadata cannot be read (%r): this process runs alone, which is right on Colab. On a slice "
-                "of several hosts name the processes by --coordinator_address, --num_processes and --process_id",
+                "Cloud TPU's metadata cannot be read (%r): this process runs alone, which is right "
+                "on Colab. On a slice of several hosts name the processes by "
+                "--coordinator_address, --num_processes and --process_id",
                 error,
             )
     return None
@@ -91,7 +97,7 @@ _joined: list[RollCall] = []  # the job of this process, if it is in one
 
 
 def stop_point() -> StopPoint | None:
-    """Where the processes of the job stop together; None where this one is alone."""
+    """The point at which the job's processes stop together; None where this one is alone."""
     return _joined[0].stop_point if _joined else None
 
 
@@ -101,17 +107,17 @@ def is_first() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Wait until every process has come to the point of this name."""
+    """Wait until every process has reached the point of this name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 @contextlib.contextmanager
 def joined(processes: Processes | None, *, timeout: float) -> Iterator[None]:
-    """Inside, JAX sees the devices of every process, and the death of one ends them all with a line that names it.
+    """Join the processes of a job: JAX sees the devices of all, and the death of one ends them all.
 
-    An exception ends this process at once, with exit code 1 or the SystemExit's own: JAX would wait at exit for processes
-    that may hang in a collective.
+    An exception ends this process at once, with exit code 1 or that of a SystemExit. JAX would wait
+    at exit for processes that may hang in a collective.
 
     Raises:
         UserError: processes are missing after `timeout` seconds.
@@ -121,26 +127,26 @@ def joined(processes: Processes | None, *, timeout: float) -> Iterator[None]:
         return
     roll_call = RollCall(processes, timeout=timeout)
     _joined[:] = [roll_call]
-    # JAX's would take SIGTERM from `preemption.py`, which knows SIGINT and a second signal too.
+    # JAX's own service would take SIGTERM from preemption.py, which handles second signals too.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         processes.coordinator,
         processes.num,
         processes.index,
         initialization_timeout=int(timeout),
-        cluster_detection_method="deactivate",  # what it would find is known
+        cluster_detection_method="deactivate",  # everything that it would detect is given
     )
     try:
         yield
     except SystemExit as end:
         if end.code:
             code = end.code if isinstance(end.code, int) else 1
-            # Of the user's mistakes each process has its own; who is ended by another's has none.
+            # A process that ends because of another one's mistake has made none itself.
             roll_call.leave(f"exit code {code}", code=1 if code == 2 else code)
             os._exit(code)
         raise
     except BaseException as error:  # noqa: BLE001 - it ends the process
-        time.sleep(NEWS)
+        time.sleep(OBITUARY_SECONDS)
         traceback.print_exc()
         roll_call.leave(f"{type(error).__name__}: {error}")
         os._exit(1)

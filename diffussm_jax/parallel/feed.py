@@ -16,7 +16,7 @@ from diffussm_jax.parallel.mesh import batch_shardings, local_rows, replicated, 
 def shard_batch(
     mesh: Mesh, batch: dict[str, np.ndarray], *, batch_size: int
 ) -> dict[str, jax.Array]:
-    """Global arrays of a batch, of which this process has the examples `local_rows`."""
+    """Make the global arrays of a batch of which this process has the examples `local_rows`."""
     rows = local_rows(mesh, batch_size)
     shardings = batch_shardings(mesh, batch)
 
@@ -32,7 +32,7 @@ def shard_batch(
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has, each put where its sharding says."""
+    """Place arrays that every process has, each as its sharding says."""
     return jax.tree.map(
         lambda x, to: jax.make_array_from_callback(x.shape, to, lambda index: x[index]),
         tree,
@@ -41,29 +41,32 @@ def place(tree: Any, shardings: Any) -> Any:
 
 
 def split_rows(mesh: Mesh, array: np.ndarray | None) -> jax.Array | None:
-    """An array that every process has, its rows split over the devices; None stays None."""
+    """Split the rows of an array that every process has over the devices; None stays None."""
     return None if array is None else place(array, split_over_batch(mesh))
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """The whole of an array on every process's host. Every process must call it."""
+    """Copy an array to the host of every process. Every process must call it."""
     if array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)
 
 
 def localize(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of all processes, copied whole to each device of a mesh of this process's own. Every process must call it."""
+    """Copy arrays of all processes to each device of a mesh that is this process's own.
+
+    Every process must call it.
+    """
     everywhere = jax.tree.leaves(tree)[0].sharding.mesh
-    whole = jax.jit(lambda x: x, out_shardings=replicated(everywhere))(tree)
-    mine = jax.tree.map(lambda x: x.addressable_data(0), whole)
+    gathered = jax.jit(lambda x: x, out_shardings=replicated(everywhere))(tree)
+    mine = jax.tree.map(lambda x: x.addressable_data(0), gathered)
     return jax.device_put(mine, replicated(mesh))
 
 
 def prefetch(
     mesh: Mesh, batches: Iterator[dict[str, np.ndarray]], *, batch_size: int, size: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-    """Batches on the devices, `size` of them ahead: a thread puts them there while a step runs."""
+    """Yield batches on the devices; a thread places `size` of them ahead while a step runs."""
 
     def load() -> dict[str, jax.Array] | None:
         batch = next(batches, None)

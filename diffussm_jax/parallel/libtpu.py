@@ -1,8 +1,8 @@
-"""libtpu on machines without a TPU, where it is installed as a compiler."""
+"""libtpu as a compiler on machines without a TPU."""
 
 import os
 
-import jax as _jax  # noqa: F401  # its import notes whether this machine has TPU chips
+import jax as _jax  # noqa: F401 - importing it notes whether this machine has TPU chips
 
 
 def let_libtpu_compile() -> None:

@@ -1,10 +1,12 @@
-"""The device mesh, and the one rule of where arrays live on it.
+"""The device mesh, and the one rule that says where arrays live on it.
 
 | axis | splits |
 |---|---|
 | data | the batch |
-| fsdp | the batch, and parameters, EMA and optimizer state (each device gathers a layer when it needs it) |
+| fsdp | the batch, and also parameters, EMA and optimizer state |
 | sequence | the tokens of each example: rows of the image or latent |
+
+Under fsdp a device gathers the parameters of a layer when it needs them.
 """
 
 import math
@@ -22,17 +24,22 @@ from diffussm_jax.parallel.libtpu import let_libtpu_compile
 
 AXES = ("data", "fsdp", "sequence")
 BATCH_AXES = ("data", "fsdp")
-# Splitting less than this saves no memory worth a collective.
+# Splitting a smaller array saves too little memory to pay for a collective.
 MIN_SPLIT_ELEMENTS = 2**14
-LAYERS = "blocks"  # what stands under this name has a leading axis of layers
+LAYERS = "blocks"  # arrays under this name in a tree have a leading axis of layers
 
 
 def make_mesh(
     config: MeshConfig | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """The mesh of a config (by default all along `data`) over the given devices (by default all of all processes).
+    """Make the mesh of a config over the given devices.
 
-    Of several slices, the data axis goes from slice to slice: its traffic is the least.
+    Of several TPU slices only the data axis crosses from one to another, because it has the least
+    traffic.
+
+    Args:
+        config: the axes; by default all devices are along `data`.
+        devices: by default those of all processes.
 
     Raises:
         UserError: the axes do not multiply to the number of devices.
@@ -61,22 +68,24 @@ def _shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
     filled = [num_devices // known if size == -1 else size for size in sizes]
     if math.prod(filled) != num_devices:
         raise UserError(
-            f"config.mesh: {dict(zip(AXES, sizes))} does not fill {num_devices} devices; -1 in one axis takes "
-            "what the others leave"
+            f"config.mesh: {dict(zip(AXES, sizes))} does not fill {num_devices} devices; -1 in one "
+            "axis takes what the others leave"
         )
     return tuple(filled)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array of which every device has a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_over_batch(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array whose first axis is the batch."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_shardings(mesh: Mesh, batch: dict[str, Any]) -> dict[str, NamedSharding]:
-    """Of each array of a batch: examples over the batch axes, rows of an image over `sequence`."""
+    """The shardings of a batch's arrays: examples over the batch axes, rows over `sequence`."""
     image, label = PartitionSpec(BATCH_AXES, "sequence"), PartitionSpec(BATCH_AXES)
     return {
         name: NamedSharding(mesh, image if array.ndim > 1 else label)
@@ -85,10 +94,10 @@ def batch_shardings(mesh: Mesh, batch: dict[str, Any]) -> dict[str, NamedShardin
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
-    """Of each array of parameters, EMA or optimizer state: where it lives.
+    """The shardings of the arrays of parameters, EMA or optimizer state.
 
-    An array of the blocks is split over `fsdp` along its longest axis, that of the layers excepted; what is
-    outside the blocks, 1 % of a model, is on every device.
+    An array of the blocks is split over `fsdp` along its longest axis other than that of the
+    layers. Arrays outside the blocks, 1 % of a model, are on every device.
     """
 
     def place(path: tuple, array: Any) -> NamedSharding:
@@ -100,9 +109,10 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
 
 def gather_layer(mesh: Mesh, layer: Any) -> Any:
-    """A layer's parameters, whole on every device; their gradients are summed and split again.
+    """Gather a layer's parameters on every device; their gradients are summed and split again.
 
-    Left to itself the partitioner gathers activations of the whole batch to make a split gradient.
+    Without this constraint the partitioner gathers the activations of the global batch to make a
+    split gradient.
     """
     return jax.lax.with_sharding_constraint(layer, replicated(mesh))
 
@@ -117,19 +127,19 @@ def _split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def num_batch_parts(mesh: Mesh) -> int:
-    """How many parts of a batch the mesh holds, one for each device of its batch axes."""
+    """The number of parts into which the mesh splits a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def check_divides(config: Config, mesh: Mesh) -> None:
-    """Raise UserError unless the mesh divides a batch, its microbatches and the rows of an image."""
+    """Raise UserError unless the mesh divides a batch, its microbatches and an image's rows."""
     training = config.training
     if training.batch_size % (num_batch_parts(mesh) * training.num_microbatches):
-        of = f"the {num_batch_parts(mesh)} devices of mesh.data and mesh.fsdp"
+        divisor = f"the {num_batch_parts(mesh)} devices of mesh.data and mesh.fsdp"
         if training.num_microbatches > 1:
-            of += f" times training.num_microbatches = {training.num_microbatches}"
+            divisor += f" times training.num_microbatches = {training.num_microbatches}"
         raise UserError(
-            f"config.training.batch_size must be a multiple of {of}, got {training.batch_size}"
+            f"config.training.batch_size must be a multiple of {divisor}, got {training.batch_size}"
         )
     rows = config.grid[0] // config.model.patch_size
     if rows % mesh.shape["sequence"]:
@@ -140,7 +150,7 @@ def check_divides(config: Config, mesh: Mesh) -> None:
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """The examples of a batch that this process's devices hold, in rising order."""
+    """The indices in a batch of the examples that this process's devices hold, in rising order."""
     places = split_over_batch(mesh).addressable_devices_indices_map((batch_size,))
     rows = [np.arange(batch_size)[index] for index in places.values()]
     return np.unique(np.concatenate(rows))

@@ -1,4 +1,7 @@
-"""Told to stop: SIGTERM, as before a machine is taken away, or SIGINT, Ctrl-C. The work in hand is saved and the process ends."""
+"""A notice to stop: SIGTERM, as before a machine is taken away, or SIGINT, which is Ctrl-C.
+
+The work in hand is saved and the process ends.
+"""
 
 import logging
 import os
@@ -6,6 +9,7 @@ import signal
 import socket
 import threading
 from types import FrameType
+from typing import Any
 
 from diffussm_jax.parallel import distributed
 from diffussm_jax.parallel.stop_point import StopPoint
@@ -16,10 +20,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class PreemptionNotice:
-    """Inside this context the first SIGTERM or SIGINT only asks to stop, and a second one ends the process at once.
+    """A context in which a first SIGTERM or SIGINT requests a stop and a second ends the process.
 
-    The handlers of before are back on leaving it. Outside the main thread, where Python takes no signals, it only hears
-    of the other processes' ones.
+    On leaving it the earlier handlers are back. Outside the main thread Python takes no signals;
+    there it only learns of those of the job's other processes.
 
         with PreemptionNotice() as notice:
             for batch in batches:
@@ -31,12 +35,12 @@ class PreemptionNotice:
 
     def __init__(self) -> None:
         self._stop = distributed.stop_point() or StopPoint()
-        self._handlers: dict = {}
+        self._handlers: dict[signal.Signals, Any] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> "PreemptionNotice":
         if threading.current_thread() is threading.main_thread():
-            # The system writes each signal's number here at once, even while the main thread compiles; Python's own
-            # handlers would wait for it, and two signals become one.
+            # The system writes each signal's number here at once, even while the main thread
+            # compiles. Python's own handlers would wait for it, and two signals would become one.
             self._read_end, self._write_end = socket.socketpair()
             self._write_end.setblocking(False)
             self._wakeup = signal.set_wakeup_fd(self._write_end.fileno())
@@ -44,7 +48,7 @@ class PreemptionNotice:
             threading.Thread(target=self._listen, daemon=True).start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         if not self._handlers:
             return
         for number, handler in self._handlers.items():
@@ -54,11 +58,14 @@ class PreemptionNotice:
 
     @property
     def received(self) -> bool:
-        """Whether a process of the job was told to stop: for loops of which each process has its own."""
-        return self._stop.is_asked
+        """Whether a process of the job got a notice. For loops that each process has for itself."""
+        return self._stop.is_requested
 
     def reached(self) -> bool:
-        """Whether to stop here. Called once per turn of a loop; all processes of a job get True on the same turn."""
+        """Whether to stop here. For loops that all processes share.
+
+        It must be called once per turn; all processes of a job get True on the same turn.
+        """
         return self._stop.reached()
 
     def _listen(self) -> None:
@@ -72,8 +79,8 @@ class PreemptionNotice:
                     os._exit(128 + byte[0])
                 name = signal.Signals(byte[0]).name
                 logger.warning("%s: saving, then ending; a second ends at once", name)
-                self._stop.ask()
+                self._stop.request()
 
 
 def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """`_listen` does it; without a Python handler the system would end the process."""
+    """Leave a signal to `_listen`; without a Python handler the system would end the process."""

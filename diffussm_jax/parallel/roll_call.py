@@ -1,8 +1,9 @@
-"""A roll call of a job's processes: who is missing at its start, and who dies later, by name.
+"""A roll call of a job's processes: it names those that are missing at the start or die later.
 
-JAX's own coordination ends every process too, but its messages name nobody at the start, and a dead process
-only after its heartbeats have been missed. Here each process holds a connection to process 0, which the system closes
-when a process ends, however it ends. What goes over it are lines of JSON.
+JAX's own coordination ends every process too, but its messages name nobody at the start, and a
+dead process only after its heartbeats have been missed. Here each process holds a connection to
+process 0, over which they send lines of JSON. The system closes it when a process ends, however it
+ends.
 """
 
 import json
@@ -17,8 +18,9 @@ from typing import Any, TextIO
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.stop_point import StopPoint
 
-GRACE = 5.0  # seconds in which the others may end by themselves
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds
+GRACE_SECONDS = 5.0  # in which the other processes may end by themselves
+# Options of a connection: a peer whose machine is gone is noticed after 10 + 3 * 5 seconds.
+KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Processes:
     """The processes of a job, and which of them this one is.
 
     Attributes:
-        coordinator: host:port of process 0 for JAX; the roll call is held on the port after it.
+        coordinator: host:port of process 0 for JAX; the roll call uses the port after it.
+        num: the number of processes.
+        index: the number of this one, from 0.
     """
 
     coordinator: str
@@ -35,13 +39,15 @@ class Processes:
 
 
 class RollCall:
-    """Present from construction until `leave`; if another process ends in between with an error, this one ends too.
+    """This process's part in the roll call, from its construction until `leave`.
+
+    If another process ends in between with an error, this one ends too.
 
     Attributes:
-        stop_point: where all stop when one is told to.
+        stop_point: the point at which all stop when one gets a notice to.
 
     Raises:
-        UserError: a process was not there in time, or started twice; the message names it.
+        UserError: a process did not start in time, or started twice; the message names it.
     """
 
     def __init__(self, processes: Processes, *, timeout: float):
@@ -62,7 +68,12 @@ class RollCall:
             thread.start()
 
     def leave(self, error: str | None = None, *, code: int = 1) -> None:
-        """Say that this process ends, and of what; with an error the others end too, with the exit code."""
+        """Tell the others that this process ends; with an error they end too.
+
+        Args:
+            error: what this process ends with, if not as it should.
+            code: the exit code of the others.
+        """
         with self._lock:
             self._leaving = True
         self._tell({"left": self._processes.index, "error": error, "code": code})
@@ -70,21 +81,21 @@ class RollCall:
             self._let_them_end()
 
     def _gather(self, deadline: float, timeout: float) -> None:
-        """Of process 0: wait for the others, and tell them how it went."""
+        """Wait for the others and tell them the result; process 0 does this."""
         port = int(self._processes.coordinator.rpartition(":")[2]) + 1
-        wanted, problem = set(range(1, self._processes.num)), None
+        others, problem = set(range(1, self._processes.num)), None
         with socket.create_server(("", port), backlog=self._processes.num) as server:
-            while wanted - self._peers.keys() and not problem:
+            while others - self._peers.keys() and not problem:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
                     peer = _Peer(server.accept()[0])
-                    hello = peer.read(timeout=GRACE)
+                    hello = peer.read(timeout=GRACE_SECONDS)
                 except TimeoutError:
                     if time.monotonic() >= deadline:
                         break
                     continue
                 problem = self._greet(peer, hello)
-        missing = sorted(wanted - self._peers.keys())
+        missing = sorted(others - self._peers.keys())
         if missing and not problem:
             names = ", ".join(str(index) for index in missing)
             problem = (
@@ -96,20 +107,24 @@ class RollCall:
             raise UserError(problem)
 
     def _greet(self, peer: "_Peer", hello: dict[str, Any]) -> str | None:
-        """Take a process in; what is wrong with it, if anything. A stranger is no process and is ignored."""
+        """Take a process in, or return what is wrong with it; other connections are ignored."""
         index, num, ours = hello.get("process"), hello.get("num"), self._processes.num
         if not isinstance(index, int):
             return None
         peer.host = str(hello.get("host"))
         if num != ours or not 0 < index < ours:
-            return f"process {index} on {peer.host} was started as one of {num}, process 0 as one of {ours}"
+            return (
+                f"process {index} on {peer.host} was started as one of {num}, process 0 as one of "
+                f"{ours}"
+            )
         if index in self._peers:
-            return f"process {index} was started twice, on {self._peers[index].host} and on {peer.host}"
+            first = self._peers[index].host
+            return f"process {index} was started twice, on {first} and on {peer.host}"
         self._peers[index] = peer
         return None
 
     def _answer(self, deadline: float, timeout: float) -> None:
-        """Of the others: find process 0, and wait for what it says."""
+        """Connect to process 0 and wait for its result; the other processes do this."""
         host, _, port = self._processes.coordinator.rpartition(":")
         while True:
             try:
@@ -118,14 +133,14 @@ class RollCall:
             except OSError as error:
                 if time.monotonic() >= deadline:
                     raise UserError(
-                        f"process 0 ({self._processes.coordinator}) did not start within {timeout:g} s "
-                        f"(--start_timeout): see its log ({error})"
+                        f"process 0 ({self._processes.coordinator}) did not start within "
+                        f"{timeout:g} s (--start_timeout): see its log ({error})"
                     ) from error
                 time.sleep(0.2)
         mine = {"process": self._processes.index, "num": self._processes.num}
         peer.write(mine | {"host": socket.gethostname()})
         try:
-            verdict = peer.read(timeout=deadline - time.monotonic() + GRACE)
+            verdict = peer.read(timeout=deadline - time.monotonic() + GRACE_SECONDS)
         except TimeoutError:
             verdict = {}
         peer.host = verdict.get("host", host)
@@ -134,7 +149,7 @@ class RollCall:
         self._peers[0] = peer
 
     def _watch(self, index: int, peer: "_Peer") -> None:
-        """Hear what a peer says until its last word; silence means that it died."""
+        """Read a peer's messages until its last; an end without one means that it died."""
         while not (last := peer.read()).keys() & {"left", "end"} and last:
             self.stop_point.receive(index, last)
         if last.get("left") == index and not last.get("error"):
@@ -143,7 +158,7 @@ class RollCall:
         name = f"process {index} ({peer.host})"
         code = last.get("code", 1)
         if error := last.get("error"):
-            time.sleep(GRACE)  # an error that all have is said by each in its own words
+            time.sleep(GRACE_SECONDS)  # where all fail alike, each ends with its own message
             self._end(f"{name} ended: {error}", code)
         else:
             self._end(last.get("end", f"{name} died"), code)
@@ -165,8 +180,8 @@ class RollCall:
             peer.write(message)
 
     def _let_them_end(self) -> None:
-        """Process 0 is the last: without it JAX aborts the others before they can say anything."""
-        deadline = time.monotonic() + GRACE
+        """Wait for the others to end: without process 0 JAX aborts them before their last words."""
+        deadline = time.monotonic() + GRACE_SECONDS
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
@@ -186,7 +201,7 @@ class _Peer:
         self._lines: TextIO = connection.makefile("r")
 
     def read(self, *, timeout: float | None = None) -> dict[str, Any]:
-        """The next message; {} when the other end is closed, or says what is none.
+        """Read the next message; {} when the connection is closed, or a line is not a message.
 
         Raises:
             TimeoutError: nothing came in time.
@@ -201,7 +216,7 @@ class _Peer:
         return message if isinstance(message, dict) else {}
 
     def write(self, message: dict[str, Any]) -> None:
-        """Send, if there is still somebody at the other end."""
+        """Send a message, if the other end is still open."""
         try:
             self._connection.sendall(json.dumps(message).encode() + b"\n")
         except OSError:

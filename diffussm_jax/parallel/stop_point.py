@@ -1,7 +1,8 @@
 """The one point of a loop at which every process of a job stops.
 
-Whoever is told to stop asks the others. Each says how many points it has passed and passes no further one before all know
-the first that nobody has passed: there they stop. While nobody asks, nothing is sent and nobody waits.
+A process that is to stop requests it of the others. Each then says how many points it has passed,
+and passes no further one until all know the first point that nobody has passed. There they stop.
+Until a stop is requested nothing is sent and nobody waits.
 """
 
 import threading
@@ -12,10 +13,13 @@ NEVER = 2**62  # a number of points that no process passes
 
 
 class StopPoint:
-    """Agrees over messages between process 0 and each other one; a job of one process agrees with itself.
+    """Agrees with those of the other processes, by messages between process 0 and each other one.
+
+    The stop point of a process that runs alone agrees with itself.
 
     Args:
-        send: passes a message to every process (from process 0) or to process 0 (from another).
+        send: passes a message to every other process (from process 0) or to process 0 (from
+            another one).
     """
 
     def __init__(
@@ -27,31 +31,31 @@ class StopPoint:
         self._index, self._num, self._send = index, num, send
         self._changed = threading.Condition()
         self._passed = 0  # points, by this process
-        self._is_asked = False
+        self._is_requested = False
         self._stop_at: int | None = None
         self._all_passed: dict[int, int] = {}  # by each process; process 0 keeps it
 
     @property
-    def is_asked(self) -> bool:
-        """Whether any process was told to stop."""
-        return self._is_asked
+    def is_requested(self) -> bool:
+        """Whether any process has requested a stop."""
+        return self._is_requested
 
-    def ask(self) -> None:
-        """Have all processes stop."""
+    def request(self) -> None:
+        """Request that all processes stop."""
         self.receive(self._index, {"stop": True})
 
     def reached(self) -> bool:
         """Pass a point; True at the one where all stop. Every process must pass the same points."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._is_asked or self._stop_at is not None)
+            self._changed.wait_for(lambda: not self._is_requested or self._stop_at is not None)
             self._passed += 1
             return self._stop_at is not None and self._passed >= self._stop_at
 
     def receive(self, sender: int, message: dict[str, Any]) -> None:
-        """Take a message that another's StopPoint sent; one that is of something else is ignored."""
+        """Take a message that another process's StopPoint sent; other messages are ignored."""
         with self._changed:
-            if message.get("stop") and not self._is_asked:
-                self._be_asked(sender)
+            if message.get("stop") and not self._is_requested:
+                self._take_request(sender)
             if "passed" in message:
                 self._count(sender, message["passed"])
             if "stop_at" in message:
@@ -59,16 +63,16 @@ class StopPoint:
             self._changed.notify_all()
 
     def has_left(self, sender: int) -> None:
-        """A process has come to its end, and so has passed every point: the others will too."""
+        """Note that a process has come to its end and passed every point, as the others will."""
         with self._changed:
             self._count(sender, NEVER)
             self._changed.notify_all()
 
-    def _be_asked(self, sender: int) -> None:
+    def _take_request(self, sender: int) -> None:
         if self._index != 0 and sender == self._index:
-            self._send({"stop": True})  # process 0 asks all, this one too
+            self._send({"stop": True})  # process 0 passes it on to all, this one included
             return
-        self._is_asked = True
+        self._is_requested = True
         if self._index == 0:
             self._send({"stop": True})
             self._count(0, self._passed)
@@ -77,6 +81,6 @@ class StopPoint:
 
     def _count(self, sender: int, passed: int) -> None:
         self._all_passed[sender] = passed
-        if self._is_asked and len(self._all_passed) == self._num:
+        if self._is_requested and len(self._all_passed) == self._num:
             self._stop_at = max(self._all_passed.values()) + 1
             self._send({"stop_at": self._stop_at})

@@ -16,7 +16,7 @@ from diffussm_jax.config import from_dict
 from diffussm_jax.data.datasets.digits import digits_dataset_builder
 from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
 from diffussm_jax.data.pipeline import open_source, train_batches
-from diffussm_jax.data.sources import open_images
+from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.data.transforms import centre_crop
 from diffussm_jax.errors import UserError
 from tests.conftest import merge
@@ -146,10 +146,10 @@ def test_one_bad_file_in_a_hundred_is_skipped_the_same_way_each_time(tmp_path, c
     assert sum(np.array_equal(image, next_one) for image in images) == 2
 
 
-def test_labels_must_be_below_the_number_of_classes(tiny_config):
-    config = merge(tiny_config, {})
-    source = open_images(config, "train")
-    source._records = [{"image": b"", "label": 10} | source._records[0] | {"label": 10}]
+def test_labels_must_be_below_the_number_of_classes(tiny_config, tmp_path):
+    write_image(tmp_path / "image.png")
+    record = {"image": (tmp_path / "image.png").read_bytes(), "label": 10}
+    source = ImageSource([record], from_dict(tiny_config).data, facts={})
     with pytest.raises(UserError, match=r"label 10 is not below data.num_classes = 10"):
         source.example(0)
 

@@ -55,3 +55,38 @@ JSON_DAMAGE = {
     "two": b"{}{}",
     "html": b"<html>404</html>",
 }
+
+
+def header(text: bytes) -> bytes:
+    """The beginning of a safetensors file: the length of its header, and the header."""
+    return len(text).to_bytes(8, "little") + text
+
+
+# Bytes that are no weights of a model.
+SAFETENSORS = {
+    "empty": b"",
+    "short": b"1234567",
+    "length": b"\xff" * 8,
+    "length beyond the end": (10**6).to_bytes(8, "little") + b"{}",
+    "no json": header(b"not json"),
+    "a list": header(b"[1, 2, 3]"),
+    "binary": header(b"\xff\xfe\x00\x01"),
+    "deep": header(b"[" * 1000),
+    "nothing": header(b"{}"),
+    "no dtype": header(b'{"a": {"shape": [1], "data_offsets": [0, 4]}}') + b"1234",
+    "dtype": header(b'{"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}}') + b"1234",
+    "offsets": header(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [8, 4]}}') + b"1234",
+    "offsets beyond": header(b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}')
+    + b"1234",
+    "shape": header(b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}') + b"1234",
+    "huge shape": header(
+        b'{"a": {"dtype": "F32", "shape": [99999999999, 99999999999], "data_offsets": [0, 4]}}'
+    )
+    + b"1234",
+    "float8": header(b'{"a": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}')
+    + b"1234",
+    "a path": header(b'{"../../x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}')
+    + b"1234",
+    "pickle": b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00}\x94.",
+    "zip": b"PK\x03\x04" + bytes(60),
+}

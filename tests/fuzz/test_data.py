@@ -20,8 +20,7 @@ from diffussm_jax.files import read_tensors
 from diffussm_jax.parallel.mesh import make_mesh
 from examples.photos import random_autoencoder
 from tests.conftest import merge
-from tests.fuzz.one_line import JSON_DAMAGE, error_of, files_of
-from tests.fuzz.test_work_directories import SAFETENSORS
+from tests.fuzz.one_line import JSON_DAMAGE, SAFETENSORS, error_of, files_of
 
 AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 WEIGHTS = "diffusion_pytorch_model.safetensors"

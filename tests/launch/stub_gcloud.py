@@ -1,6 +1,7 @@
-"""A gcloud for tests: queued resources are folders under $STUB, hosts run their commands on this machine.
+"""A gcloud for tests: queued resources are folders under $STUB, whose hosts are this machine.
 
-$STUB/log keeps every command line; $STUB/preempt, if it is there when a resource is described, takes the resource back.
+$STUB/log keeps every command line. $STUB/preempt, if it exists when a resource is described, takes
+the resource back.
 """
 
 import json
@@ -76,8 +77,8 @@ def kill_jobs(resource: Path) -> None:
 
 def hosts(resource: Path, flags: dict) -> list[Path]:
     assert (resource / "state").read_text() == "ACTIVE"
-    wanted = flags.get("worker", "0")
-    return [x for x in sorted(resource.glob("host*")) if wanted in ("all", x.name[4:])]
+    worker = flags.get("worker", "0")
+    return [x for x in sorted(resource.glob("host*")) if worker in ("all", x.name[4:])]
 
 
 def ssh(resource: Path, names, flags) -> int:

@@ -1,4 +1,4 @@
-"""The launcher against a stub gcloud whose hosts are folders here: the remote script and the jobs really run."""
+"""The launcher against a stub gcloud whose hosts are folders: remote.sh and the jobs really run."""
 
 import json
 import re
@@ -14,7 +14,8 @@ from launch import gcloud, tpu_vm
 
 LAUNCH = Path(gcloud.__file__).parent
 STUB = Path(__file__).with_name("stub_gcloud.py")
-# A training run of three steps, each a line in a file that outlives the slice; it goes on where the file ends.
+# A training run of three steps: each is a number in a file that outlives the slice, and a run goes
+# on where the file ends.
 JOB = """
 import pathlib, sys, time
 done = pathlib.Path(sys.argv[1])
@@ -29,7 +30,7 @@ sys.exit(int(sys.argv[3]))
 
 @pytest.fixture
 def stub(tmp_path, monkeypatch):
-    """A folder with a gcloud on the PATH, and what it was asked."""
+    """A folder with the stub on the PATH, and the log of its commands."""
     program = tmp_path / "bin" / "gcloud"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} {STUB} "$@"\n')
@@ -55,7 +56,7 @@ def call(action, *flags, job=()):
     )
 
 
-def asked(stub, verb) -> list[list[str]]:
+def commands(stub, verb) -> list[list[str]]:
     lines = (stub / "log").read_text().splitlines()
     return [words for words in map(json.loads, lines) if words[3] == verb]
 
@@ -107,16 +108,16 @@ def test_a_slice_that_was_taken_back_is_made_again_and_the_job_goes_on(stub, cap
     (stub / "preempt").touch()
     assert launcher.wait(timeout=60) == 0
     assert "started again: the slice was taken back" in capfd.readouterr().err
-    assert len(asked(stub, "create")) == 2
-    assert all("--spot" in words for words in asked(stub, "create"))
+    assert len(commands(stub, "create")) == 2
+    assert all("--spot" in words for words in commands(stub, "create"))
     steps = (stub / "done").read_text().split()
     assert len(steps) >= 3
-    assert steps.count("0") <= 2  # once a host: the second job did not begin anew
+    assert steps.count("0") <= 2  # once a host: the second job did not start over
 
 
-def test_create_twice_asks_once(stub):
+def test_create_twice_creates_once(stub):
     assert call("create") == call("create") == 0
-    assert len(asked(stub, "create")) == 1
+    assert len(commands(stub, "create")) == 1
 
 
 def test_a_failure_ends_with_its_code_and_last_lines(stub, capfd):
@@ -128,7 +129,12 @@ def test_a_failure_ends_with_its_code_and_last_lines(stub, capfd):
 
 def test_stop_lets_the_job_save(stub):
     """The job gets SIGTERM, saves and ends with 75; who watches it does not start it again."""
-    saving = "import signal,sys,time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\nopen(sys.argv[1],'w')\ntime.sleep(60)"
+    saving = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "open(sys.argv[1], 'w')\n"
+        "time.sleep(60)"
+    )
     launcher = subprocess.Popen(
         [
             sys.executable,
@@ -185,7 +191,7 @@ def test_wrong_use_is_one_line(stub, capfd):
         (["--type=v6e-256", "--num_slices=2"], ["--node-count=2", "--node-prefix=church"]),
     ],
 )
-def test_dry_run_prints_the_commands_and_asks_nothing(stub, capfd, flags, words):
+def test_dry_run_prints_the_commands_and_runs_nothing(stub, capfd, flags, words):
     assert call("run", "--dry_run", *flags, job=["python", "-c", "a b"]) == 0
     create, *rest = [x for x in capfd.readouterr().out.splitlines() if " describe " not in x]
     assert set(words) <= set(create.split())
@@ -194,7 +200,7 @@ def test_dry_run_prints_the_commands_and_asks_nothing(stub, capfd, flags, words)
 
 
 def test_the_jobset_fills_its_slice():
-    """Four chips a host, as many pods as hosts, and a pod that asks for no more than its host has."""
+    """Four chips a host, as many pods as hosts, and a pod that needs no more than its host has."""
     manifest = yaml.safe_load((LAUNCH / "jobset.yaml").read_text())
     (slices,) = manifest["spec"]["replicatedJobs"]
     pods = slices["template"]["spec"]

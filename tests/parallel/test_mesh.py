@@ -38,7 +38,10 @@ def batch():
 
 
 def one_step(tiny_config, batch, mesh, **training):
-    """Metrics, Adam's first moment (a tenth of the gradient) and the state, after a step from random parameters."""
+    """A step from random parameters: metrics, Adam's first moments and the state.
+
+    A first moment is a tenth of the gradient.
+    """
     data = {"space": "latents", "image_size": 64, "channels": 3}
     config = merge(tiny_config, {"data": data, "training": training})
     optimizer = make_optimizer(config.optimizer)
@@ -68,12 +71,12 @@ def expected(tiny_config, batch):
     return one_step(tiny_config, batch, make_mesh(devices=jax.devices()[:1]))
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
     for name, value in expected[0].items():
-        np.testing.assert_allclose(found[0][name], value, rtol=1e-5)
-    for actual, wanted in zip(found[1], expected[1], strict=True):
-        scale = np.abs(wanted).max() + 1e-12
-        np.testing.assert_allclose(actual / scale, wanted / scale, atol=2e-5)
+        np.testing.assert_allclose(actual[0][name], value, rtol=1e-5)
+    for ours, theirs in zip(actual[1], expected[1], strict=True):
+        scale = np.abs(theirs).max() + 1e-12
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=2e-5)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +86,9 @@ def assert_same(found, expected):
 )
 def test_eight_devices_equal_one(tiny_config, batch, expected, sizes, monkeypatch):
     monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)
-    found = one_step(tiny_config, batch, make_mesh(MeshConfig(*sizes)))
-    assert_same(found, expected)
-    kernel = found[2].ema["blocks"]["w0"]["kernel"]
+    actual = one_step(tiny_config, batch, make_mesh(MeshConfig(*sizes)))
+    assert_same(actual, expected)
+    kernel = actual[2].ema["blocks"]["w0"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 16 // sizes[1])
 
 
@@ -150,10 +153,10 @@ def test_prefetch_gives_every_batch_in_order_and_its_errors():
             yield {"x": np.full((8, 2), index), "label": np.arange(8)}
         raise ValueError("the sixth")
 
-    found = prefetch(mesh, batches(), batch_size=8)
+    fetched = prefetch(mesh, batches(), batch_size=8)
     for index in range(5):
-        batch = next(found)
+        batch = next(fetched)
         np.testing.assert_array_equal(batch["x"], np.full((8, 2), index))
         np.testing.assert_array_equal(batch["label"], np.arange(8))
     with pytest.raises(ValueError, match="the sixth"):
-        next(found)
+        next(fetched)

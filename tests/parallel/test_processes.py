@@ -1,6 +1,8 @@
-"""Jobs of several processes on this machine: the same numbers as one process, and an end for all when one is missing or dies."""
+"""Jobs of several processes on this machine.
 
-import json
+They compute the numbers of one process, and all end when one is missing or dies.
+"""
+
 import os
 import signal
 import socket
@@ -14,66 +16,10 @@ import pytest
 
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.distributed import find_processes
+from diffussm_jax.parallel.roll_call import Processes
 from diffussm_jax.sampling.model import load
-from launch.local import _free_ports
-
-TINY = {
-    "model.depth": 1,
-    "model.width": 16,
-    "model.state_size": 4,
-    "training.batch_size": 16,
-    "training.log_every": 1,
-    "training.eval_every": 10**9,
-    "training.sample_every": 20,
-    "sample.num": 10,
-    "sample.batch_size": 16,
-    "sample.steps": 2,
-}
-FAST = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
-
-def command(workdir: Path, data_dir: str, **changes) -> list[str]:
-    """A training run of the digits, tiny unless changed."""
-    fields = TINY | {"data.data_dir": data_dir} | changes
-    options = [f"--config.{name}={value}" for name, value in fields.items()]
-    program = [sys.executable, "-m", "diffussm_jax.main"]
-    return [*program, "--config=configs/digits.py", f"--workdir={workdir}", *options]
-
-
-def environment(**variables: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
-    return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST} | variables
-
-
-def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command, env=environment(**variables), capture_output=True, text=True, check=False
-    )
-
-
-def start_all(command: list[str], num: int, *, indices=None) -> list[subprocess.Popen]:
-    """Processes of a job, as a user's own scripts would start them."""
-    address = f"localhost:{_free_ports()}"
-    return [
-        subprocess.Popen(
-            [
-                *command,
-                f"--coordinator_address={address}",
-                f"--num_processes={num}",
-                f"--process_id={index}",
-            ],
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in (range(num) if indices is None else indices)
-    ]
-
-
-def metrics(workdir: Path) -> list[dict]:
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+from launch.local import free_ports
+from tests.jobs import child_of, command, environment, metrics, run, start_all, wait_for_steps
 
 
 def compare(workdir: Path, data_dir: str, num_processes: int, num_devices: int, **changes):
@@ -112,7 +58,7 @@ def test_two_processes_train_as_one(tmp_path, data_dir):
 
 @pytest.mark.slow
 def test_two_processes_sample_what_one_does(tmp_path, data_dir):
-    """Each draws its ranges on its own devices; the npz is the same byte by byte, since the microbatch is."""
+    """Each draws its ranges on its own devices; with the same microbatch the npz is the same."""
     training = command(tmp_path, data_dir, **{"training.num_steps": 2, "mesh.fsdp": 2})
     launcher = [sys.executable, "-m", "launch.local", "--processes=2", "--devices=2"]
     job = {"sample.microbatch": 4, "sample.num": 40, "sample.labels": "random"}
@@ -145,20 +91,12 @@ def test_four_processes_train_the_demo_as_one(tmp_path, data_dir):
     compare(tmp_path, data_dir, 4, 2, **demo)
 
 
-def _wait_for_steps(workdir: Path, num: int, job: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
-    while not (workdir / "metrics.jsonl").exists() or len(metrics(workdir)) < num:
-        assert job.poll() is None, job.communicate()[0]
-        assert time.monotonic() < deadline, "the job does not train"
-        time.sleep(0.2)
-
-
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_when_one_is_killed_all_end_and_name_it(tmp_path, data_dir, victim):
     long = {"training.num_steps": 10**6, "training.sample_every": 10**9}
     children = start_all(command(tmp_path, data_dir, **long), 2 if victim == 0 else 4)
     try:
-        _wait_for_steps(tmp_path, 3, children[victim])
+        wait_for_steps(tmp_path, 3, children[victim])
         children[victim].kill()
         killed = time.monotonic()
         for index, child in enumerate(children):
@@ -185,25 +123,13 @@ def test_the_launcher_ends_all_and_shows_the_last_lines_of_the_killed(tmp_path, 
         text=True,
     )
     try:
-        _wait_for_steps(tmp_path, 3, job)
-        os.kill(_child_of(job.pid, f"JAX_PROCESS_ID={victim}"), signal.SIGKILL)
+        wait_for_steps(tmp_path, 3, job)
+        os.kill(child_of(job.pid, f"JAX_PROCESS_ID={victim}"), signal.SIGKILL)
         output = job.communicate(timeout=60)[0]
     finally:
         job.kill()
     assert job.returncode == 128 + signal.SIGKILL
     assert f"error: process {victim} of 4 was ended by SIGKILL; its last lines:" in output
-
-
-def _child_of(parent: int, variable: str) -> int:
-    """The process under another whose environment holds a variable."""
-    for folder in Path("/proc").iterdir():
-        try:
-            is_child = f"PPid:\t{parent}\n" in (folder / "status").read_text()
-            if is_child and variable in (folder / "environ").read_text().split("\0"):
-                return int(folder.name)
-        except OSError:
-            continue
-    raise AssertionError(f"no process under {parent} with {variable}")
 
 
 @pytest.mark.parametrize(
@@ -223,8 +149,8 @@ def test_a_missing_process_is_named_within_the_time(tmp_path, present, missing):
 
 
 def test_an_error_of_one_process_ends_the_others(tmp_path, data_dir):
-    """The second process has another config, which it refuses; the first would wait for it in a collective."""
-    address = f"localhost:{_free_ports()}"
+    """The second process refuses its config; the first would wait for it in a collective."""
+    address = f"localhost:{free_ports()}"
     children = [
         subprocess.Popen(
             command(tmp_path, folder),
@@ -246,8 +172,8 @@ def test_an_error_of_one_process_ends_the_others(tmp_path, data_dir):
 def test_flags_and_variables_say_who_a_process_is(monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "a:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "3")
-    found = find_processes({"process_id": 2}, timeout=1.0)
-    assert (found.coordinator, found.num, found.index) == ("a:1", 3, 2)
+    processes = find_processes({"process_id": 2}, timeout=1.0)
+    assert processes == Processes("a:1", 3, 2)
     assert find_processes({"process_id": 0, "num_processes": 1}, timeout=1.0) is None
     for changes, message in (
         ({}, "--process_id"),

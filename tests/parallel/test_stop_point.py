@@ -58,7 +58,7 @@ def run(job: Job, num_turns: int, speed: float) -> list[int]:
 def test_all_stop_at_the_same_turn(askers, after):
     job = Job(3)
     for index in askers:
-        threading.Timer(after, job.points[index].ask).start()
+        threading.Timer(after, job.points[index].request).start()
     stopped = run(job, 10_000, speed=1e-3)
     assert len(set(stopped)) == 1
     assert stopped[0] < 10_000
@@ -67,8 +67,8 @@ def test_all_stop_at_the_same_turn(askers, after):
 def test_one_process_stops_at_once():
     alone = StopPoint()
     assert [alone.reached() for _ in range(3)] == [False] * 3
-    alone.ask()
-    assert alone.is_asked
+    alone.request()
+    assert alone.is_requested
     assert alone.reached()
 
 
@@ -78,5 +78,5 @@ def test_who_has_come_to_its_end_is_not_waited_for():
     for _ in range(5):
         assert not job.points[1].reached()
     job.points[0].has_left(1)
-    job.points[0].ask()
+    job.points[0].request()
     assert [job.points[0].reached() for _ in range(5)] == [False] * 5
