@@ -83,6 +83,8 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except CommandEnd as end:
         _exit(end.exit_code, end.last_line, at_once=end.may_hang)
+    except FloatingPointError as error:  # of JAX_DEBUG_NANS
+        _exit(1, f"error: {error}")
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
