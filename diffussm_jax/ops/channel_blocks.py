@@ -64,7 +64,7 @@ _run_blocks.defvjp(_forward, _backward)
 
 
 def _split(arrays: Any, axes: Axes, num_blocks: int) -> Any:
-    """The axis of channels as two: the blocks, in front, and the channels of a block."""
+    """Split the axis of channels in two: the blocks, in front, and the channels of a block."""
 
     def split(x: Array, axis: int) -> Array:
         shape = (*x.shape[:axis], num_blocks, -1, *x.shape[axis + 1 :])
@@ -98,7 +98,7 @@ def _cut(results: Any, num_channels: int) -> Any:
 
 
 def _map(f: Callable[[Array, int], Array], arrays: Any, axes: Axes) -> Any:
-    """f(array, axis) for each array; an axis holds for a whole subtree, as in `jax.vmap`."""
+    """Apply f(array, axis) to each array; an axis holds for a subtree, as in `jax.vmap`."""
     return jax.tree.map(
         lambda axis, subtree: jax.tree.map(lambda x: f(x, axis), subtree), axes, arrays
     )

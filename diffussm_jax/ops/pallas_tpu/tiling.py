@@ -32,8 +32,7 @@ class Tiling:
     interpret: Any = False
 
 
-# By `jax.Device.device_kind`. Cores of v4 have 16 MiB of VMEM, of v5p 64 MiB, of v5e and v6e 128
-# MiB.
+# By `jax.Device.device_kind`. A core has 16 MiB of VMEM on v4, 64 on v5p, 128 on v5e and v6e.
 TILINGS = {
     "TPU v4": Tiling(strided_roll=False, vmem_bytes=15 * 2**20),
     "TPU v5 lite": Tiling(),
