@@ -1,10 +1,6 @@
-"""`--mode=export`: the EMA weights of a run as a folder to keep, publish, sample from and finetune from.
+"""`--mode=export`: write the EMA weights of a run to a folder to keep or publish.
 
-export.json         the step, and the checksums of the files below; written last, so it makes an export whole
-model.safetensors   the EMA parameters, float32, named as `blocks.w0.kernel`
-config.json         the config of the run, without the paths of the machine it ran on
-data.json           the names of the classes, and what the data was made of
-README.md           a model card
+`workdir/weights.py` describes the files.
 """
 
 import dataclasses
@@ -17,6 +13,7 @@ from flax.traverse_util import flatten_dict
 from diffussm_jax.config import Config, MeshConfig
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import read_json, writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.workdir import layout
@@ -32,10 +29,13 @@ logger = logging.getLogger(__name__)
 
 
 def export(config: Config, workdir: Path) -> None:
-    """Write the EMA of the latest checkpoint into `export.folder`, by default `export` in the work directory.
+    """Write the EMA of the latest checkpoint to `export.folder`.
+
+    By default that is `export` in the work directory.
 
     Raises:
-        UserError: there is no run or no checkpoint, or the folder holds something else or cannot be written.
+        UserError: there is no run or no checkpoint, or the folder holds something else or cannot be
+            written.
     """
     layout.require_same_model(workdir, config)
     weights = load_weights(workdir)
@@ -46,19 +46,15 @@ def export(config: Config, workdir: Path) -> None:
     tensors = {name: to_host(x) for name, x in flatten_dict(weights.params, sep=".").items()}
     if not is_first():
         return
-    facts = layout.read_data_facts(workdir)
-    published = _without_paths(weights.config)
-    try:
-        write_export(folder, published, facts, tensors, weights.step)
-    except OSError as error:
-        raise UserError(
-            f"config.export.folder: {folder} cannot be written: {error.strerror}"
-        ) from error
+    path = workdir / layout.DATA_FILE
+    facts = read_json(path) if path.exists() else {}  # all of them, not only `layout.DataFacts`
+    with writing_to(folder, field="config.export.folder"):
+        write_export(folder, _without_paths(weights.config), facts, tensors, weights.step)
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
 
 
 def _without_paths(config: Config) -> Config:
-    """A config for other machines: any devices, no folders; a folder of images keeps its own name."""
+    """A config for other machines: on any devices, and without folders but their names."""
     name = portable_name(config.data.name)
     data = dataclasses.replace(config.data, name=name, data_dir=None, latents_dir=None)
     training = dataclasses.replace(config.training, init_from=None)
@@ -79,5 +75,6 @@ def _require_free(folder: Path) -> None:
     others = {path.name for path in folder.iterdir()} - ours if folder.is_dir() else set()
     if others:
         raise UserError(
-            f"config.export.folder: {folder} holds {min(others)!r}, which is of no export: choose another folder"
+            f"config.export.folder: {folder} holds {min(others)!r}, which is of no export: choose "
+            "another folder"
         )

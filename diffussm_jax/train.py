@@ -31,7 +31,7 @@ from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.init_from import init_from
 from diffussm_jax.workdir.record import (
     Record,
-    describe,
+    make_record,
     require_same_position,
     warn_of_other_versions,
 )
@@ -111,7 +111,7 @@ def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
                     log.report()  # raises where a run should stop
                 if is_due or is_preempted:
                     with log.pause():
-                        record = describe(config, step, scores, log.unreported())
+                        record = make_record(config, step, scores, log.unreported())
                         checkpoints.save(step, state, record)
     if step < num_steps:
         raise Preempted(f"step {step} of {num_steps} is saved in {workdir}")
@@ -124,7 +124,7 @@ def _first_state(config, checkpoints, optimizer, abstract) -> tuple[TrainState, 
     if saved is None:
         places = jax.tree.map(lambda a: a.sharding, abstract)
         init = jax.jit(lambda: init_state(config, optimizer), out_shardings=places)
-        return init(), describe(config, 0)
+        return init(), make_record(config, 0)
     require_same_position(saved.record, config)
     warn_of_other_versions(saved.record)
     logger.info("resuming from step %d", saved.record["step"])

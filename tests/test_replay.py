@@ -15,7 +15,7 @@ from diffussm_jax.replay import replay
 from diffussm_jax.training.state import abstract_state
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.dump import read_newest
-from diffussm_jax.workdir.record import describe
+from diffussm_jax.workdir.record import make_record
 from tests.conftest import merge
 
 
@@ -30,7 +30,7 @@ def stop_with(tiny_config, trained, workdir, damage, **training):
     shutil.rmtree(workdir / "checkpoints")
     damaged = dataclasses.replace(state, params=damage(state.params))
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
-        checkpoints.save(3, damaged, describe(config, 3))
+        checkpoints.save(3, damaged, make_record(config, 3))
     with pytest.raises(NonFiniteError, match="--mode=replay looks into it") as error:
         train_lib.train(config, workdir)
     return config, error.value

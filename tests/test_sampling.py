@@ -203,7 +203,7 @@ def test_autoguidance_moves_images_unless_the_guide_is_the_model(weights, monkey
     options = {"num": 8, "microbatch": 8, "autoguidance": "there", "cfg_scale": 2.0}
     plain, _ = draw_on(weights, 1, num=8, microbatch=8, cfg_scale=1.0)
     for guide, is_same in ((weights, True), (random_weights(1), False)):
-        monkeypatch.setattr(generator, "load_on", lambda mesh, folder: guide)  # noqa: B023
+        monkeypatch.setattr(generator, "load_weights", lambda folder, mesh: guide)  # noqa: B023
         guided, _ = draw_on(weights, 1, **options)
         assert (np.abs(guided - plain).max() <= 1) == is_same
 

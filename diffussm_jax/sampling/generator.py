@@ -22,7 +22,7 @@ from diffussm_jax.sampling.images import ImageArray, LabelArray
 from diffussm_jax.sampling.inputs import image_labels
 from diffussm_jax.sampling.program import images_per_call, sampling_program
 from diffussm_jax.workdir import layout
-from diffussm_jax.workdir.weights import Weights, load_on
+from diffussm_jax.workdir.weights import Weights, load_weights
 
 Decoder = Callable[[jax.Array], jax.Array]
 
@@ -36,7 +36,7 @@ def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
     if config.data.space == "pixels":
         return lambda pixels: pixels
     autoencoder = Autoencoder(config, mesh)
-    encoded_by = layout.read_data_facts(workdir).get("autoencoder.sha256")
+    encoded_by = layout.read_data_facts(workdir).autoencoder_sha256
     if encoded_by not in (None, autoencoder.sha256):
         raise UserError(
             f"config.autoencoder.name: the weights of {config.autoencoder.name!r} are not those that the latents "
@@ -86,7 +86,7 @@ class Generator:
 
     @functools.cache  # noqa: B019  # a generator lives as long as its process
     def _load_guide(self, folder: str) -> Weights:
-        guide = load_on(self._mesh, Path(os.path.expanduser(folder)))
+        guide = load_weights(Path(os.path.expanduser(folder)), mesh=self._mesh)
         _require_same_process(self._config, guide.config, folder)
         return guide
 

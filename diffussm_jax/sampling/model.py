@@ -21,7 +21,7 @@ from diffussm_jax.sampling.images import ImageArray, LabelArray
 from diffussm_jax.sampling.program import images_per_call
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir import layout
-from diffussm_jax.workdir.weights import Weights, load_on
+from diffussm_jax.workdir.weights import Weights, load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def load(
         mesh = make_mesh((config or own).mesh)
     else:
         mesh = make_mesh(devices=jax.local_devices())
-    weights = load_on(mesh, workdir, step=step, ema=ema, ema_length=ema_length)
+    weights = load_weights(workdir, mesh=mesh, step=step, ema=ema, ema_length=ema_length)
     if config is not None:
         sections = {name: getattr(config, name) for name in _FREE_SECTIONS}
         weights = weights._replace(config=dataclasses.replace(own, **sections))

@@ -1,4 +1,4 @@
-"""What a run that stops for its numbers leaves to look into: `faults/step_<n>/` in its work directory.
+"""What a run that stops at non-finite numbers leaves for `--mode=replay`: `faults/step_<n>/`.
 
 checkpoints/<n>/   the state before the updates that were dropped
 batch.npz          the batch of step n, and the indices of its examples in the data
@@ -7,7 +7,6 @@ dump.json          the step, the error and the config; written last
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,24 +14,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffussm_jax.config import Config, from_dict
+from diffussm_jax.config import Config, from_dict, parsing
 from diffussm_jax.data.pipeline import Batch, example_indices, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.errors import CheckpointError, NonFiniteError, UserError
-from diffussm_jax.files import write_text
+from diffussm_jax.files import write_json
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir.checkpoints import Checkpoints
-from diffussm_jax.workdir.record import describe
+from diffussm_jax.workdir.record import make_record
 
 logger = logging.getLogger(__name__)
 
 FAULTS_FOLDER, BATCH_FILE, DUMP_FILE = "faults", "batch.npz", "dump.json"
-INDICES = "indices"
+INDICES = "indices"  # of the examples, beside the batch's own arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class _Summary:
+    """What dump.json holds."""
+
+    step: int
+    error: str
+    config: dict
 
 
 class Dump(NamedTuple):
-    """A step to run again: the batch has the source's arrays; indices are of its examples in the data."""
+    """A step to run again: a batch of the source's arrays, and its examples in the data [b]."""
 
     folder: Path
     step: int
@@ -46,10 +54,12 @@ class Dump(NamedTuple):
 def dump_at_nonfinite(
     config: Config, workdir: Path, source: Source, state: Callable[[], TrainState]
 ) -> Iterator[None]:
-    """Write a dump when the run inside ends with NonFiniteError, which then names the dump. Every process must call it.
+    """When the run inside ends with NonFiniteError, write a dump and name it in the message.
+
+    Every process must call it.
 
     Args:
-        state: gives the state of that moment.
+        state: gives the state at the moment of the call.
     """
     try:
         yield
@@ -70,21 +80,21 @@ def _write(
     keep_one = dataclasses.replace(config.checkpoint, keep=1)
     step = int(state.step)
     with Checkpoints(folder, keep_one) as checkpoints:
-        checkpoints.save(step, state, describe(config, step))
+        checkpoints.save(step, state, make_record(config, step))
     if not is_first():
         return
-    before = error.step - 1
-    batch = next(train_batches(config, source, start_step=before))
-    indices = example_indices(config, num_examples=len(source), step=before)
+    start_step = error.step - 1
+    batch = next(train_batches(config, source, start_step=start_step))
+    indices = example_indices(config, num_examples=len(source), step=start_step)
     arrays: dict[str, Any] = batch | {INDICES: indices}
-    with (folder / BATCH_FILE).open("wb") as file:  # perhaps in a bucket
+    with (folder / BATCH_FILE).open("wb") as file:  # the folder may be in a bucket
         np.savez(file, **arrays)
-    facts = {"step": error.step, "error": str(error), "config": dataclasses.asdict(config)}
-    write_text(folder / DUMP_FILE, json.dumps(facts, indent=1) + "\n")
+    summary = _Summary(error.step, str(error), dataclasses.asdict(config))
+    write_json(folder / DUMP_FILE, dataclasses.asdict(summary))
 
 
 def read_newest(workdir: Path) -> Dump:
-    """The dump of the last fault of a run.
+    """Read the dump of a run's last fault.
 
     Raises:
         UserError: there is none, or it is damaged.
@@ -94,21 +104,19 @@ def read_newest(workdir: Path) -> Dump:
     files = sorted(faults.glob(f"step_*/{DUMP_FILE}")) if faults.is_dir() else []
     if not files:
         raise UserError(
-            f"--workdir={workdir} has no {FAULTS_FOLDER}/: no run in it was stopped by a loss or gradient that is "
-            "not finite"
+            f"--workdir={workdir} has no {FAULTS_FOLDER}/: no run in it was stopped by a loss or "
+            "gradient that is not finite"
         )
     folder = files[-1].parent
     try:
-        facts = json.loads(files[-1].read_text())
-        step, text, values = (facts[name] for name in ("step", "error", "config"))
+        summary = parsing.read_as(folder / DUMP_FILE, _Summary)
+        config = from_dict(summary.config)
         with np.load(folder / BATCH_FILE, allow_pickle=False) as arrays:
             batch = dict(arrays)
         indices = batch.pop(INDICES)
-        config, step = from_dict(values), int(step)
-    # Of damaged zip files anything at all is raised.
-    except Exception as error:
+    except Exception as error:  # a damaged zip file raises anything
         raise UserError(
-            f"{folder} is damaged ({type(error).__name__} on reading {DUMP_FILE} and {BATCH_FILE}): it cannot be "
-            "replayed"
+            f"{folder} is damaged ({type(error).__name__} on reading {DUMP_FILE} and "
+            f"{BATCH_FILE}): it cannot be replayed"
         ) from error
-    return Dump(folder, step, str(text), config, batch, indices)
+    return Dump(folder, summary.step, summary.error, config, batch, indices)

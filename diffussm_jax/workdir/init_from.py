@@ -1,8 +1,10 @@
-"""`training.init_from`: a run that begins from the weights of another one, or of an export."""
+"""`training.init_from`: a run that begins from the weights of another run or of an export."""
 
 import dataclasses
+import enum
 import logging
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,66 +21,91 @@ logger = logging.getLogger(__name__)
 LABEL_TABLE = "label.table"
 
 
+class Outcome(enum.Enum):
+    """What becomes of a parameter."""
+
+    LOADED = "loaded"
+    REINITIALISED = "re-initialised"
+    LEFT_OUT = "left out"
+    REFUSED = "refused"
+
+
+class Verdict(NamedTuple):
+    """The outcome for one parameter, and why it is not loaded."""
+
+    outcome: Outcome
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, [self.outcome.value, self.reason]))
+
+
 def init_from(
     config: Config, state: TrainState, mesh: Mesh, *, class_names: Sequence[str] | None
 ) -> TrainState:
-    """A new state whose parameters and averages are the EMA of `training.init_from`, reported one by one.
+    """Replace a new state's parameters and averages by the EMA of `training.init_from`.
 
-    A label table of other classes keeps its initial values. The step and the optimizer begin anew.
+    What becomes of each parameter is logged. A label table of other classes keeps its initial
+    values, as do the step and the optimizer.
 
     Args:
-        class_names: of the data to train on.
+        class_names: classes of the data to train on.
 
     Raises:
-        UserError: there are no such weights, or another parameter is missing, unknown or of another shape.
+        UserError: there are no such weights, or any other parameter is missing, unknown or of
+            another shape.
     """
     assert config.training.init_from is not None
     weights = load_weights(config.training.init_from, mesh=mesh)
-    ours, theirs = (flatten_dict(state.params, sep="."), flatten_dict(weights.params, sep="."))
-    same_classes = _same_classes(class_names, weights)
+    ours, theirs = (flatten_dict(x, sep=".") for x in (state.params, weights.params))
+    has_same_classes = _has_same_classes(class_names, weights)
     verdicts = {
-        name: _verdict(name, ours, theirs, same_classes)
+        name: _judge(name, ours, theirs, has_same_classes)
         for name in sorted(ours.keys() | theirs.keys())
     }
     logger.info("from the EMA of step %d of %s:", weights.step, config.training.init_from)
     for name, verdict in verdicts.items():
         logger.info("  %s: %s", name, verdict)
-    refused = [name for name, verdict in verdicts.items() if verdict.startswith("refused")]
-    if refused:
-        raise UserError(
-            f"config.training.init_from: {config.training.init_from} has other parameters than this config's model, "
-            f"{len(refused)} in all: {refused[0]} is {verdicts[refused[0]].removeprefix('refused, ')}"
-        )
+    _require_none_refused(verdicts, config.training.init_from)
     _report_differences(config, weights.config)
-    taken = {name for name, verdict in verdicts.items() if verdict == "loaded"}
-    params = unflatten_dict(ours | {name: theirs[name] for name in taken}, sep=".")
-    # Buffers of their own: the train step gives all away.
+    loaded = [name for name, x in verdicts.items() if x.outcome is Outcome.LOADED]
+    params = unflatten_dict(ours | {name: theirs[name] for name in loaded}, sep=".")
+    # Each gets buffers of its own, because the train step donates them all.
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     averages = tuple(copy(params) for _ in state.averages)
     return dataclasses.replace(state, params=params, ema=copy(params), averages=averages)
 
 
-def _verdict(name: str, ours: dict, theirs: dict, same_classes: bool) -> str:
-    """What becomes of a parameter, in words; "loaded" and "refused, ..." have a meaning."""
+def _judge(name: str, ours: dict, theirs: dict, has_same_classes: bool) -> Verdict:
     here, there = (list(x[name].shape) if name in x else "missing" for x in (ours, theirs))
-    if here == there and (same_classes or name != LABEL_TABLE):
-        return "loaded"
+    shapes = f"{there} there and {here} here"
+    if here == there and (has_same_classes or name != LABEL_TABLE):
+        return Verdict(Outcome.LOADED)
     if name != LABEL_TABLE or (name in theirs and name in ours and here[1:] != there[1:]):
-        return f"refused, {there} there and {here} here"
+        return Verdict(Outcome.REFUSED, shapes)
     if name not in ours:
-        return "left out, this model has no classes"
-    return f"re-initialised, {there} there and {here} here, of other classes"
+        return Verdict(Outcome.LEFT_OUT, "this model has no classes")
+    return Verdict(Outcome.REINITIALISED, f"{shapes}, of other classes")
 
 
-def _same_classes(class_names: Sequence[str] | None, weights: Weights) -> bool:
-    """Whether labels mean the same; names that are not known are taken to be the same."""
+def _require_none_refused(verdicts: dict[str, Verdict], folder: str) -> None:
+    refused = [name for name, x in verdicts.items() if x.outcome is Outcome.REFUSED]
+    if refused:
+        raise UserError(
+            f"config.training.init_from: {folder} has other parameters than this config's model, "
+            f"{len(refused)} in all: {refused[0]} is {verdicts[refused[0]].reason}"
+        )
+
+
+def _has_same_classes(class_names: Sequence[str] | None, weights: Weights) -> bool:
+    """Whether labels mean the same; unknown names are taken to be the same."""
     if class_names is None or weights.class_names is None:
         return True
     return list(class_names) == weights.class_names
 
 
 def _report_differences(config: Config, theirs: Config) -> None:
-    """Say what no shape shows: another process, and another number of tokens."""
+    """Log what no shape shows: another diffusion process, and another number of tokens."""
     for field in parsing.field_names(Config):
         here, there = (parsing.get_field(c, field) for c in (config, theirs))
         if field.startswith(("model.", "diffusion.")) and here != there:
@@ -87,7 +114,9 @@ def _report_differences(config: Config, theirs: Config) -> None:
     fitting = theirs.model.dt_rate * ratio
     if config.model.name == "diffussm" and config.model.dt_rate != fitting:
         logger.warning(
-            "this model has %g times the tokens: --config.model.dt_rate=%g gives each filter the reach, as a share "
-            "of all tokens, that it was trained with; now it is %g",
-            *(1 / ratio, fitting, config.model.dt_rate),
+            "this model has %g times the tokens: --config.model.dt_rate=%g gives each filter the "
+            "reach, as a share of all tokens, that it was trained with; now it is %g",
+            1 / ratio,
+            fitting,
+            config.model.dt_rate,
         )

@@ -2,11 +2,12 @@
 
 config.json             the resolved config, written before the first step
 data.json               the names of the classes, and what the data was made of
-checkpoints/<step>/     Orbax
+checkpoints/<step>/     what a run resumes from
 metrics.jsonl           one line per log event; TensorBoard events beside it
 samples/                grids of the training run and what --mode=sample draws
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,109 +17,16 @@ import jax
 from diffussm_jax.config import Config, from_dict, parsing, to_json
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import write_text
+from diffussm_jax.files import write_json, write_text
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 
 CONFIG_FILE = "config.json"
 DATA_FILE = "data.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
-
-def begin(workdir: Path, config: Config) -> None:
-    """Create a work directory for a run, or accept the one that the run already has. Every process must call it.
-
-    Raises:
-        UserError: it cannot be written, holds another run, or is not one for all processes.
-    """
-    path = workdir / CONFIG_FILE
-    # A run that saved nothing begins anew, so that a mistake in its first config can be mended.
-    if path.exists() and has_checkpoint(workdir):
-        require_same_run(workdir, config)
-    if is_first():
-        _create(workdir, config)
-    wait_for_all("work directory")
-    if not path.exists():
-        raise UserError(
-            f"--workdir={workdir} is another folder on process {jax.process_index()} than on process 0: all need "
-            "one that they share"
-        )
-
-
-def _create(workdir: Path, config: Config) -> None:
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / CONFIG_FILE, to_json(config))
-    except (OSError, ValueError) as error:  # a ValueError: a NUL in the name
-        raise UserError(f"--workdir={workdir} cannot be written: {error}") from error
-
-
-def read_config(workdir: Path) -> Config:
-    """The config that a run was started with.
-
-    Raises:
-        UserError: there is no run in `workdir`, or its config.json is damaged.
-    """
-    path = workdir / CONFIG_FILE
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"--workdir={workdir} holds no run ({CONFIG_FILE} is missing)") from error
-    # A UserError is a ValueError; so are damaged JSON and text.
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged or of another version: {error}") from error
-
-
-def write_data_facts(workdir: Path, facts: dict[str, Any]) -> None:
-    """Keep what a source says of itself beside the run that learns from it."""
-    write_text(workdir / DATA_FILE, json.dumps(facts, indent=1) + "\n")
-
-
-def read_data_facts(workdir: Path) -> dict[str, Any]:
-    """What `write_data_facts` kept; nothing where there is no such file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = workdir / DATA_FILE
-    try:
-        facts = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}; remove it") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{path} is damaged: it holds no facts; remove it")
-    names = facts.get("class_names")
-    texts = [facts.get("source", ""), facts.get("autoencoder.sha256", "")]
-    if names is not None and not isinstance(names, list):
-        raise UserError(f"{path} is damaged: class_names is no list; remove it")
-    if not all(isinstance(text, str) for text in [*texts, *(names or [])]):
-        raise UserError(f"{path} is damaged: a name is no text; remove it")
-    return facts
-
-
-def require_same_model(workdir: Path, config: Config) -> None:
-    """Raise UserError if the run in `workdir` has a model or process other than the config's.
-
-    The dtype of activations may be another: a model trained in float32 samples in bfloat16 too.
-    """
-    names = parsing.field_names(Config)
-    of_the_model = [n for n in names if n.startswith(("model.", "diffusion."))]
-    _require_same(workdir, config, [n for n in of_the_model if n != "model.dtype"])
-
-
-def require_same_run(workdir: Path, config: Config) -> None:
-    """Raise UserError naming the first field in which the run in `workdir` differs, those of `MAY_DIFFER` excepted."""
-    _require_same(workdir, config, parsing.field_names(Config))
-
-
-def may_differ(field: str) -> bool:
-    """Whether a run goes on under a config with another value of the dotted `field`."""
-    return field in MAY_DIFFER or field.split(".")[0] in MAY_DIFFER
-
-
-# Fields, and sections as a whole, with which a run goes on as the same run: how and where it is computed, where its
-# files are, what is logged, kept, measured and drawn. A field that is not listed is refused.
+# Fields and complete sections that may change while a run stays the same run: how and where it is
+# computed, where its files are, what is logged, kept, measured and drawn. A change of any other
+# field is refused.
 MAY_DIFFER = frozenset(
     {
         "compilation_cache_dir",
@@ -157,22 +65,123 @@ MAY_DIFFER = frozenset(
 )
 
 
-def _require_same(workdir: Path, config: Config, fields: list[str]) -> None:
-    saved = read_config(workdir)
-    for field in fields:
-        ours, theirs = (parsing.get_field(c, field) for c in (config, saved))
-        if field == "data.name":
-            same = portable_name(ours) == portable_name(theirs)
-        else:
-            same = ours == theirs
-        if not same and not may_differ(field):
-            raise UserError(
-                f"--workdir={workdir} holds a run with {field} = {theirs!r}, but this config has {ours!r}: use its "
-                "config, or another work directory (--config.training.init_from begins from the weights of this one)"
-            )
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+    """What the program reads of data.json; the file may say more.
+
+    Attributes:
+        class_names: the name of each label; None where the data has no labels.
+        source: what the images are and where they come from.
+        autoencoder_sha256: of the weights that encoded the images; None for pixels.
+    """
+
+    class_names: list[str] | None = None
+    source: str = "not recorded"
+    autoencoder_sha256: str | None = None
+
+
+def begin(workdir: Path, config: Config) -> None:
+    """Create a work directory for a run, or accept the one it already has.
+
+    Every process must call it.
+
+    Raises:
+        UserError: it cannot be written, holds another run, or is not shared by all processes.
+    """
+    path = workdir / CONFIG_FILE
+    # A run that saved nothing starts over, so that a mistake in its first config can be mended.
+    if path.exists() and has_checkpoint(workdir):
+        require_same_run(workdir, config)
+    if is_first():
+        _create(workdir, config)
+    wait_for_all("work directory")
+    if not path.exists():
+        raise UserError(
+            f"--workdir={workdir} is another folder on process {jax.process_index()} than on "
+            "process 0: all need one that they share"
+        )
+
+
+def _create(workdir: Path, config: Config) -> None:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_text(workdir / CONFIG_FILE, to_json(config))
+    except (OSError, ValueError) as error:  # a ValueError: a NUL in the name
+        raise UserError(f"--workdir={workdir} cannot be written: {error}") from error
 
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has saved anything that it can go on from."""
     folder = workdir / CHECKPOINTS_FOLDER
     return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+
+
+def read_config(workdir: Path) -> Config:
+    """Read the config that a run was started with.
+
+    Raises:
+        UserError: there is no run in `workdir`, or its config.json is damaged.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"--workdir={workdir} holds no run ({CONFIG_FILE} is missing)") from error
+    # A UserError is a ValueError; so are damaged JSON and text.
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged or of another version: {error}") from error
+
+
+def write_data_facts(workdir: Path, facts: dict[str, Any]) -> None:
+    """Keep what a source says of itself beside the run that learns from it."""
+    write_json(workdir / DATA_FILE, facts)
+
+
+def read_data_facts(workdir: Path) -> DataFacts:
+    """Read what `write_data_facts` kept; the defaults where there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return parsing.read_as(workdir / DATA_FILE, DataFacts, mend="remove it")
+    except (FileNotFoundError, NotADirectoryError):
+        return DataFacts()
+
+
+def require_same_model(workdir: Path, config: Config) -> None:
+    """Raise UserError if the run in `workdir` has another model or diffusion process.
+
+    The dtype of activations may differ: a model trained in float32 samples in bfloat16 too.
+    """
+    names = parsing.field_names(Config)
+    of_the_model = [n for n in names if n.startswith(("model.", "diffusion."))]
+    _require_same(workdir, config, [n for n in of_the_model if n != "model.dtype"])
+
+
+def require_same_run(workdir: Path, config: Config) -> None:
+    """Raise UserError naming the first field that differs in the run in `workdir` and may not."""
+    _require_same(workdir, config, parsing.field_names(Config))
+
+
+def may_differ(field: str) -> bool:
+    """Whether a run goes on under a config with another value of the dotted `field`."""
+    return field in MAY_DIFFER or field.split(".")[0] in MAY_DIFFER
+
+
+def _require_same(workdir: Path, config: Config, fields: list[str]) -> None:
+    saved = read_config(workdir)
+    for field in fields:
+        ours, theirs = (parsing.get_field(c, field) for c in (config, saved))
+        if not may_differ(field) and not _is_same(field, ours, theirs):
+            raise UserError(
+                f"--workdir={workdir} holds a run with {field} = {theirs!r}, but this config has "
+                f"{ours!r}: use its config, or another work directory "
+                "(--config.training.init_from begins from the weights of this one)"
+            )
+
+
+def _is_same(field: str, ours: Any, theirs: Any) -> bool:
+    if field == "data.name":  # a folder of images may lie elsewhere
+        ours, theirs = portable_name(ours), portable_name(theirs)
+    return ours == theirs

@@ -1,13 +1,12 @@
 """The README.md of an export, in the form of the Hugging Face hub's model cards."""
 
-from typing import Any
-
 import flax
 import jax
 
 from diffussm_jax.config import Config
+from diffussm_jax.workdir.layout import DataFacts
 
-MAX_NAMES = 20  # of classes, more are in data.json
+MAX_CLASSES = 20  # that are named; data.json has all
 
 _CARD = """\
 ---
@@ -46,18 +45,15 @@ Scores, intended use, limits and licence: not stated; whoever publishes these we
 
 _TITLES = {"diffussm": "DiffuSSM", "dit": "DiT"}
 _ABOUT = {
-    "diffussm": "An image diffusion model without attention, DiffuSSM ([Yan, Gu and Rush, CVPR 2024](https://arxiv.org/abs/2311.18257)).",
-    "dit": "An image diffusion model of attention over patches, DiT ([Peebles and Xie, ICCV 2023](https://arxiv.org/abs/2212.09748)).",
+    "diffussm": "An image diffusion model without attention, DiffuSSM "
+    "([Yan, Gu and Rush, CVPR 2024](https://arxiv.org/abs/2311.18257)).",
+    "dit": "An image diffusion model of attention over patches, DiT "
+    "([Peebles and Xie, ICCV 2023](https://arxiv.org/abs/2212.09748)).",
 }
 
 
-def model_card(config: Config, facts: dict[str, Any], *, step: int, num_parameters: int) -> str:
-    """Markdown that says what the weights are, how they were trained and how to draw samples.
-
-    Args:
-        facts: of the data, as the work directory keeps them.
-        step: updates made.
-    """
+def model_card(config: Config, facts: DataFacts, *, step: int, num_parameters: int) -> str:
+    """Markdown that says what the weights are, how they were trained and how to draw samples."""
     model, data, diffusion = config.model, config.data, config.diffusion
     height, width, channels = config.grid
     conditional = bool(data.num_classes)
@@ -73,8 +69,8 @@ def model_card(config: Config, facts: dict[str, Any], *, step: int, num_paramete
         image_size=data.image_size,
         data=data.name,
         split=data.split,
-        source=facts.get("source", "not recorded"),
-        classes=_classes(data.num_classes, facts.get("class_names")),
+        source=facts.source,
+        classes=_classes(data.num_classes, facts.class_names),
         step=step,
         batch_size=config.training.batch_size,
         ema_decay=config.training.ema_decay,
@@ -92,8 +88,8 @@ def model_card(config: Config, facts: dict[str, Any], *, step: int, num_paramete
 def _classes(num_classes: int, names: list[str] | None) -> str:
     if not num_classes:
         return "none"
-    listed = ", ".join(str(name) for name in (names or [])[:MAX_NAMES])
-    more = ", ... (all in data.json)" if names and len(names) > MAX_NAMES else ""
+    listed = ", ".join((names or [])[:MAX_CLASSES])
+    more = ", ... (all in data.json)" if names and len(names) > MAX_CLASSES else ""
     return f"{num_classes}: {listed}{more}" if listed else str(num_classes)
 
 

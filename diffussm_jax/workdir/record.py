@@ -8,14 +8,15 @@ from typing import Any
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
 
-DATA_PACKAGES = ("grain", "tensorflow-datasets")  # that say which example comes next
-VERSIONS = ("jax", "flax", "optax", "orbax-checkpoint", *DATA_PACKAGES)  # that are recorded
+# Packages that decide which example comes next.
+DATA_PACKAGES = ("grain", "tensorflow-datasets")
+RECORDED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", *DATA_PACKAGES)
 Record = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
 
-def describe(
+def make_record(
     config: Config,
     step: int,
     eval_losses: dict[str, float] | None = None,
@@ -24,8 +25,8 @@ def describe(
     """The record of a run at a step.
 
     Args:
-        eval_losses: of this very step, if it was evaluated.
-        unreported: metrics of the last steps, where they are not yet in the log.
+        eval_losses: losses on the held-out split, if they were measured at this very step.
+        unreported: metrics of the last steps, where they are not in the log yet.
     """
     return {
         "step": step,
@@ -34,13 +35,13 @@ def describe(
         "eval_loss": (eval_losses or {}).get("eval_loss"),
         "unreported": unreported or [],
         "config": dataclasses.asdict(config),
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: version(name) for name in RECORDED_PACKAGES},
     }
 
 
 def require_same_position(record: Record, config: Config) -> None:
     """Raise UserError unless the config's data go on where those of a checkpoint ended."""
-    now = describe(config, record["step"])
+    now = make_record(config, record["step"])
     for name in ("seed", "examples"):
         if record[name] != now[name]:
             raise UserError(

@@ -1,4 +1,4 @@
-"""A save that goes on while the run does: its end, its failure, its time limit."""
+"""A save in the background of a run: its end, its failure, its time limit."""
 
 import contextlib
 import threading
@@ -13,8 +13,8 @@ class Save:
     """The writing of one checkpoint.
 
     Args:
-        timeout: seconds that it may take from now on.
-        last: the step of the last checkpoint that is whole, for the message of an error.
+        timeout: seconds that the save may take from now on.
+        last: step of the last good checkpoint, for error messages; None where there is none.
     """
 
     def __init__(self, step: int, *, timeout: float, last: int | None):
@@ -23,7 +23,7 @@ class Save:
         self._future: Future[None] = Future()
 
     def finish(self, function: Callable[[int], None]) -> None:
-        """Run the rest, a function of the step, in a thread of its own."""
+        """Run the rest of the save, a function of the step, in a thread of its own."""
 
         def run() -> None:
             try:
@@ -32,25 +32,25 @@ class Save:
             except BaseException as error:  # noqa: BLE001 - `wait` raises it
                 self._future.set_exception(error)
 
-        # Not one that the end of the process waits for: it may hang.
+        # A daemon: the function may hang, and the process waits for other threads at its end.
         threading.Thread(target=run, name="save", daemon=True).start()
 
     def is_over(self) -> bool:
-        """Whether it has come to an end, or its time has."""
+        """Whether the save has ended or run out of time."""
         return self._future.done() or time.monotonic() > self._deadline
 
     def wait(self) -> None:
-        """Wait for the end.
+        """Wait for the end of the save.
 
         Raises:
-            CheckpointError: it failed or took too long.
+            CheckpointError: the save failed or took too long.
         """
         with self.errors():
             self._future.result(timeout=max(0.0, self._deadline - time.monotonic()))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
-        """Inside, what goes wrong is a CheckpointError in one line."""
+        """Turn the errors inside into a CheckpointError in one line."""
         last = (
             "there is none before it"
             if self._last is None
@@ -65,11 +65,12 @@ class Save:
             ) from error
         except Exception as error:  # Orbax and file systems raise anything
             raise CheckpointError(
-                f"the checkpoint of step {self.step} could not be written: {one_line(error)}; {last}"
+                f"the checkpoint of step {self.step} could not be written: {one_line(error)}; "
+                f"{last}"
             ) from error
 
 
 def one_line(error: BaseException) -> str:
-    """An error's first line, or its name where it says nothing."""
+    """The first line of an error's message, or its name where the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

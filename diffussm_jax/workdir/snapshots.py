@@ -1,6 +1,8 @@
-"""Snapshots of a run's power-function averages on disk, and averages of other lengths made of them (EDM2, section 3).
+"""Snapshots of a run's power-function averages, and averages of other widths made from them.
 
-ema/step_<step>_<width>.safetensors   float32, by the names of an export
+Source: Karras et al. 2024 ("EDM2", arXiv 2312.02696), section 3.
+
+ema/step_<step>_<width>.safetensors   float32, named as in an export
 """
 
 import re
@@ -18,11 +20,11 @@ from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.training.power_ema import coefficients
 
-FOLDER = "ema"  # of a work directory
+SNAPSHOTS_FOLDER = "ema"
 
 
 class Snapshot(NamedTuple):
-    """An average on disk."""
+    """One average on disk, of relative width `width`."""
 
     step: int
     width: float
@@ -32,8 +34,8 @@ class Snapshot(NamedTuple):
 def save_snapshots(
     workdir: Path, averages: Sequence[dict], widths: Sequence[float], *, step: int
 ) -> None:
-    """Write each average as safetensors, float32. Every process must call it."""
-    folder = workdir / FOLDER
+    """Write each average in float32. Every process must call it."""
+    folder = workdir / SNAPSHOTS_FOLDER
     for average, width in zip(averages, widths, strict=True):
         tensors = {name: to_host(x) for name, x in flatten_dict(average, sep=".").items()}
         if is_first():
@@ -43,25 +45,30 @@ def save_snapshots(
 
 
 def find_snapshots(workdir: Path) -> list[Snapshot]:
-    found = []
-    for path in sorted((workdir / FOLDER).glob("step_*.safetensors")):
+    """List the snapshots of a run by rising step."""
+    snapshots = []
+    for path in sorted((workdir / SNAPSHOTS_FOLDER).glob("step_*.safetensors")):
         if match := re.fullmatch(r"step_(\d+)_([\d.e-]+)", path.stem):
-            found.append(Snapshot(int(match[1]), float(match[2]), path))
-    return found
+            snapshots.append(Snapshot(int(match[1]), float(match[2]), path))
+    return snapshots
 
 
 def reconstruct(workdir: Path, width: float, *, step: int) -> dict:
-    """The average of any width at a step, as the nearest sum of the snapshots up to that step; float32 on the host.
+    """Approximate the average of any width at a step by a weighted sum of the snapshots up to it.
+
+    Returns:
+        nested parameters, float32 on the host.
 
     Raises:
-        UserError: the run kept no snapshots, or none at that step.
+        UserError: the run kept no snapshot at that step.
     """
     snapshots = [x for x in find_snapshots(workdir) if x.step <= step]
     if not any(x.step == step for x in snapshots):
         steps = sorted({x.step for x in snapshots})
         raise UserError(
-            f"config.sample.ema_length needs snapshots up to step {step} in {workdir / FOLDER}, which has those of steps {steps}: "
-            "train with training.ema_lengths"
+            f"config.sample.ema_length needs snapshots up to step {step} in "
+            f"{workdir / SNAPSHOTS_FOLDER}, which has those of steps {steps}: train with "
+            "training.ema_lengths"
         )
     weights = coefficients(
         [x.step for x in snapshots], [x.width for x in snapshots], step=step, width=width

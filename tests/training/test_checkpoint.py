@@ -18,10 +18,10 @@ from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.state import abstract_state
+from diffussm_jax.training.state import abstract_state, init_state
 from diffussm_jax.workdir import integrity
 from diffussm_jax.workdir.checkpoints import Checkpoints
-from diffussm_jax.workdir.record import describe, warn_of_other_versions
+from diffussm_jax.workdir.record import make_record, warn_of_other_versions
 from tests.conftest import merge
 
 
@@ -50,7 +50,7 @@ def test_a_record_says_where_the_run_is_and_what_made_it(trained, tiny_config):
 
 
 def test_other_versions_of_what_orders_the_data_are_warned_of(tiny_config, caplog):
-    record = describe(from_dict(tiny_config), 3)
+    record = make_record(from_dict(tiny_config), 3)
     warn_of_other_versions(record)
     warn_of_other_versions(record | {"versions": {}})  # as before they were recorded
     assert not caplog.text
@@ -157,14 +157,14 @@ def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
     ]
     optimizer, first = make_optimizer(config.optimizer), abstract(config, meshes[0])
     state = jax.jit(
-        lambda: train_lib.init_state(config, optimizer),
+        lambda: init_state(config, optimizer),
         out_shardings=jax.tree.map(lambda a: a.sharding, first),
     )()
     original = jax.device_get(state)
     for step, mesh in enumerate(meshes[1:], 1):
         wanted = abstract(config, mesh)
         with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
-            checkpoints.save(step, state, describe(config, step))
+            checkpoints.save(step, state, make_record(config, step))
             checkpoints.wait()
             state = checkpoints.restore(wanted).state
         assert_equal(jax.device_get(state), original)
@@ -190,7 +190,7 @@ def test_what_is_kept(tiny_config, tmp_path):
     with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
         for step in range(1, 8):
             eval_losses = {"eval_loss": losses[step]} if step in losses else {}
-            checkpoints.save(step, state, describe(config, step, eval_losses))
+            checkpoints.save(step, state, make_record(config, step, eval_losses))
             checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 6, 7]
 
