@@ -3,6 +3,9 @@
 docs/resuming.md has the table of exit codes and what to do about each.
 """
 
+# Of a run whose steps do not finish: its watchdog ends the process, where an error might hang too.
+HANG_EXIT_CODE = 1
+
 
 class CommandEnd(Exception):
     """Ends a command with one line and an exit code instead of a traceback."""

@@ -1,8 +1,9 @@
-"""`--mode=replay`: run again the step that stopped a run, and say where its first value that is not finite arises."""
+"""`--mode=replay`: run the step that stopped a run again, and find its first non-finite value."""
 
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,20 +20,29 @@ from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import LAYERS, make_mesh
 from diffussm_jax.training.origin import find_origin
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
-from diffussm_jax.training.step import Drawn, draw
+from diffussm_jax.training.step import NoisedBatch, noise_batch
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.dump import Dump, read_newest
 
 logger = logging.getLogger(__name__)
 
 REPORT_FILE = "replay.txt"
-MAX_EXAMPLES = 8  # whose losses are listed
+MAX_LISTED = 8  # examples whose losses are in the report
+
+
+class BadExample(NamedTuple):
+    """An example whose loss or gradient is not finite, by its row in the batch."""
+
+    row: int
+    loss: float
+    grad_norm: float
 
 
 def replay(config: Config, workdir: Path) -> None:
-    """Report, on the log and in `replay.txt` beside the dump, what is not finite in the last step that stopped the run.
+    """Report what is not finite in the last step that stopped the run.
 
-    It runs as the given config says, so that another `model.dtype` or `model.ssm_implementation` can be tried. One device
+    The report goes to the log and to `replay.txt` beside the dump. The step runs as the given
+    config says, so that another `model.dtype` or `model.ssm_implementation` can be tried. One device
     takes one example at a time.
 
     Raises:
@@ -67,49 +77,59 @@ def _report(config: Config, dump: Dump, state: TrainState) -> Iterator[str]:
     yield from _arrays("EMA", state.ema)
     key = jax.random.fold_in(jax.random.key(dump.config.seed), dump.step - 1)
     batch = jax.tree.map(jnp.asarray, dump.batch)
-    drawn = draw(config, key, batch, dump.config.training.label_dropout)
+    noised = noise_batch(config, key, batch, dump.config.training.label_dropout)
     loss_of = _loss_of_one(config)
-    run, bad = jax.jit(jax.value_and_grad(loss_of)), []
-    total = jax.tree.map(jnp.zeros_like, state.params)
-    for row in range(len(dump.indices)):
-        loss, grads = run(state.params, _example(drawn, row))
-        total = jax.tree.map(jnp.add, total, grads)
-        norm = float(optax.tree.norm(grads))
-        if not np.isfinite(float(loss) + norm):
-            bad.append((row, float(loss), norm))
-    yield from _arrays("gradients", total)
-    yield from _examples(dump, drawn, bad)
+    grads, bad = _sum_gradients(loss_of, state.params, noised)
+    yield from _arrays("gradients", grads)
+    yield from _examples(dump, noised, bad)
     if not bad:
         yield (
             "no example's loss or gradient is infinite or NaN when the step runs again here, on "
-            f"{jax.devices()[0].device_kind}: the fault is one of the machine, of the arrangement of devices, or of how "
-            "this config computes the model"
+            f"{jax.devices()[0].device_kind}: the fault is one of the machine, of the arrangement "
+            "of devices, or of how this config computes the model"
         )
         return
     row, loss, _ = bad[0]
-    function: Callable = jax.grad(loss_of) if np.isfinite(loss) else loss_of
-    origin = find_origin(function, state.params, _example(drawn, row))
-    where = "the gradient" if np.isfinite(loss) else "the loss"
+    is_forward = not np.isfinite(loss)
+    function: Callable = loss_of if is_forward else jax.grad(loss_of)
+    origin = find_origin(function, state.params, _example(noised, row))
+    where = "the loss" if is_forward else "the gradient"
     yield f"the first such value on the way to {where} of example {dump.indices[row]}: {origin}"
 
 
-def _loss_of_one(config: Config) -> Callable:
+def _loss_of_one(config: Config) -> Callable[[dict, NoisedBatch], jax.Array]:
+    """The loss of a batch of one example, as a function of the parameters."""
     graphdef, _ = abstract_model(config)
     diffusion = make_diffusion(config.diffusion)
 
-    def loss_of(params: dict, example: Drawn) -> jax.Array:
+    def loss_of(params: dict, example: NoisedBatch) -> jax.Array:
         model = nnx.merge(graphdef, params)
         return training_loss(diffusion, model, *example)["loss"][0]
 
     return loss_of
 
 
-def _example(drawn: Drawn, row: int) -> Drawn:
-    return jax.tree.map(lambda x: x[row : row + 1], drawn)
+def _sum_gradients(
+    loss_of: Callable, params: dict, batch: NoisedBatch
+) -> tuple[dict, list[BadExample]]:
+    """The sum of the examples' gradients, and the examples that are not finite."""
+    run, bad = jax.jit(jax.value_and_grad(loss_of)), []
+    total = jax.tree.map(jnp.zeros_like, params)
+    for row in range(len(batch.t)):
+        loss, grads = run(params, _example(batch, row))
+        total = jax.tree.map(jnp.add, total, grads)
+        norm = float(optax.tree.norm(grads))
+        if not np.isfinite(float(loss) + norm):
+            bad.append(BadExample(row, float(loss), norm))
+    return total, bad
+
+
+def _example(batch: NoisedBatch, row: int) -> NoisedBatch:
+    return jax.tree.map(lambda x: x[row : row + 1], batch)
 
 
 def _differences(config: Config, dumped: Config) -> Iterator[str]:
-    """The fields of the model that are not as they were."""
+    """Name the fields of the model that differ from the run's."""
     for field in parsing.field_names(Config):
         ours, theirs = (parsing.get_field(c, field) for c in (config, dumped))
         if field.startswith("model.") and ours != theirs:
@@ -121,22 +141,22 @@ def _arrays(title: str, tree: dict) -> Iterator[str]:
     yield f"{title}: name, shape, root mean square, largest magnitude, values that are not finite"
     for name, array in flatten_dict(tree, sep=".").items():
         finite = jnp.isfinite(array)
-        kept = jnp.where(finite, array, 0)
+        values = jnp.where(finite, array, 0)
         num_bad = int(jnp.sum(~finite))
-        rms = float(jnp.sqrt(jnp.mean(jnp.square(kept))))
-        line = f"  {name:40} {array.shape!s:20} {rms:10.3g} {float(jnp.max(jnp.abs(kept))):10.3g} {num_bad:8}"
+        rms = float(jnp.sqrt(jnp.mean(jnp.square(values))))
+        largest = float(jnp.max(jnp.abs(values)))
+        line = f"  {name:40} {array.shape!s:20} {rms:10.3g} {largest:10.3g} {num_bad:8}"
         if num_bad and name.startswith(f"{LAYERS}."):
             layers = np.flatnonzero(np.any(~finite.reshape(len(finite), -1), axis=1))
             line += f"  in layers {', '.join(map(str, layers))} (from 0)"
         yield line
 
 
-def _examples(dump: Dump, drawn: Drawn, bad: list) -> Iterator[str]:
-    _, t, _, labels = drawn
+def _examples(dump: Dump, batch: NoisedBatch, bad: list[BadExample]) -> Iterator[str]:
     yield f"{len(bad)} of {len(dump.indices)} examples have a loss or gradient that is not finite"
-    for row, loss, norm in bad[:MAX_EXAMPLES]:
-        label = "" if labels is None else f", label {int(labels[row])}"
+    for row, loss, norm in bad[:MAX_LISTED]:
+        label = "" if batch.y is None else f", label {int(batch.y[row])}"
         yield (
-            f"  example {dump.indices[row]} of the data, row {row} of the batch, t {int(t[row])}{label}: loss {loss:.4g}, "
-            f"gradient norm {norm:.4g}"
+            f"  example {dump.indices[row]} of the data, row {row} of the batch, "
+            f"t {int(batch.t[row])}{label}: loss {loss:.4g}, gradient norm {norm:.4g}"
         )

@@ -1,16 +1,22 @@
-"""`--mode=train`: the whole of a training run."""
+"""`--mode=train`: a complete training run."""
 
+import contextlib
+import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from clu.parameter_overview import get_parameter_overview
+from flax import nnx
+from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
 from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
+from diffussm_jax.data.sources import Source
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import Preempted
 from diffussm_jax.evaluation.score import make_scorer
@@ -23,126 +29,190 @@ from diffussm_jax.sampling.images import save_grid
 from diffussm_jax.training.log import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state, init_state
-from diffussm_jax.training.step import compile_train_step, make_eval_step
+from diffussm_jax.training.step import Batch, TrainStep, compile_train_step, make_eval_step
 from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir import layout
-from diffussm_jax.workdir.checkpoints import Checkpoints
+from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
 from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.init_from import init_from
-from diffussm_jax.workdir.record import (
-    Record,
-    make_record,
-    require_same_position,
-    warn_of_other_versions,
-)
+from diffussm_jax.workdir.record import make_record, require_same_position, warn_of_other_versions
 from diffussm_jax.workdir.snapshots import save_snapshots
 
 logger = logging.getLogger(__name__)
 
-Action = tuple[int, Callable[[TrainState, int], dict[str, float]]]
+DONE = "%s is done: step %d of %d"
+Scalars = dict[str, float]
+
+
+class Action(NamedTuple):
+    """Something that a run does every so many steps, and after the last one.
+
+    Attributes:
+        act: function of the state and the number of the last step; gives scalars to log.
+    """
+
+    every: int
+    act: Callable[[TrainState, int], Scalars]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that is set up: its data, its devices and its programs, but no state yet.
+
+    Attributes:
+        abstract: shape, type and sharding of each array of the state.
+        periodic: what is done between some of the steps.
+    """
+
+    config: Config
+    mesh: Mesh
+    source: Source
+    abstract: TrainState
+    train_step: TrainStep
+    periodic: Sequence[Action]
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Train to `training.num_steps`, from the latest checkpoint in `workdir` if any.
+    """Train to `training.num_steps`, from the latest checkpoint in `workdir` if there is one.
 
     Raises:
         UserError: the work directory, the data or a checkpoint does not fit the config.
         NonFiniteError: the loss or the gradient of too many steps in a row was not finite.
-        Preempted: the process was told to stop; the step in hand is saved.
+        Preempted: the process was told to stop; its last step is saved.
         CheckpointError: a checkpoint could not be written, or not in time.
     """
-    with PreemptionNotice() as notice:
-        _train(config, workdir, notice)
-
-
-def _train(config: Config, workdir: Path, notice: PreemptionNotice) -> None:
-    source = open_source(config, config.data.split)
-    mesh, num_steps = make_mesh(config.mesh), config.training.num_steps
-    check_divides(config, mesh)
-    layout.begin(workdir, config)
-    graphdef, params = abstract_model(config, mesh)
-    optimizer = make_optimizer(config.optimizer)
-    abstract = abstract_state(config, mesh)
-    train_step, evaluate = _compile_steps(config, graphdef, optimizer, abstract, mesh)
-    if is_first():
-        layout.write_data_facts(workdir, source.facts)
-    at_times = _actions(config, workdir, graphdef, mesh, evaluate)
-
-    with (
-        Checkpoints(workdir, config.checkpoint) as checkpoints,
-        Watchdog(config.training.watchdog_seconds) as watchdog,
-    ):
-        state, record = _first_state(config, checkpoints, optimizer, abstract)
-        step = record["step"]
-        if step == 0 and config.training.init_from is not None:
-            names = source.facts["class_names"]
-            state = init_from(config, state, mesh, class_names=names)
-        if step >= num_steps:
-            logger.info("%s is done: step %d of %d", workdir, step, num_steps)
+    num_steps = config.training.num_steps
+    with contextlib.ExitStack() as stack:
+        notice = stack.enter_context(PreemptionNotice())
+        run = set_up(config, workdir)
+        checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
+        watchdog = stack.enter_context(Watchdog(config.training.watchdog_seconds))
+        state, record = first_state(run, checkpoints)
+        start_step = record["step"]
+        if start_step >= num_steps:
+            logger.info(DONE, workdir, start_step, num_steps)
             return
-        logger.info("\n%s", get_parameter_overview(params, include_stats=False))
-        size = config.training.batch_size
-        rows = local_rows(mesh, size)
-        batches = prefetch(
-            mesh, train_batches(config, source, start_step=step, rows=rows), batch_size=size
-        )
-        is_preempted = False
-        with (
-            TrainingLog(config, workdir, record, num_examples=len(source)) as log,
-            dump_at_nonfinite(config, workdir, source, lambda: state),
-        ):
-            while step < num_steps and not is_preempted:
-                with log.waiting():
-                    batch = next(batches)
-                state, metrics = train_step(state, batch)
-                step += 1
-                log.record(metrics)
-                watchdog.watch(metrics)
-                checkpoints.check()
-                is_preempted = notice.reached()
-                scores: dict[str, float] = {}
-                for every, action in at_times:
-                    if _is_due(step, every, num_steps):
-                        with log.pause():
-                            scores |= action(state, step)
-                log.write(scores)
-                is_due = _is_due(step, config.checkpoint.every, num_steps)
-                if is_due:
-                    log.report()  # raises where a run should stop
-                if is_due or is_preempted:
-                    with log.pause():
-                        record = make_record(config, step, scores, log.unreported())
-                        checkpoints.save(step, state, record)
+        logger.info("\n%s", get_parameter_overview(run.abstract.params, include_stats=False))
+        num_examples = len(run.source)
+        log = stack.enter_context(TrainingLog(config, workdir, record, num_examples=num_examples))
+        stack.enter_context(dump_at_nonfinite(config, workdir, run.source, lambda: state))
+        batches = log.timed(batches_from(run, start_step))
+
+        for step in range(start_step + 1, num_steps + 1):
+            state, metrics = run.train_step(state, next(batches))
+            log.record(metrics)
+            watchdog.watch(metrics)
+            checkpoints.check()
+            is_stopped = notice.reached()
+            scores = run_periodic(run, state, step, log)
+            is_save_due = is_due(step, config.checkpoint.every, num_steps)
+            if is_save_due:
+                log.report()  # raises where the run should end, before its state is saved
+            if is_save_due or is_stopped:
+                save(checkpoints, config, state, step, scores, log)
+            if is_stopped:
+                break
     if step < num_steps:
         raise Preempted(f"step {step} of {num_steps} is saved in {workdir}")
-    logger.info("%s is done: step %d of %d", workdir, step, num_steps)
+    logger.info(DONE, workdir, step, num_steps)
 
 
-def _first_state(config, checkpoints, optimizer, abstract) -> tuple[TrainState, Record]:
-    """What the newest checkpoint holds, or a new state, each array where `abstract` has it."""
-    saved = checkpoints.resume(abstract)
-    if saved is None:
-        places = jax.tree.map(lambda a: a.sharding, abstract)
-        init = jax.jit(lambda: init_state(config, optimizer), out_shardings=places)
-        return init(), make_record(config, 0)
-    require_same_position(saved.record, config)
-    warn_of_other_versions(saved.record)
-    logger.info("resuming from step %d", saved.record["step"])
-    return saved
+def set_up(config: Config, workdir: Path) -> Run:
+    """Open the data, begin the work directory and make the programs. Every process must call it.
 
-
-def _compile_steps(config: Config, graphdef, optimizer, abstract, mesh):
-    """The jitted train step, and a function from the state to its held-out losses.
-
-    Evaluation is of the EMA parameters; without a held-out split it gives {}.
+    Raises:
+        UserError: the work directory or the data does not fit the config.
     """
-    diffusion = make_diffusion(config.diffusion)
+    source = open_source(config, config.data.split)
+    mesh = make_mesh(config.mesh)
+    check_divides(config, mesh)
+    layout.begin(workdir, config)
+    graphdef, _ = abstract_model(config, mesh)
+    abstract = abstract_state(config, mesh)
     train_step = compile_train_step(config, graphdef, abstract, mesh)
-    eval_step = jax.jit(make_eval_step(config, graphdef, diffusion), out_shardings=replicated(mesh))
-    size = config.training.batch_size
-    batches = _eval_batches(config, local_rows(mesh, size))
+    evaluate = make_evaluation(config, graphdef, mesh)
+    if is_first():
+        layout.write_data_facts(workdir, source.facts)
+    periodic = [
+        Action(config.training.eval_every, evaluate),
+        *_drawing_actions(config, workdir, graphdef, mesh),
+        *_snapshot_actions(config, workdir),
+    ]
+    return Run(config, mesh, source, abstract, train_step, periodic)
 
-    def evaluate(state: TrainState, step: int) -> dict[str, float]:
+
+def first_state(run: Run, checkpoints: Checkpoints) -> Saved:
+    """The newest checkpoint, or a new state and its record; each array where `run.abstract` has it.
+
+    Raises:
+        UserError: the checkpoints or the weights of `training.init_from` do not fit the config.
+    """
+    config = run.config
+    saved = checkpoints.resume(run.abstract)
+    if saved is not None:
+        require_same_position(saved.record, config)
+        warn_of_other_versions(saved.record)
+        logger.info("resuming from step %d", saved.record["step"])
+        return saved
+    init = jax.jit(
+        lambda: init_state(config, make_optimizer(config.optimizer)),
+        out_shardings=jax.tree.map(lambda a: a.sharding, run.abstract),
+    )
+    state = init()
+    if config.training.init_from is not None:
+        state = init_from(config, state, run.mesh, class_names=run.source.facts["class_names"])
+    return Saved(state, make_record(config, 0))
+
+
+def batches_from(run: Run, step: int) -> Iterator[Batch]:
+    """The batches of a run after `step` steps, on its devices."""
+    size = run.config.training.batch_size
+    rows = local_rows(run.mesh, size)
+    batches = train_batches(run.config, run.source, start_step=step, rows=rows)
+    return prefetch(run.mesh, batches, batch_size=size)
+
+
+def run_periodic(run: Run, state: TrainState, step: int, log: TrainingLog) -> Scalars:
+    """Do what is due after a step; log its scalars and return them."""
+    scalars: Scalars = {}
+    for every, act in run.periodic:
+        if is_due(step, every, run.config.training.num_steps):
+            with log.pause():
+                scalars |= act(state, step)
+    log.write(scalars)
+    return scalars
+
+
+def save(
+    checkpoints: Checkpoints,
+    config: Config,
+    state: TrainState,
+    step: int,
+    scores: Scalars,
+    log: TrainingLog,
+) -> None:
+    """Start to save a step, with the metrics that are not reported yet."""
+    with log.pause():
+        checkpoints.save(step, state, make_record(config, step, scores, log.unreported()))
+
+
+def is_due(step: int, every: int, num_steps: int) -> bool:
+    """Whether something is due after a step: every `every` steps, and after the last one."""
+    return step % every == 0 or step == num_steps
+
+
+def make_evaluation(
+    config: Config, graphdef: nnx.GraphDef, mesh: Mesh
+) -> Callable[[TrainState, int], Scalars]:
+    """A function from the state to the held-out losses of its EMA; {} without a held-out split."""
+    eval_step = jax.jit(
+        make_eval_step(config, graphdef, make_diffusion(config.diffusion)),
+        out_shardings=replicated(mesh),
+    )
+    size = config.training.batch_size
+    batches = _held_out_batches(config, local_rows(mesh, size))
+
+    def evaluate(state: TrainState, step: int) -> Scalars:
         losses = [
             eval_step(state.ema, shard_batch(mesh, batch, batch_size=size), index)
             for index, batch in enumerate(batches)
@@ -150,36 +220,35 @@ def _compile_steps(config: Config, graphdef, optimizer, abstract, mesh):
         names = losses[0] if losses else {}
         return {f"eval_{name}": float(np.mean([x[name] for x in losses])) for name in names}
 
-    return train_step, evaluate
+    return evaluate
 
 
-def _eval_batches(config: Config, rows: np.ndarray) -> Sequence[dict[str, np.ndarray]]:
+def _held_out_batches(config: Config, rows: np.ndarray) -> Sequence[dict[str, np.ndarray]]:
     if config.data.eval_split is None:
         return []
     source = open_source(config, config.data.eval_split)
     return eval_batches(config, source, rows=rows)
 
 
-def _actions(config: Config, workdir: Path, graphdef, mesh, evaluate) -> list[Action]:
-    """What is done every so many steps besides training: how many, and a function of state and step that gives what to log."""
+def _drawing_actions(
+    config: Config, workdir: Path, graphdef: nnx.GraphDef, mesh: Mesh
+) -> Iterator[Action]:
+    """Sample grids and scores, as far as the config asks for them."""
     training = config.training
-    actions: list[Action] = [(training.eval_every, evaluate)]
-    if training.sample_every is not None or training.evaluate_every is not None:
-        decode = make_decoder(config, workdir, mesh)
-        generator = Generator(config, graphdef, mesh, decode)
+    if training.sample_every is None and training.evaluate_every is None:
+        return
+    generator = Generator(config, graphdef, mesh, make_decoder(config, workdir, mesh))
     if training.sample_every is not None:
         draw = functools.partial(_draw_grid, config, workdir, generator)
-        actions.append((training.sample_every, draw))
+        yield Action(training.sample_every, draw)
     if training.evaluate_every is not None:
         score = make_scorer(config, workdir, generator)
-        actions.append((training.evaluate_every, lambda state, step: score(state.ema)))
-    if training.ema_lengths:
-        keep = functools.partial(_keep_averages, workdir, training.ema_lengths)
-        actions.append((training.ema_snapshot_every, keep))
-    return actions
+        yield Action(training.evaluate_every, lambda state, step: score(state.ema))
 
 
-def _draw_grid(config: Config, workdir: Path, generator, state, step: int) -> dict:
+def _draw_grid(
+    config: Config, workdir: Path, generator: Generator, state: TrainState, step: int
+) -> Scalars:
     images, labels = generator.draw(state.ema, config.sample)
     if is_first():
         path = workdir / "samples" / f"step_{step:07d}.png"
@@ -187,11 +256,14 @@ def _draw_grid(config: Config, workdir: Path, generator, state, step: int) -> di
     return {}
 
 
-def _keep_averages(workdir: Path, widths: Sequence[float], state, step: int) -> dict:
+def _snapshot_actions(config: Config, workdir: Path) -> Iterator[Action]:
+    """Snapshots of the power-function averages, if the config has any."""
+    training = config.training
+    if training.ema_lengths:
+        keep = functools.partial(_save_averages, workdir, training.ema_lengths)
+        yield Action(training.ema_snapshot_every, keep)
+
+
+def _save_averages(workdir: Path, widths: Sequence[float], state: TrainState, step: int) -> Scalars:
     save_snapshots(workdir, state.averages, widths, step=step)
     return {}
-
-
-def _is_due(step: int, every: int, num_steps: int) -> bool:
-    """Every `every` steps, and after the last one."""
-    return step % every == 0 or step == num_steps

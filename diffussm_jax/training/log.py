@@ -6,9 +6,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,14 +21,15 @@ from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.training.monitor import NumericsMonitor
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 METRICS_FILE = "metrics.jsonl"
 SKIP_COUNTS = {"skipped", "skipped_in_a_row"}
-_TYPES = {float: np.float32, int: np.int32}  # of metrics that come out of a checkpoint
+_DTYPES = {float: np.float32, int: np.int32}  # of metrics that come out of a checkpoint
 
 
 class JsonlWriter(metric_writers.LoggingWriter):
-    """Appends each call of `write_scalars` as one JSON line; ignores what is not a scalar.
+    """Appends each call of `write_scalars` as one JSON line; ignores everything but scalars.
 
     Lines after `start_step` are dropped first: a resumed run makes those steps again.
     """
@@ -37,25 +38,27 @@ class JsonlWriter(metric_writers.LoggingWriter):
         super().__init__()
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(line for line in lines if _step_of(line) <= start_step))
-        self._stack = contextlib.ExitStack()  # of a bucket, open() gives a context
+        self._stack = contextlib.ExitStack()  # for a path in a bucket, open() gives a context
         self._file = self._stack.enter_context(path.open("a"))
 
-    def write_scalars(self, step: int, scalars: Mapping[str, float]):
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in scalars.items()}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
 
-    def close(self):
+    def close(self) -> None:
         self._stack.close()
 
 
-class TrainingLog:
-    """Collects each step's metrics on the device and reports their means every `training.log_every` steps.
+class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
+    """Collects each step's metrics on the device and reports their means.
 
-    Nothing waits for the device between two reports. Used as a context manager; leaving it closes the files.
+    A report is due every `training.log_every` steps; between two of them nothing waits for the
+    device. Leaving the context closes the files.
 
     Args:
-        record: of the checkpoint that the run goes on from.
+        record: record of the checkpoint that the run goes on from.
+        num_examples: number of examples in the data.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class TrainingLog:
         self._config, self._step = config, start_step
         self._monitor = NumericsMonitor(config, num_examples=num_examples)
         self._pending: list[dict] = [
-            {name: _TYPES[type(x)](x) for name, x in metrics.items()}
+            {name: _DTYPES[type(x)](x) for name, x in metrics.items()}
             for metrics in record["unreported"]
         ]
         self._paused, self._waited = _Stopwatch(), _Stopwatch()
@@ -79,10 +82,7 @@ class TrainingLog:
             writers.append(metric_writers.SummaryWriter(str(workdir)))
         self._writer = metric_writers.MultiWriter(writers)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._bar.close()
         self._writer.flush()
         self._writer.close()
@@ -101,7 +101,7 @@ class TrainingLog:
             self.report()
 
     def report(self) -> None:
-        """Write the means over the steps since the last report whose update was made.
+        """Write the means over the steps since the last report, without those that were skipped.
 
         Raises:
             NonFiniteError: too many updates in a row were skipped.
@@ -121,63 +121,68 @@ class TrainingLog:
             means["input_wait"] = self._waited.seconds / elapsed
             rate = self._num_timed / elapsed
             means["images_per_second"] = rate * self._config.training.batch_size
-            self._say(means, (self._config.training.num_steps - self._step) / rate)
+            self._show_progress(means, (self._config.training.num_steps - self._step) / rate)
         self._writer.write_scalars(self._step, means)
         self._pending = []
         self._restart()
 
     def unreported(self) -> list[dict[str, float]]:
-        """Metrics of the steps since the last report, for a checkpoint: the next report is then what it would have been."""
+        """Metrics of the steps since the last report, to save: a resumed run reports them too."""
         return [
             {name: np.asarray(x).item() for name, x in metrics.items()}
             for metrics in jax.device_get(self._pending)
         ]
 
     def write(self, scalars: dict[str, float]) -> None:
-        """Write scalars of another kind, if any, at the step in hand."""
+        """Write scalars that are not metrics of a step, if any, at the current step."""
         if not scalars:
             return
         self._writer.write_scalars(self._step, scalars)
-        self._note(", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+        self._log(", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
     def pause(self) -> "_Stopwatch":
         """A context whose time does not count towards images per second."""
         return self._paused
 
-    def waiting(self) -> "_Stopwatch":
-        """A context whose time is reported as `input_wait`, the share of a step."""
-        return self._waited
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
+        """Yield the batches; report the share of time spent waiting for them as `input_wait`."""
+        while True:
+            with self._waited:
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def _restart(self) -> None:
         self._paused.seconds = self._waited.seconds = 0.0
         self._since, self._num_timed = time.perf_counter(), 0
 
-    def _say(self, means: dict[str, float], seconds_left: float) -> None:
+    def _show_progress(self, means: dict[str, float], seconds_left: float) -> None:
         eta = datetime.timedelta(seconds=round(seconds_left))
         loss = means.get("loss", float("nan"))  # every step of the report was skipped
         text = f"loss {loss:.4f}, {means['images_per_second']:.0f} images/s, {eta} left"
         text += f", {means['input_wait']:.1%} of the time waiting for input"
         if self._bar.disable:
-            self._note(text)
+            self._log(text)
         else:
             self._bar.set_postfix_str(text)
 
-    def _note(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         if is_first():
             num_steps = self._config.training.num_steps
             logger.info("step %d of %d: %s", self._step, num_steps, text)
 
 
 class _Stopwatch:
-    """Adds up the seconds spent inside it."""
+    """A context that adds up the seconds spent inside it."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._began = time.perf_counter()
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self.seconds += time.perf_counter() - self._began
 
 

@@ -2,7 +2,8 @@
 
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,20 +16,23 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 200  # losses that a spike is compared with
 MIN_LOSSES = 50  # before that the loss falls fast and nothing is said
-# The median absolute deviation of a normal distribution over its standard deviation (Rousseeuw & Croux 1993).
+# The median absolute deviation of a normal distribution over its standard deviation
+# (Rousseeuw & Croux 1993).
 MAD_OF_NORMAL = 0.6745
 MIN_SPREAD = 0.01  # of the median: less is never a spike
 
+StepMetrics = Mapping[str, Any]  # numbers by name, on the host
+
 
 class NumericsMonitor:
-    """Looks at each step's metrics: names what was skipped, stops the run, and warns of spikes of the loss."""
+    """Watches each step's metrics: warns of skipped updates and loss spikes, or stops the run."""
 
     def __init__(self, config: Config, *, num_examples: int):
         self._config, self._num_examples = config, num_examples
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
-    def check(self, first_step: int, steps: Sequence[dict]) -> list[dict]:
-        """The metrics of those steps, from `first_step` on, whose update was made.
+    def check(self, first_step: int, steps: Sequence[StepMetrics]) -> list[StepMetrics]:
+        """Check consecutive steps, and give the metrics of those whose update was made.
 
         Raises:
             NonFiniteError: `training.max_nonfinite` updates in a row were dropped, or one where
@@ -41,15 +45,8 @@ class NumericsMonitor:
                 continue
             made.append(metrics)
             spikes.append((self._deviations(float(metrics["loss"])), step, metrics))
-        if spikes and self._config.training.spike_threshold is not None:
-            deviations, step, metrics = max(spikes, key=lambda spike: spike[0])
-            if deviations > self._config.training.spike_threshold:
-                logger.warning(
-                    "step %d: loss %.4g is a spike, %.0f robust deviations above the median of the steps before; "
-                    "gradient norm %.3g; its batch is %s",
-                    *(step, metrics["loss"], deviations, metrics["grad_norm"]),
-                    self.examples(step),
-                )
+        if spikes:
+            self._report_spike(*max(spikes, key=lambda spike: spike[0]))
         return made
 
     def examples(self, step: int) -> str:
@@ -57,19 +54,30 @@ class NumericsMonitor:
         indices = example_indices(self._config, num_examples=self._num_examples, step=step - 1)
         return f"examples {', '.join(map(str, indices))} of {self._config.data.name}"
 
-    def _report_skipped(self, step: int, metrics: dict) -> None:
+    def _report_skipped(self, step: int, metrics: StepMetrics) -> None:
         bad = [f"{name} is {x}" for name, x in metrics.items() if not np.isfinite(x)]
         text = f"step {step}: {', '.join(bad)}; its batch is {self.examples(step)}"
-        in_a_row, limit = (metrics["skipped_in_a_row"], max_skipped(self._config.training))
-        if in_a_row >= limit:
+        in_a_row, total = metrics["skipped_in_a_row"], metrics["skipped"]
+        if in_a_row >= max_skipped(self._config.training):
             raise NonFiniteError(f"{text}; {in_a_row} in a row", step=step)
+        logger.warning("%s; its update was skipped, %d in a row, %d in all", text, in_a_row, total)
+
+    def _report_spike(self, deviations: float, step: int, metrics: StepMetrics) -> None:
+        threshold = self._config.training.spike_threshold
+        if threshold is None or deviations <= threshold:
+            return
         logger.warning(
-            "%s; its update was skipped, %d in a row, %d in all",
-            *(text, in_a_row, metrics["skipped"]),
+            "step %d: loss %.4g is a spike, %.0f robust deviations above the median of the steps "
+            "before; gradient norm %.3g; its batch is %s",
+            step,
+            metrics["loss"],
+            deviations,
+            metrics["grad_norm"],
+            self.examples(step),
         )
 
     def _deviations(self, loss: float) -> float:
-        """How far a loss is above the median of those before it, in robust standard deviations; it joins them."""
+        """Note a loss; give its robust standard deviations above the median of those before."""
         before = np.asarray(self._losses)
         self._losses.append(loss)
         if len(before) < MIN_LOSSES:

@@ -1,4 +1,6 @@
-"""AdamW with a group of its own for the SSM parameters (S4D's practice: no decay, their own rate)."""
+"""AdamW, with S4D's practice for the SSM parameters: no weight decay, and a rate of their own."""
+
+from typing import Any
 
 import jax
 import optax
@@ -9,7 +11,7 @@ from diffussm_jax.config import OptimizerConfig
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """AdamW; SSM parameters get no weight decay and `ssm_lr_multiplier` times the learning rate."""
 
-    def adamw(multiplier: float, weight_decay: float):
+    def adamw(multiplier: float, weight_decay: float) -> optax.GradientTransformation:
         return optax.adamw(
             learning_rate(config, multiplier), *config.betas, weight_decay=weight_decay
         )
@@ -22,7 +24,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def learning_rate(config: OptimizerConfig, multiplier: float = 1.0) -> optax.Schedule:
-    """Linear from 0 over `warmup_steps`, then constant."""
+    """A schedule that rises linearly from 0 over `warmup_steps` and then stays constant."""
     peak = config.learning_rate * multiplier
     if not config.warmup_steps:
         return optax.constant_schedule(peak)
@@ -32,7 +34,7 @@ def learning_rate(config: OptimizerConfig, multiplier: float = 1.0) -> optax.Sch
 def label_parameters(params: dict) -> dict:
     """Label "ssm" each parameter inside a module called `ssm`, and "dense" the others."""
 
-    def label(path, _):
+    def label(path: tuple, _: Any) -> str:
         return "ssm" if any(getattr(key, "key", None) == "ssm" for key in path) else "dense"
 
     return jax.tree_util.tree_map_with_path(label, params)

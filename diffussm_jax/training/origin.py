@@ -1,8 +1,8 @@
-"""Where a value that is not finite arises: the operations of a function, one after another, on real arrays.
+"""Where a value that is not finite arises: a function is run operation by operation on real arrays.
 
-An operation whose inputs are finite and whose output is not is an origin; only one whose values reach the result
-is reported, since masked infinities are usual. What JAX runs as one operation (a scan, a jitted function) is run whole, and
-opened where the origin is inside it.
+An operation with finite inputs and an output that is not finite is an origin. Only an origin whose
+values reach the result is reported, since masked infinities are usual. An operation that is itself
+a program (a scan, a jitted function) is run in one go, and opened where the origin is inside it.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-# Operations that are a program of their own with the same inputs, and the parameter that holds it.
+# Operations that run a program on their own inputs, and the parameter that holds the program.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -30,11 +30,12 @@ class Origin:
     """An operation that made infinite or NaN values of finite ones.
 
     Attributes:
-        operation: JAX's name of it.
-        place: file, line and function of this package that called for it.
-        scans: the iteration of each scan that it is in, outermost first, as "1 of 4"; that of the layers is one.
-        output: shape, range and number of values that are not finite.
-        inputs: shapes and ranges.
+        operation: JAX's name of the operation.
+        place: file, line and function of this package that called it.
+        scans: the iteration of each scan around it, outermost first, as "1 (from 0) of 4"; the
+            layers of a model are a scan too.
+        output: shape and range of the output, and how many values are not finite.
+        inputs: shapes and ranges of the inputs.
     """
 
     operation: str
@@ -45,22 +46,26 @@ class Origin:
 
     def __str__(self) -> str:
         scans = "".join(f", in iteration {i} of a scan" for i in self.scans)
-        return f"`{self.operation}` at {self.place}{scans}: {self.output}, of inputs {'; '.join(self.inputs)}"
-
-
-def find_origin(function: Callable, *args: Any) -> Origin | None:
-    """The origin of the first output of `function(*args)` that is not finite; None if all are finite.
-
-    An argument that is not finite is an origin too, with the operation "argument".
-    """
-    closed = jax.make_jaxpr(function)(*args)
-    leaves = jax.tree.leaves(args)
-    origins = [_of_argument(leaf) for leaf in leaves]
-    outputs = _run(closed.jaxpr, closed.consts, leaves, origins, ())[1]
-    return next(filter(None, outputs), None)
+        inputs = "; ".join(self.inputs)
+        return f"`{self.operation}` at {self.place}{scans}: {self.output}, of inputs {inputs}"
 
 
 Origins = Sequence[Origin | None]
+
+
+def find_origin(function: Callable, *args: Any) -> Origin | None:
+    """Find the origin of the first output of `function(*args)` that is not finite.
+
+    An argument that is not finite is an origin too, with the operation "argument".
+
+    Returns:
+        None if all outputs are finite.
+    """
+    closed = jax.make_jaxpr(function)(*args)
+    leaves = jax.tree.leaves(args)
+    origins = [_argument_origin(leaf) for leaf in leaves]
+    outputs = _run(closed.jaxpr, closed.consts, leaves, origins, ())[1]
+    return next(filter(None, outputs), None)
 
 
 def _run(
@@ -71,7 +76,7 @@ def _run(
     values.update(zip(jaxpr.constvars, ((const, None) for const in consts)))
     values.update(zip(jaxpr.invars, zip(args, origins, strict=True), strict=True))
 
-    def read(var) -> tuple[Any, Origin | None]:
+    def read(var: core.Var | core.Literal) -> tuple[Any, Origin | None]:
         return (var.val, None) if isinstance(var, core.Literal) else values[var]
 
     last_use = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in _variables(eqn)}
@@ -79,8 +84,8 @@ def _run(
     for number, eqn in enumerate(jaxpr.eqns):
         inputs, sources = zip(*map(read, eqn.invars)) if eqn.invars else ((), ())
         outputs = _evaluate(jaxpr, eqn, inputs)
-        found = _origins(eqn, inputs, sources, outputs, scans)
-        values.update(zip(eqn.outvars, zip(outputs, found), strict=True))
+        output_origins = _output_origins(eqn, inputs, sources, outputs, scans)
+        values.update(zip(eqn.outvars, zip(outputs, output_origins), strict=True))
         for var in set(_variables(eqn)) - kept:
             if last_use[var] == number:
                 del values[var]
@@ -93,10 +98,10 @@ def _variables(eqn: core.JaxprEqn) -> list[core.Var]:
 
 
 def _evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, inputs: Sequence) -> list:
-    """Run one operation, whole."""
+    """Run one operation as a program of its own."""
     variables = list(dict.fromkeys(_variables(eqn)))
     pairs = zip(eqn.invars, inputs, strict=True)
-    given = {var: x for var, x in pairs if not isinstance(var, core.Literal)}
+    values = {var: x for var, x in pairs if not isinstance(var, core.Literal)}
     alone = jaxpr.replace(
         constvars=[],
         invars=variables,
@@ -104,11 +109,11 @@ def _evaluate(jaxpr: core.Jaxpr, eqn: core.JaxprEqn, inputs: Sequence) -> list:
         eqns=[eqn],
         debug_info=jaxpr.debug_info.with_unknown_names(),
     )
-    results = iter(core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(given[v] for v in variables)))
+    results = iter(core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(values[v] for v in variables)))
     return [None if isinstance(var, core.DropVar) else next(results) for var in eqn.outvars]
 
 
-def _origins(
+def _output_origins(
     eqn: core.JaxprEqn,
     inputs: Sequence,
     sources: Origins,
@@ -128,14 +133,14 @@ def _origins(
             eqn.primitive.name,
             _place(eqn),
             scans,
-            describe(worst),
-            tuple(describe(value) for value in inputs),
+            _summary(worst),
+            tuple(_summary(value) for value in inputs),
         )
     return [inherited if count else None for count in bad]
 
 
 def _inside(eqn: core.JaxprEqn, inputs: Sequence, scans: tuple[str, ...]) -> Origin | None:
-    """The origin within an operation that is a program; None if it is none, or its own values are finite."""
+    """The origin within an operation that is itself a program, if there is one."""
     name = eqn.primitive.name
     if name == "scan":
         return _inside_scan(eqn.params, inputs, scans)
@@ -173,14 +178,14 @@ def _scan_counts(params: dict) -> tuple[int, int]:
     return params["num_consts"], params["num_carry"]
 
 
-def _of_argument(leaf: Any) -> Origin | None:
+def _argument_origin(leaf: Any) -> Origin | None:
     if not _count_bad(leaf):
         return None
-    return Origin("argument", "the call", (), describe(leaf), ())
+    return Origin("argument", "the call", (), _summary(leaf), ())
 
 
-def describe(value: Any) -> str:
-    """dtype, shape and range of an array, and how many of its values are not finite."""
+def _summary(value: Any) -> str:
+    """The dtype, shape and range of an array, and how many of its values are not finite."""
     array = jnp.asarray(value) if not isinstance(value, jax.Array) else value
     text = f"{array.dtype}{list(array.shape)}"
     if not (jnp.issubdtype(array.dtype, jnp.number) and array.size):
@@ -202,7 +207,7 @@ def _count_bad(value: Any) -> int:
 
 
 def _place(eqn: core.JaxprEqn) -> str:
-    """The innermost line of this package, besides this file."""
+    """The innermost line of this package outside this file."""
     traceback: Any = eqn.source_info.traceback
     for frame in traceback.frames if traceback else ():
         parts = frame.file_name.rsplit("/diffussm_jax/", 1)

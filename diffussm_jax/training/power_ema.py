@@ -1,7 +1,8 @@
-"""Power-function averages of the parameters, and sums of them that are averages of other lengths.
+"""Power-function averages of the parameters, and their sums that approximate other averages.
 
-Karras et al. 2024 ("EDM2", arXiv 2312.02696), section 3 and appendix C. An average at step t weighs the parameters of step tau by
-tau^gamma; its length is the standard deviation of that weight over t, `width` here and sigma_rel there.
+Source: Karras et al. 2024 ("EDM2", arXiv 2312.02696), section 3 and appendix C. An average at step
+t weighs the parameters of step tau by tau^gamma. Its relative width, sigma_rel in the paper, is the
+standard deviation of that weight over t.
 """
 
 from collections.abc import Sequence
@@ -20,9 +21,9 @@ def exponent(width: float) -> float:
 
 
 def update(average: dict, params: dict, step: Array, *, width: float) -> dict:
-    """The average after step `step` = 1, 2 ..., from that of the step before (eq. 8).
+    """The average after step `step` = 1, 2 ..., from the average after the step before (eq. 8).
 
-    beta = (1 - 1/t)^(gamma + 1), by which the first step's parameters replace those of before.
+    beta = (1 - 1/t)^(gamma + 1), which is 0 at the first step.
     """
     t = step.astype(jnp.float32)
     gain = -jnp.expm1((exponent(width) + 1) * jnp.log1p(-1 / t))  # 1 - beta
@@ -32,17 +33,25 @@ def update(average: dict, params: dict, step: Array, *, width: float) -> dict:
 def coefficients(
     steps: Sequence[int], widths: Sequence[float], *, step: int, width: float
 ) -> np.ndarray:
-    """Weights of averages whose sum is nearest, in least squares over training time, to the average wanted (algorithm 3)."""
+    """Weights of the averages at `steps` of `widths` that sum to the average at `step` of `width`.
+
+    The sum is the nearest one, in least squares over training time (algorithm 3).
+    """
     t, gamma = np.asarray(steps, float), np.array([exponent(x) for x in widths])
-    wanted = np.full(1, float(step)), np.full(1, exponent(width))
+    target = np.full(1, float(step)), np.full(1, exponent(width))
     products = inner_products(t[:, None], gamma[:, None], t[None], gamma[None])
-    with_wanted = inner_products(t[:, None], gamma[:, None], *wanted)[:, 0]
-    return np.linalg.solve(products, with_wanted)
+    with_target = inner_products(t[:, None], gamma[:, None], *target)[:, 0]
+    return np.linalg.solve(products, with_target)
 
 
-def inner_products(t_a, gamma_a, t_b, gamma_b) -> np.ndarray:
-    """Integral over time of the product of two weights, each (gamma + 1) tau^gamma / t^(gamma + 1) up to its t (eq. 19)."""
+def inner_products(
+    t_a: np.ndarray, gamma_a: np.ndarray, t_b: np.ndarray, gamma_b: np.ndarray
+) -> np.ndarray:
+    """Integrals over time of the products of two weights (eq. 19).
+
+    A weight is (gamma + 1) tau^gamma / t^(gamma + 1) up to its t, and 0 after it.
+    """
     first, last = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
-    of_the_later = np.where(t_a < t_b, gamma_b, gamma_a)
+    gamma_of_last = np.where(t_a < t_b, gamma_b, gamma_a)
     scale = (gamma_a + 1) * (gamma_b + 1) / (gamma_a + gamma_b + 1)
-    return scale * (first / last) ** of_the_later / last
+    return scale * (first / last) ** gamma_of_last / last

@@ -1,4 +1,4 @@
-"""What a run carries from step to step."""
+"""The state that a run carries from step to step."""
 
 import dataclasses
 import functools
@@ -21,11 +21,15 @@ from diffussm_jax.training.optimizer import make_optimizer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """step counts the steps made (int32 []); params and ema are nested dicts of float32 arrays of one structure.
+    """Everything that a step reads and updates; the leaves are arrays, shapes or shardings.
 
-    averages are such dicts too, one for each of training.ema_lengths.
-
-    skipped counts the steps whose update was dropped (int32 [2]): all of them, and those in a row that end here.
+    Attributes:
+        step: number of steps made, int32 [].
+        params: parameters, nested dicts of float32 arrays.
+        ema: their exponential moving average, of the same structure.
+        optimizer: state of the optimizer.
+        skipped: number of dropped updates, int32 [2]: in all, and in a row up to now.
+        averages: power-function averages, one for each of `training.ema_lengths`.
     """
 
     step: Any
@@ -41,8 +45,9 @@ def abstract_model(
 ) -> tuple[nnx.GraphDef, dict]:
     """The model's structure and the shapes of its parameters, without allocating them.
 
-    With a mesh its SSM layers run on each device's part of the batch and of the sequence, by
-    `implementation` where that is given, else as the config says.
+    Args:
+        mesh: the SSM layers run on each device's part of the batch and of the sequence.
+        implementation: of the SSM on that mesh; by default the config's.
     """
     apply_s4d = gather = None
     if mesh is not None and mesh.shape["fsdp"] > 1:
@@ -62,7 +67,7 @@ def abstract_model(
 
 
 def init_params(config: Config) -> dict:
-    """Parameters at the start of a run; a function of the seed."""
+    """The parameters at the start of a run, a function of the seed."""
     model = create_model(config, rngs=nnx.Rngs(config.seed))
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
@@ -81,7 +86,7 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-    """Shapes of the state and where each array lives: what a checkpoint is restored to."""
+    """The shape, type and sharding of each array of the state, to restore a checkpoint to."""
     shapes = jax.eval_shape(lambda: init_state(config, make_optimizer(config.optimizer)))
     return jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,23 @@ from diffussm_jax.config import Config, TrainingConfig
 from diffussm_jax.data.transforms import from_uint8
 from diffussm_jax.diffusion.gaussian import Diffusion, make_diffusion, training_loss
 from diffussm_jax.parallel.mesh import replicated
+from diffussm_jax.shapes import Images, Labels, Timesteps
 from diffussm_jax.training import power_ema
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
 Batch = dict[str, Array]
-Drawn = tuple[Array, Array, Array, Array | None]  # x_0, t, eps, labels
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class NoisedBatch(NamedTuple):
+    """The inputs of the loss, in the order of `training_loss`; y is None without classes."""
+
+    x0: Images
+    t: Timesteps
+    eps: Images
+    y: Labels | None
 
 
 def make_train_step(
@@ -29,24 +39,25 @@ def make_train_step(
     graphdef: nnx.GraphDef,
     diffusion: Diffusion,
     optimizer: optax.GradientTransformation,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The update of DiT's recipe: loss, AdamW, EMA. Randomness is a function of (seed, step, index in the batch).
+) -> TrainStep:
+    """The update of DiT's recipe: loss, AdamW, EMA.
 
-    The update of a step whose loss or gradient is not finite is dropped.
+    Randomness is a function of (seed, step, index in the batch). The update of a step whose loss or
+    gradient is not finite is dropped.
     """
     decay, widths = config.training.ema_decay, config.training.ema_lengths
 
     @functools.partial(jax.grad, has_aux=True)
-    def gradient(params: dict, drawn: Drawn) -> tuple[Array, Metrics]:
-        losses = training_loss(diffusion, nnx.merge(graphdef, params), *drawn)
+    def gradient(params: dict, batch: NoisedBatch) -> tuple[Array, Metrics]:
+        losses = training_loss(diffusion, nnx.merge(graphdef, params), *batch)
         means = jax.tree.map(jnp.mean, losses)
         return means["loss"], means
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        drawn = draw(config, key, batch, config.training.label_dropout)
+        noised = noise_batch(config, key, batch, config.training.label_dropout)
         grads, metrics = _mean_over_microbatches(
-            lambda drawn: gradient(state.params, drawn), drawn, config.training.num_microbatches
+            lambda part: gradient(state.params, part), noised, config.training.num_microbatches
         )
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -67,7 +78,7 @@ def make_train_step(
 
 def compile_train_step(
     config: Config, graphdef: nnx.GraphDef, abstract: TrainState, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> TrainStep:
     """The jitted train step: the state stays where `abstract` has it and is updated in place."""
     step = make_train_step(
         config, graphdef, make_diffusion(config.diffusion), make_optimizer(config.optimizer)
@@ -79,9 +90,10 @@ def compile_train_step(
 def _unless_nonfinite(
     config: TrainingConfig, state: TrainState, updated: TrainState, is_finite: Array
 ) -> TrainState:
-    """`updated` where its loss and gradient are finite; else the state as it was, one step on, and the fault counted.
+    """Keep the update if it is finite; otherwise keep the old state, one step on, and count it.
 
-    After `max_skipped` in a row it stands still, so that the state that a run stops with is that before the fault.
+    After `max_skipped` faults in a row nothing changes any more, so that a run stops with the state
+    from before them.
     """
     total, in_a_row = state.skipped
     is_running = in_a_row < max_skipped(config)
@@ -99,32 +111,38 @@ def _unless_nonfinite(
 
 
 def max_skipped(config: TrainingConfig) -> int:
-    """Dropped updates in a row that stop the run."""
+    """The number of dropped updates in a row that stops the run."""
     return 1 if config.on_nonfinite == "stop" else config.max_nonfinite
 
 
 def make_eval_step(
     config: Config, graphdef: nnx.GraphDef, diffusion: Diffusion
 ) -> Callable[[dict, Batch, Array], Metrics]:
-    """Mean losses of given parameters on a held-out batch, with the noise of batch `index`: the same at each call."""
+    """The mean losses of given parameters on held-out batch number `index`.
+
+    The noise is a function of (seed, index): the same at each evaluation.
+    """
 
     def eval_step(params: dict, batch: Batch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), index)
-        drawn = draw(config, key, batch, 0.0)
-        losses = training_loss(diffusion, nnx.merge(graphdef, params), *drawn)
+        noised = noise_batch(config, key, batch, 0.0)
+        losses = training_loss(diffusion, nnx.merge(graphdef, params), *noised)
         return jax.tree.map(jnp.mean, losses)
 
     return eval_step
 
 
 def _mean_over_microbatches(
-    compute: Callable[[Drawn], Any], drawn: Drawn, num_microbatches: int
+    compute: Callable[[NoisedBatch], Any], batch: NoisedBatch, num_microbatches: int
 ) -> Any:
-    """The mean of `compute` over parts of a batch, one after another; each device keeps its own examples."""
+    """The mean of `compute` over parts of a batch, one after another.
+
+    A part has examples of every device, so that each keeps its own.
+    """
     if num_microbatches == 1:
-        return compute(drawn)
+        return compute(batch)
     parts = jax.tree.map(
-        lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), drawn
+        lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), batch
     )
     zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
@@ -136,25 +154,24 @@ def _mean_over_microbatches(
     return jax.tree.map(lambda x: x / num_microbatches, total)
 
 
-def draw(config: Config, key: Array, batch: Batch, label_dropout: float) -> Drawn:
-    """Clean images, steps, noise and labels of a batch, from a key for each example."""
+def noise_batch(config: Config, key: Array, batch: Batch, label_dropout: float) -> NoisedBatch:
+    """Draw steps and noise, and drop labels, with a key of its own for each example."""
     num_classes = config.data.num_classes
 
-    def draw_one(index, example):
+    def noise_example(index: Array, example: Batch) -> NoisedBatch:
         keys = jax.random.split(jax.random.fold_in(key, index), 4)
         t = jax.random.randint(keys[0], (), 0, config.diffusion.num_steps)
         eps = jax.random.normal(keys[1], config.grid)
-        dropped = jax.random.bernoulli(keys[2], label_dropout)
-        label = jnp.where(dropped, num_classes, example["label"])
-        return clean_example(config, keys[3], example), t, eps, label
+        is_dropped = jax.random.bernoulli(keys[2], label_dropout)
+        y = jnp.where(is_dropped, num_classes, example["label"])
+        return NoisedBatch(clean_example(config, keys[3], example), t, eps, y)
 
-    indices = jnp.arange(len(batch["label"]))
-    x_0, t, eps, labels = jax.vmap(draw_one)(indices, batch)
-    return x_0, t, eps, labels if num_classes else None
+    noised = jax.vmap(noise_example)(jnp.arange(len(batch["label"])), batch)
+    return noised if num_classes else noised._replace(y=None)
 
 
 def clean_example(config: Config, key: Array, example: Batch) -> Array:
-    """x_0 of one example, float32: pixels in [-1, 1], or latents drawn from their moments and scaled."""
+    """x0 of one example, float32: pixels in [-1, 1], or scaled latents drawn from their moments."""
     if config.data.space == "pixels":
         return from_uint8(example["image"])
     mean, std = (example[name].astype(jnp.float32) for name in ("mean", "std"))

@@ -1,4 +1,4 @@
-"""An end for a run that hangs: where no step finishes in time, every thread's stack is printed and the process ends."""
+"""The end of a run that hangs: it prints the stack of every thread and ends the process."""
 
 import faulthandler
 import os
@@ -9,16 +9,17 @@ from typing import Any, NoReturn
 
 import jax
 
-EXIT_CODE = 1
-COMPILATION = 1800.0  # seconds that the first step may take besides
+from diffussm_jax.errors import HANG_EXIT_CODE
+
+COMPILATION_SECONDS = 1800.0  # more for the first step
 
 
 class Watchdog:
-    """Waits for each step's results in threads of its own; used as a context manager.
+    """Waits for each step's results in threads of its own; ends the process if they do not come.
 
     Args:
-        seconds: from one finished step to the next, evaluations and sample grids between them included; None watches
-            nothing.
+        seconds: allowed from one finished step to the next, with the evaluations and sample grids
+            between them; None watches nothing.
     """
 
     def __init__(self, seconds: float | None):
@@ -26,13 +27,13 @@ class Watchdog:
         self._started: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._finished: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
-    def __enter__(self):
+    def __enter__(self) -> "Watchdog":  # noqa: PYI034 - beartype knows no Self in a method alone
         if self._seconds is not None:
             threading.Thread(target=self._follow, daemon=True).start()
             threading.Thread(target=self._guard, args=(self._seconds,), daemon=True).start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._started.put(None)
 
     def watch(self, results: Any) -> None:
@@ -44,13 +45,13 @@ class Watchdog:
         while (results := self._started.get()) is not None:
             try:
                 jax.block_until_ready(results)
-            except Exception:  # noqa: BLE001 - the run itself comes to it
+            except Exception:  # noqa: BLE001 - the run itself meets it and ends
                 break
             self._finished.put(True)
         self._finished.put(False)
 
     def _guard(self, seconds: float) -> None:
-        allowed = seconds + COMPILATION
+        allowed = seconds + COMPILATION_SECONDS
         try:
             while self._finished.get(timeout=allowed):
                 allowed = seconds
@@ -60,8 +61,9 @@ class Watchdog:
 
 def _end(seconds: float) -> NoReturn:
     sys.stderr.write(
-        f"error: no step finished within {seconds:g} s (config.training.watchdog_seconds); where each thread is:\n"
+        f"error: no step finished within {seconds:g} s (config.training.watchdog_seconds); where "
+        "each thread is:\n"
     )
     sys.stderr.flush()
     faulthandler.dump_traceback(file=2)
-    os._exit(EXIT_CODE)
+    os._exit(HANG_EXIT_CODE)

@@ -13,7 +13,7 @@ from diffussm_jax.training.watchdog import Watchdog
 def hang_here():
     threading.Event().wait()
 
-watchdog.COMPILATION = {compilation}
+watchdog.COMPILATION_SECONDS = {compilation}
 with Watchdog(1.0) as dog:
     for _ in range({steps}):
         dog.watch({{"loss": jnp.ones(3).sum()}})
