@@ -1,8 +1,9 @@
-"""What share of a run's time do its saves hold up the loop? python -m benchmarks.saving [--steps 500]
+"""For what share of a run's time do its saves hold up the loop?
 
-Trains the demo (configs/digits.py) with a checkpoint every 100 steps and times each call of `Checkpoints.save`, once the
-devices have come to the step that is saved: until then the loop would wait in any case. The share is of the time from
-the end of the first step, which is compilation, to the end of the last.
+python -m benchmarks.saving [--steps 500] trains the demo (configs/digits.py) with a checkpoint
+every 100 steps. It times each call of `Checkpoints.save` from when the devices have finished the
+step that is saved: until then the loop would wait in any case. The share is of the time from the
+end of the first step, which is compilation, to the end of the last.
 """
 
 import argparse
@@ -10,7 +11,9 @@ import functools
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -19,26 +22,29 @@ from diffussm_jax.config import from_dict
 from diffussm_jax.train import train
 from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir.checkpoints import Checkpoints
+from diffussm_jax.workdir.record import Record
 
 EVERY = 100
 
 
-def timed(function, seconds: list[float]):
-    """A method that is given a step and its state, and how long it held up each caller."""
+def timed(save: Callable[..., None], seconds: list[float]) -> Callable[..., None]:
+    """`Checkpoints.save`, which also notes how long it held up each caller."""
 
-    @functools.wraps(function)
-    def call(self, step, state, record):
+    @functools.wraps(save)
+    def call(self: Checkpoints, step: int, state: Any, record: Record) -> None:
         jax.block_until_ready(state)
         began = time.perf_counter()
-        function(self, step, state, record)
+        save(self, step, state, record)
         seconds.append(time.perf_counter() - began)
 
     return call
 
 
-def noted(function, times: list[float]):
+def noted(function: Callable[..., None], times: list[float]) -> Callable[..., None]:
+    """A function that also notes when each call of it ended."""
+
     @functools.wraps(function)
-    def call(*arguments):
+    def call(*arguments: Any) -> None:
         function(*arguments)
         times.append(time.perf_counter())
 
@@ -62,8 +68,8 @@ def main() -> None:
     in_time = held_up[:-1]  # the last comes after the last step
     share = sum(in_time) / (ends[-1] - ends[0])
     sys.stdout.write(
-        f"{len(in_time)} saves held up the loop for {1e3 * sum(in_time) / len(in_time):.0f} ms each, "
-        f"{share:.2%} of the time of {steps} steps\n"
+        f"{len(in_time)} saves held up the loop for {1e3 * sum(in_time) / len(in_time):.0f} ms "
+        f"each, {share:.2%} of the time of {steps} steps\n"
     )
 
 

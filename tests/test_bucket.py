@@ -1,4 +1,7 @@
-"""A work directory at gs://, on TensorFlow's file system in memory: all but the arrays, which Orbax writes to buckets itself."""
+"""A work directory at gs://, on TensorFlow's file system in memory.
+
+The arrays are left out: Orbax writes them to buckets itself.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A run that stops for its numbers, and what --mode=replay finds: a fault that is put there is named."""
+"""A run that stops at non-finite numbers: --mode=replay names the fault that was put there."""
 
 import dataclasses
 import shutil

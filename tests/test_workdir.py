@@ -1,4 +1,4 @@
-"""With which changed fields a run goes on, and which are refused by name: every field of the config."""
+"""For every field of the config: a run goes on with another value, or refuses it by name."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ def run(tmp_path):
 
 
 def changed(field):
-    """The default config with another value of a field, of its type; whether rules allow it is not asked."""
+    """The default config with another value of a field, of its type, whether rules allow it or not."""
     *sections, name = field.split(".")
     section = getattr(Config(), sections[0]) if sections else Config()
     value = getattr(section, name)

@@ -1,14 +1,16 @@
-"""Does a run that is killed again and again end where the undisturbed run ends? python -m benchmarks.chaos [--short]
+"""Does a run that is killed again and again end where the undisturbed run ends?
 
-Runs of a tiny model on this machine's CPU, each a process of its own that is ended from outside (a fork of this one, which
-imports what `main` will need once for all):
+python -m benchmarks.chaos [--short] trains a tiny model on this machine's CPU, in processes of
+their own that are ended from outside. Each is a fork of this process, which imports what they need
+once.
 - kills: SIGKILL at random times, a third of them while a checkpoint is being written;
 - terms: SIGTERM at random times, after which the run saves its step and ends with 75;
 - processes: jobs of two processes of which one is killed or told to stop;
 - devices: restarts on 1, 2 and 4 devices in turn.
-All but the last must end bit for bit where the undisturbed run ends: parameters, EMA, optimizer state, and each step's loss and
-gradient norm, each step logged once. With other devices sums are added in another order: the losses must agree to 1e-5 within 20
-steps of a restart and to 1e-3 at the end. Prints every kill; exits with 1 if a comparison fails.
+All but the last must end bit for bit where the undisturbed run ends: parameters, EMA, optimizer
+state, and each step's loss and gradient norm, each step logged once. With other devices sums are
+added in another order: the losses must agree to 1e-5 within 20 steps of a restart and to 1e-3 at
+the end. Prints every kill; exits with 1 if a comparison fails.
 """
 
 import argparse
@@ -25,15 +27,17 @@ import numpy as np
 from benchmarks.chaos.run import ENVIRONMENT, Run, in_fork
 from diffussm_jax.errors import Preempted
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.training.state import abstract_state
+from diffussm_jax.shapes import ceil_div
+from diffussm_jax.training.state import TrainState, abstract_state
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 
-TIMED = {"images_per_second", "input_wait"}  # of a metrics line, what may differ
-STEPS_PER_LIFE = 20
+TIMED = {"images_per_second", "input_wait"}  # fields of a metrics line that may differ
+STEPS_PER_LIFE = 20  # at most, from a restart to the next disturbance
 
 
 def undisturbed(options: argparse.Namespace, name: str, *, processes: int = 1) -> Run:
+    """Train in the folder `name`, to compare with."""
     run = Run(options.folder / name, options, processes=processes)
     run.start()
     run.finish()
@@ -41,23 +45,18 @@ def undisturbed(options: argparse.Namespace, name: str, *, processes: int = 1) -
 
 
 def kills(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
-    """SIGKILL at a random time after the first step, or in a write."""
+    """Kill at a random time after the first step, or while a checkpoint is written."""
     run, num_in_write = Run(options.folder / "kills", options), 0
-    wanted = -(-options.kills // 3)
+    min_in_write = ceil_div(options.kills, 3)
     for number in range(1, options.kills + 1):
         run.start()
         start = run.await_start()
-        if (
-            num_in_write < wanted
-            and rng.random() < 0.6
-            or options.kills - number < wanted - num_in_write
-        ):
-            run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
+        num_missing, num_left = min_in_write - num_in_write, options.kills - number
+        is_in_write = (num_missing > 0 and rng.random() < 0.6) or num_left < num_missing
+        run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
+        if is_in_write:
             run.await_write()
-            time.sleep(rng.uniform(0, 0.04))
-        else:
-            run.await_step(start + rng.randrange(1, STEPS_PER_LIFE))
-            time.sleep(rng.uniform(0, 0.1))
+        time.sleep(rng.uniform(0, 0.04 if is_in_write else 0.1))
         run.process.kill()
         run.wait()
         torn = run.unfinished()
@@ -70,12 +69,12 @@ def kills(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
     run.finish()
     say(f"{options.kills} kills, {num_in_write} of them during a checkpoint write")
     in_fork(compare, run, reference)
-    if num_in_write < wanted:
+    if num_in_write < min_in_write:
         raise SystemExit(f"error: only {num_in_write} kills met a write")
 
 
 def terms(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
-    """SIGTERM at a random time: the step is saved."""
+    """Send SIGTERM at a random time, which saves the step."""
     run = Run(options.folder / "terms", options)
     for number in range(1, options.terms + 1):
         run.start()
@@ -85,7 +84,8 @@ def terms(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
         run.process.terminate()
         code = run.wait()
         say(
-            f"SIGTERM {number}: went on from step {start}, saved step {run.step()}, exit code {code}"
+            f"SIGTERM {number}: went on from step {start}, saved step {run.step()}, "
+            f"exit code {code}"
         )
         if code != Preempted.exit_code:
             raise SystemExit(f"error: exit code {code}, not {Preempted.exit_code}")
@@ -95,7 +95,7 @@ def terms(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
 
 
 def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
-    """One of two processes is killed, or told to stop."""
+    """Kill one of two processes, or tell it to stop."""
     run = Run(options.folder / "processes", options, processes=2)
     for number in range(1, options.job_ends + 1):
         run.start()
@@ -106,7 +106,8 @@ def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -
         os.kill(run.child(victim), how)
         code = run.wait()
         say(
-            f"job {number}: went on from step {start}, {how.name} to process {victim} after step {run.step()}, exit code {code}"
+            f"job {number}: went on from step {start}, {how.name} to process {victim} after step "
+            f"{run.step()}, exit code {code}"
         )
         if code != (Preempted.exit_code if how == signal.SIGTERM else 128 + how):
             raise SystemExit(f"error: exit code {code}:\n{run.log.read_text()[-3000:]}")
@@ -116,8 +117,9 @@ def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -
 
 
 def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
-    """Told to stop again and again, each time going on with another number of devices."""
-    run, starts, num = Run(options.folder / "devices", options), [], 0
+    """Stop again and again, and go on with another number of devices each time."""
+    run, num = Run(options.folder / "devices", options), 0
+    starts: list[int] = []
     while run.step() < options.num_steps:
         run.start(num_devices := (1, 2, 4)[num % 3])
         num += 1
@@ -132,7 +134,8 @@ def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> 
     errors = np.array([abs(a["loss"] / b["loss"] - 1) for a, b in zip(ours, theirs) if "loss" in b])
     after = [errors[start : start + 20].max() for start in starts]
     say(
-        f"relative error of the loss within 20 steps of each restart: {', '.join(f'{x:.1e}' for x in after)}; at the end {errors[-1]:.1e}"
+        "relative error of the loss within 20 steps of each restart: "
+        f"{', '.join(f'{x:.1e}' for x in after)}; at the end {errors[-1]:.1e}"
     )
     if max(after) > 1e-5 or errors[-1] > 1e-3:
         raise SystemExit("error: the losses differ")
@@ -147,20 +150,25 @@ def compare(run: Run, reference: Run) -> None:
     if ours != theirs:
         first = next(((a, b) for a, b in zip(ours, theirs) if a != b), "the number of lines")
         raise SystemExit(f"error: the logs differ: {first}")
-    leaves = [jax.tree_util.tree_leaves_with_path(state(x.folder)) for x in (run, reference)]
+    leaves = [jax.tree_util.tree_leaves_with_path(final_state(x.folder)) for x in (run, reference)]
     for (path, a), (_, b) in zip(*leaves, strict=True):
         if np.asarray(a).tobytes() != np.asarray(b).tobytes():
             raise SystemExit(f"error: {jax.tree_util.keystr(path)} differs")
     say(
-        f"{run.folder.name}: {len(ours)} log lines and {len(leaves[0])} arrays are bit for bit those of the undisturbed run"
+        f"{run.folder.name}: {len(ours)} log lines and {len(leaves[0])} arrays are bit for bit "
+        "those of the undisturbed run"
     )
 
 
-def state(folder: Path):
+def final_state(folder: Path) -> TrainState:
+    """The state in the last checkpoint of a run, on one device."""
     config = layout.read_config(folder)
     mesh = make_mesh(devices=jax.local_devices()[:1])
     with Checkpoints(folder, config.checkpoint) as checkpoints:
-        return checkpoints.restore(abstract_state(config, mesh)).state
+        saved = checkpoints.restore(abstract_state(config, mesh))
+    if saved is None:
+        raise SystemExit(f"error: {folder} has no checkpoint")
+    return saved.state
 
 
 def say(text: str) -> None:

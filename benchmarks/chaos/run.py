@@ -1,4 +1,4 @@
-"""A run that is ended from outside: a process of its own, forked from this one."""
+"""A run in a process of its own, forked from this one, that is ended from outside."""
 
 import argparse
 import json
@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
-import diffussm_jax.train  # noqa: F401 - before the fork, for all
+import diffussm_jax.train  # noqa: F401 - imported once, before all forks
 from diffussm_jax import main as command_line
 
 FIELDS = {
@@ -36,13 +37,13 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 }
-PATIENCE = 600.0  # seconds for a run to come to its end from outside
+PATIENCE = 600.0  # seconds that a run may take until it is ended
 Line = dict[str, float]
 _FORK = multiprocessing.get_context("fork")
 
 
 class Run:
-    """One work directory, and the process that trains in it when there is one."""
+    """One work directory, and the process that trains in it, if there is one now."""
 
     def __init__(self, folder: Path, options: argparse.Namespace, *, processes: int = 1):
         self.folder, self._processes = folder, processes
@@ -62,9 +63,10 @@ class Run:
         self._command += [f"--config.{k}={v}" for k, v in fields.items()]
 
     def start(self, num_devices: int = 1) -> None:
+        """Start a process that trains, or goes on training."""
         self.log = self.folder.with_suffix(".log")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self.log.unlink(missing_ok=True)  # of the life before
+        self.log.unlink(missing_ok=True)  # of the process before
         work = _run_main if self._processes == 1 else _run_job
         arguments = (self._command, self.log, self._processes, num_devices)
         self.process = _FORK.Process(target=work, args=arguments)
@@ -72,33 +74,34 @@ class Run:
         self._deadline = time.monotonic() + PATIENCE
 
     def wait(self) -> int | None:
-        """Its exit code, once it has ended."""
+        """Wait for the end of the process; give its exit code."""
         self.process.join()
         return self.process.exitcode
 
     def finish(self) -> None:
-        """Let it run to its end."""
+        """Let the process run to its end, which must be a good one."""
         if code := self.wait():
             self._fail(f"ended with {code}")
 
     def lines(self) -> list[Line]:
-        """The metrics so far; a line that is being written is left out."""
+        """Read the metrics so far, without a line that is still being written."""
         path = self.folder / "metrics.jsonl"
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def step(self) -> int:
-        """The last step in the log that is in hand now."""
-        return max((line["step"] for line in self.lines()), default=0)
+        """The last step in the metrics so far."""
+        return int(max((line["step"] for line in self.lines()), default=0))
 
     def await_start(self) -> int:
-        """Wait until it goes on, and give the step that it goes on from."""
+        """Wait until the process trains; give the step that it goes on from."""
         while not self.log.exists() or "step " not in (text := self.log.read_text()):
             self._keep_waiting()
         resumed = text.partition("resuming from step ")[2]
         return int(resumed.split()[0]) if resumed else 0
 
     def await_step(self, step: int) -> None:
+        """Wait until the metrics have a step."""
         while self.step() < step:
             self._keep_waiting()
 
@@ -108,7 +111,7 @@ class Run:
             self._keep_waiting()
 
     def unfinished(self) -> list[str]:
-        """Checkpoints that are begun and not complete."""
+        """The checkpoints that are begun and not complete."""
         folder = self.folder / "checkpoints"
         paths = list(folder.iterdir()) if folder.exists() else []
         return [p.name for p in paths if not (p / "manifest.json").exists()]
@@ -124,7 +127,7 @@ class Run:
         raise SystemExit(f"error: {self.folder} {what}:\n{self.log.read_text()[-3000:]}")
 
     def child(self, index: int) -> int:
-        """The id of a process of the job."""
+        """The process id of one process of the job."""
         variable = f"JAX_PROCESS_ID={index}"
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -137,7 +140,7 @@ class Run:
 
 
 def _run_main(command: list[str], log: Path, processes: int, devices: int) -> None:
-    """In a fork: what `python command` does."""
+    """Do in a fork what `python command` does."""
     _write_to(log)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
@@ -165,8 +168,11 @@ def _write_to(log: Path) -> None:
         os.dup2(file.fileno(), 2)
 
 
-def in_fork(function: Callable, *arguments) -> None:
-    """Run what uses JAX, which a process that forks must not have begun; ends the program if it fails."""
+def in_fork(function: Callable, *arguments: Any) -> None:
+    """Run a function that uses JAX, which this process must not start before it forks.
+
+    Ends the program if the function fails.
+    """
     process = _FORK.Process(target=function, args=arguments)
     process.start()
     process.join()

@@ -1,4 +1,4 @@
-"""Checkpoints: placed anywhere, kept by rule, never read when damaged, loud when they cannot be written."""
+"""Checkpoints: placed on any mesh, kept by rule, and never read when damaged."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from diffussm_jax import train as train_lib
-from diffussm_jax.config import MeshConfig, from_dict
+from diffussm_jax.config import CheckpointConfig, MeshConfig, from_dict
 from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
@@ -22,6 +22,7 @@ from diffussm_jax.training.state import abstract_state, init_state
 from diffussm_jax.workdir import integrity
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.record import make_record, warn_of_other_versions
+from diffussm_jax.workdir.retention import kept_steps
 from tests.conftest import merge
 
 
@@ -179,6 +180,20 @@ def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
     with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
         ema = checkpoints.restore(halves).state.ema
     assert_equal(ema, jax.tree.map(lambda a: a.astype(jnp.bfloat16), original.ema))
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        ({"keep": 1, "keep_best": False}, {7}),
+        ({"keep": 1}, {2, 7}),
+        ({"keep": 2, "keep_every": 3, "keep_best": False}, {3, 6, 7}),
+        ({"keep": 9}, {1, 2, 3, 4, 5, 6, 7}),
+    ],
+)
+def test_the_rule_of_what_is_kept(rules, expected):
+    losses = {1: 0.9, 2: 0.3, 3: None, 5: 0.4}
+    assert kept_steps(range(1, 8), losses, CheckpointConfig(**rules)) == expected
 
 
 def test_what_is_kept(tiny_config, tmp_path):

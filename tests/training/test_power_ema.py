@@ -20,7 +20,7 @@ def path(tau):
 
 
 def integral(width: float, num_steps: int = NUM_STEPS):
-    """The average of the path by its definition: steps weighed by the integral of tau^gamma over each."""
+    """The average of the path by definition: a step's weight is the integral of tau^gamma over it."""
     power = power_ema.exponent(width) + 1
     edges = (np.arange(num_steps + 1) / num_steps) ** power
     return np.diff(edges) @ path(np.arange(1, num_steps + 1))
@@ -38,7 +38,7 @@ def test_exponents_are_the_papers(width, gamma):
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
-    """Two averages followed step by step along the path, with snapshots of both; and the last of each."""
+    """The folder with snapshots of two averages along the path, and the last of each average."""
     workdir, widths = tmp_path_factory.mktemp("ema"), (0.05, 0.1)
     averages = tuple({"w": jnp.full(4, 99.0)} for _ in widths)
     for step in range(1, NUM_STEPS + 1):

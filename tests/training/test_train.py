@@ -70,7 +70,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(trained, tiny_config, tmp_pa
 
 
 def test_8_devices_equal_1(trained, tiny_config, tmp_path, monkeypatch):
-    """The fixture ran on eight devices; the same run on one ends in the same place up to the order of sums."""
+    """The fixture ran on eight devices; a run on one differs by the order of sums alone."""
     config = from_dict(tiny_config)
     one = make_mesh(devices=jax.devices()[:1])
     monkeypatch.setattr(train_lib, "make_mesh", lambda config: one)
