@@ -1,8 +1,8 @@
 """The Gaussian diffusion process: q, its posterior, the model's p and the training loss.
 
-Ho et al. 2020 (DDPM), with the learned-range variance and hybrid loss of Nichol & Dhariwal 2021 that
-ADM, DiT and DiffuSSM train with. `t` counts steps of the schedule in hand; the model is told
-`schedule.timesteps[t]`.
+Ho et al. 2020 (DDPM), with the learned-range variance and the hybrid loss of Nichol & Dhariwal 2021
+that ADM, DiT and DiffuSSM train with. `t` counts the steps of a schedule, which may be respaced;
+the model gets `schedule.timesteps[t]`, the step of the full process.
 """
 
 import dataclasses
@@ -27,15 +27,15 @@ PerExample = Float[Array, " b"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Diffusion:
-    """A process and how the model's output is read.
+    """A process and what the model's output means in it.
 
     Attributes:
         schedule: the steps, respaced for sampling or not.
         prediction: what the model predicts: the noise, v = sqrt(a) eps - sqrt(1-a) x0
             (Salimans & Ho 2022) or the clean image.
-        variance: of p(x_{t-1} | x_t). "learned_range" reads a second half of output channels as the
-            interpolation between log beta-tilde_t and log beta_t; the others take one of the two.
-        clip_x0: clamp the predicted clean image to [-1, 1] while sampling, for models of pixels.
+        variance: of p(x_{t-1} | x_t). With "learned_range" the second half of the output channels
+            interpolates between log beta-tilde_t and log beta_t; the others take one of the two.
+        clip_x0: clamp the predicted clean image to [-1, 1], for models of pixels.
     """
 
     schedule: Schedule
@@ -64,34 +64,35 @@ class ReverseStep(NamedTuple):
 
 
 def q_sample(schedule: Schedule, x0: Images, t: Timesteps, eps: Images) -> Images:
-    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (Ho et al., eq. 4)."""
+    """x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps (Ho et al., eq. 4)."""
     signal, noise = _signal_and_noise(schedule, t)
     return signal * x0 + noise * eps
 
 
 def q_posterior_mean(schedule: Schedule, x0: Images, x_t: Images, t: Timesteps) -> Images:
-    """Mean of q(x_{t-1} | x_t, x_0) (Ho et al., eq. 7)."""
-    of_x0, of_x_t = schedule.posterior_mean_coefficients
-    return _at(of_x0, t) * x0 + _at(of_x_t, t) * x_t
+    """The mean of q(x_{t-1} | x_t, x0) (Ho et al., eq. 7)."""
+    c_x0, c_x = schedule.posterior_mean_coefficients
+    return _at(c_x0, t) * x0 + _at(c_x, t) * x_t
 
 
 def reverse_step(
     diffusion: Diffusion, model: Denoiser, x_t: Images, t: Timesteps, y: Labels | None
 ) -> ReverseStep:
-    """Run the model once and read p(x_{t-1} | x_t) from its output."""
-    told = jnp.asarray(diffusion.schedule.timesteps)[t]
-    prediction, log_variance = _split_output(diffusion, model(x_t, told, y), t)
-    return _read(diffusion, prediction, log_variance, x_t, t)
+    """Run the model once and form p(x_{t-1} | x_t) from its output."""
+    output = model(x_t, jnp.asarray(diffusion.schedule.timesteps)[t], y)
+    prediction, log_variance = _split_output(diffusion, output, t)
+    return _interpret(diffusion, prediction, log_variance, x_t, t)
 
 
 def training_loss(
     diffusion: Diffusion, model: Denoiser, x0: Images, t: Timesteps, eps: Images, y: Labels | None
 ) -> dict[str, PerExample]:
-    """Hybrid loss of each example: mean squared error, plus the bound where the variance is learned.
+    """The hybrid loss of each example: squared error, plus the bound for a learned variance.
 
     Returns:
-        loss = mse + vlb * T / 1000, and its two terms. The bound is in bits per dimension and sees
-        the mean through a stop-gradient, so that it trains the variance alone (Nichol & Dhariwal, eq. 16).
+        loss = mse + vlb * num_steps / 1000, and its two terms. The bound is in bits per dimension
+        and sees the mean through a stop-gradient, so that it trains the variance alone (Nichol &
+        Dhariwal, eq. 16).
     """
     schedule = diffusion.schedule
     x_t = q_sample(schedule, x0, t, eps)
@@ -101,7 +102,7 @@ def training_loss(
     mse = _mean(jnp.square(prediction - target))
     if diffusion.variance != "learned_range":
         return {"loss": mse, "mse": mse}
-    frozen = _read(diffusion, jax.lax.stop_gradient(prediction), log_variance, x_t, t)
+    frozen = _interpret(diffusion, jax.lax.stop_gradient(prediction), log_variance, x_t, t)
     vlb = variational_bound(schedule, frozen, x0, x_t, t)
     return {"loss": mse + vlb * schedule.num_steps / 1000, "mse": mse, "vlb": vlb}
 
@@ -109,22 +110,27 @@ def training_loss(
 def variational_bound(
     schedule: Schedule, p: ReverseStep, x0: Images, x_t: Images, t: Timesteps
 ) -> PerExample:
-    """One term L_t of the bound in bits per dimension: a KL divergence, at t = 0 a likelihood (Ho et al., eq. 5)."""
+    """The term L_t of the bound, in bits per dimension (Ho et al., eq. 5).
+
+    It is a KL divergence; at t = 0, the negative log-likelihood of the 8-bit image.
+    """
     mean = q_posterior_mean(schedule, x0, x_t, t)
     divergence = normal_kl(mean, _at(schedule.posterior_log_variance, t), p.mean, p.log_variance)
     likelihood = discretized_log_likelihood(x0, p.mean, 0.5 * p.log_variance)
     return jnp.where(t == 0, -_mean(likelihood), _mean(divergence)) / np.log(2)
 
 
-def normal_kl(mean1, log_variance1, mean2, log_variance2) -> Array:
-    """KL divergence between two Gaussians, elementwise, in nats."""
+def normal_kl(
+    mean1: Array | float, log_variance1: Array, mean2: Array | float, log_variance2: Array
+) -> Array:
+    """The KL divergence between two Gaussians, elementwise, in nats."""
     ratio = jnp.exp(log_variance1 - log_variance2)
     distance = jnp.square(mean1 - mean2) * jnp.exp(-log_variance2)
     return 0.5 * (log_variance2 - log_variance1 + ratio + distance - 1)
 
 
 def discretized_log_likelihood(x: Images, mean: Images, log_scale: Array) -> Array:
-    """Log probability of 8-bit values in [-1, 1] under a Gaussian, elementwise (Ho et al., eq. 13).
+    """Log-probability of 8-bit values in [-1, 1] under a Gaussian, elementwise (Ho et al., eq. 13).
 
     The two outermost bins extend to infinity.
     """
@@ -147,8 +153,8 @@ def _split_output(diffusion: Diffusion, output: Array, t: Timesteps) -> tuple[Im
     return output, smallest if diffusion.variance == "fixed_small" else largest
 
 
-def _read(
-    diffusion: Diffusion, prediction: Images, log_variance, x_t: Images, t: Timesteps
+def _interpret(
+    diffusion: Diffusion, prediction: Images, log_variance: Array, x_t: Images, t: Timesteps
 ) -> ReverseStep:
     signal, noise = _signal_and_noise(diffusion.schedule, t)
     if diffusion.prediction == "eps":
@@ -164,7 +170,9 @@ def _read(
     return ReverseStep(mean, jnp.broadcast_to(log_variance, mean.shape), x0, eps)
 
 
-def _target(prediction: Prediction, schedule: Schedule, x0: Images, t: Timesteps, eps: Images):
+def _target(
+    prediction: Prediction, schedule: Schedule, x0: Images, t: Timesteps, eps: Images
+) -> Images:
     signal, noise = _signal_and_noise(schedule, t)
     return {"eps": eps, "v": signal * eps - noise * x0, "x0": x0}[prediction]
 

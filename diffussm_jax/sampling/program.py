@@ -5,14 +5,15 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Int
 
 from diffussm_jax.config import Config, SampleConfig
 from diffussm_jax.diffusion.gaussian import Denoiser, make_diffusion
 from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
-from diffussm_jax.diffusion.samplers import SPACINGS, draw, make_step
+from diffussm_jax.diffusion.samplers import SPACINGS, make_step, run_sampler
 from diffussm_jax.parallel.mesh import num_batch_parts, split_over_batch
 from diffussm_jax.sampling.inputs import image_keys
-from diffussm_jax.shapes import ceil_div
+from diffussm_jax.shapes import Images, Labels, ceil_div
 from diffussm_jax.training.state import abstract_model
 
 
@@ -22,10 +23,15 @@ def sampling_program(
     mesh: Mesh,
     options: SampleConfig,
     guide: Config | None = None,
-) -> Callable:
-    """The jitted (params, the guide's or None, seed, image indices, labels) -> what the model denoises, [b h w c].
+) -> Callable[..., jax.Array]:
+    """Jit the sampler that `options` describe, autoencoder excepted.
 
-    It is split over the mesh.
+    Args:
+        guide: the config of the model that autoguidance moves away from.
+
+    Returns:
+        A function of (params, the guide's params or None, seed, image indices [b], labels [b] or
+        None) to what the model denoises, [b h w c], split over the batch axes of the mesh.
     """
     shape = config.grid
     diffusion = make_diffusion(
@@ -34,12 +40,18 @@ def sampling_program(
     step = make_step(options.sampler, eta=options.eta)
     guide_graphdef = None if guide is None else abstract_model(guide, mesh)[0]
 
-    def run(params, guide_params, seed, indices, labels):
+    def run(
+        params: dict,
+        guide_params: dict | None,
+        seed: int | Array,
+        indices: Int[Array, " b"],
+        labels: Labels | None,
+    ) -> Images:
         model = nnx.merge(graphdef, params)
-        worse = guide and nnx.merge(guide_graphdef, guide_params)
+        worse = None if guide_graphdef is None else nnx.merge(guide_graphdef, guide_params)
         denoiser = _guided(config, options, model, worse)
         keys = image_keys(seed, indices)
-        return draw(step, diffusion, denoiser, keys, labels, shape=shape)
+        return run_sampler(step, diffusion, denoiser, keys, labels, shape=shape)
 
     return jax.jit(run, out_shardings=split_over_batch(mesh))
 
@@ -62,7 +74,11 @@ def _guided(
 
 
 def images_per_call(options: SampleConfig, mesh: Mesh) -> int:
-    """Images that the devices draw at once: a microbatch each, or a batch rounded up to what they share evenly."""
+    """Images that the devices draw at once.
+
+    It is a microbatch for each device, or without one a batch, rounded up so that the devices share
+    it evenly.
+    """
     num_parts = num_batch_parts(mesh)
     rows = options.microbatch or ceil_div(min(options.batch_size, options.num), num_parts)
     return rows * num_parts

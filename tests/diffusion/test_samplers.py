@@ -8,7 +8,7 @@ import pytest
 from diffussm_jax.config import DiffusionConfig
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
-from diffussm_jax.diffusion.samplers import SPACINGS, draw, make_step
+from diffussm_jax.diffusion.samplers import SPACINGS, make_step, run_sampler
 from diffussm_jax.diffusion.schedule import make_schedule
 
 SHAPE = (1, 1, 2)
@@ -62,7 +62,7 @@ def draw_mixture(
     spacing = spacing or SPACINGS[name]
     diffusion = make_diffusion(config, num_steps=num_steps, spacing=spacing)
     step, model = make_step(name, eta=eta), mixture_oracle(config)
-    run = jax.jit(lambda keys: draw(step, diffusion, model, keys, None, shape=SHAPE))
+    run = jax.jit(lambda keys: run_sampler(step, diffusion, model, keys, None, shape=SHAPE))
     return np.asarray(run(keys), np.float64).reshape(-1, 2)
 
 
@@ -153,7 +153,7 @@ def test_clipping_bounds_what_comes_out(name):
     def wild(x_t, t, y):
         return jnp.concatenate([5 * x_t, -jnp.ones_like(x_t)], axis=-1)
 
-    images = draw(make_step(name), diffusion, wild, keys(8), None, shape=SHAPE)
+    images = run_sampler(make_step(name), diffusion, wild, keys(8), None, shape=SHAPE)
     assert np.abs(images).max() <= 1
 
 
