@@ -54,7 +54,7 @@ def real_moments() -> Moments:
 
 def quality(model: TrainedModel, options: SampleConfig, folder: Path) -> dict[str, Any]:
     """Figures of one sampler, and a grid of its first images."""
-    images, labels = model.draw(options)
+    images, labels = model.generator.draw(model.params, options)
     name = f"{options.sampler}_{options.steps}_cfg{options.cfg_scale:g}"
     save_grid(images[:200], folder / f"{name}.png", labels=labels[:200])
     return {

@@ -1,8 +1,7 @@
-"""`--mode=evaluate`: scores of a run, or of anybody's images, with all that made them."""
+"""`--mode=evaluate`: scores of a run's images or of given ones, with everything that made them."""
 
 import dataclasses
 import importlib.metadata
-import json
 import logging
 import platform
 from pathlib import Path
@@ -14,14 +13,12 @@ from diffussm_jax.config import Config
 from diffussm_jax.evaluation.features import Extractor, make_extractor
 from diffussm_jax.evaluation.image_sets import DrawnImages, ImageSet, open_given
 from diffussm_jax.evaluation.presets import sample_options
-from diffussm_jax.evaluation.reference import Reference
-from diffussm_jax.evaluation.score import open_reference, score
-from diffussm_jax.files import write_text
+from diffussm_jax.evaluation.reference import Reference, read_reference, reference_path
+from diffussm_jax.evaluation.score import score
+from diffussm_jax.files import write_json
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.sampling.job import draw_to
-from diffussm_jax.sampling.model import load
-from diffussm_jax.workdir import layout
+from diffussm_jax.sampling.model import sample_run
 
 logger = logging.getLogger(__name__)
 
@@ -29,44 +26,44 @@ PACKAGES = ("diffussm-jax", "flax", "jax", "jaxlib", "numpy", "pillow")
 
 
 def evaluate(config: Config, workdir: Path) -> None:
-    """Write `evaluation/<name>.json` into a work directory: scores of images that its model draws, or of `evaluate.images`.
+    """Score the images that the run's model draws, or `evaluate.images`.
 
-    What the model draws stays in `evaluation/<preset>/`: after a kill the same command goes on, and other features are scored of it.
+    The result is `evaluation/<name>.json` in the work directory. What the model draws stays in
+    `evaluation/<preset>/`: after a kill the same command goes on, and other features of the same
+    images are scored without drawing them again.
 
     Raises:
         UserError: the run, the images, the reference or the extractor is missing or does not fit.
     """
     path, mesh = result_path(config, workdir), make_mesh()
     extractor = make_extractor(config, workdir)
-    reference = open_reference(config, workdir, extractor, mesh)
-    if config.evaluate.images is None:
-        images = _drawn(config, workdir)
-    else:
-        images = open_given(config.evaluate.images, channels=config.data.channels)
-    found = score(config, images, extractor, reference, mesh)
-    result = {"scores": found} | ingredients(config, images, extractor, reference)
+    reference = read_reference(
+        reference_path(config, workdir), extractor, mesh, batch_size=config.evaluate.batch_size
+    )
+    images = _open_images(config, workdir)
+    scores = score(config, images, extractor, reference, mesh)
+    result = {"scores": scores} | ingredients(config, images, extractor, reference)
     if not is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(result, indent=1) + "\n")
-    for name, value in found.items():
+    write_json(path, result)
+    for name, value in scores.items():
         logger.info("%-17s %.4f", name, value)
     logger.info("wrote %s", path)
 
 
 def result_path(config: Config, workdir: Path) -> Path:
+    """Where the result of an evaluation is kept: under its name, else its preset's."""
     name = config.evaluate.name or config.evaluate.preset or "default"
     return workdir / "evaluation" / f"{name}.json"
 
 
-def _drawn(config: Config, workdir: Path) -> ImageSet:
-    layout.require_same_model(workdir, config)
-    options = sample_options(config)
-    model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
-    logger.info("sampling %d images from step %d", options.num, model.step)
-    # Not by the result's name: other features of the same images draw nothing again.
+def _open_images(config: Config, workdir: Path) -> ImageSet:
+    if config.evaluate.images is not None:
+        return open_given(config.evaluate.images, channels=config.data.channels)
+    # Not named after the result, which may be one of several of the same images.
     folder = workdir / "evaluation" / (config.evaluate.preset or "default")
-    return DrawnImages(draw_to(folder, model, options))
+    return DrawnImages(sample_run(config, workdir, sample_options(config), folder))
 
 
 def ingredients(

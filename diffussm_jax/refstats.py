@@ -1,8 +1,9 @@
-"""`--mode=refstats`: statistics of the features of real images, once, as the reference of all scores."""
+"""`--mode=refstats`: statistics of the features of real images, the reference of all scores."""
 
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from diffussm_jax.evaluation.features import make_extractor
 from diffussm_jax.evaluation.image_sets import SourceImages
 from diffussm_jax.evaluation.reference import reference_path, write_reference
 from diffussm_jax.evaluation.statistics import measure
+from diffussm_jax.files import writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
 
@@ -20,11 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 def refstats(config: Config, workdir: Path | None) -> None:
-    """Write the reference of the config's training split: moments of all its images and the first
-    `evaluate.reference_images` of a shuffle of them.
+    """Write the reference of the config's training split.
+
+    It holds the moments of all images of the split, and the first `evaluate.reference_images` of a
+    shuffle of them.
 
     Raises:
-        UserError: the data or the extractor does not fit the config, or the file is there and of something else.
+        UserError: the data or the extractor does not fit the config, or the file exists and is
+            another reference.
     """
     path = reference_path(config, workdir)
     extractor = make_extractor(config, workdir)
@@ -40,33 +45,29 @@ def refstats(config: Config, workdir: Path | None) -> None:
         logger.info("%s is there already", path)
         return
     logger.info("statistics of %d images of %s", len(images), config.data.name)
-    found = measure(
-        extractor, images, make_mesh(), batch_size=config.evaluate.batch_size, keep_features=False
-    )
+    batch_size = config.evaluate.batch_size
+    statistics = measure(extractor, images, make_mesh(), batch_size=batch_size, keep_features=False)
     if not is_first():
         return
     rows = np.sort(np.random.default_rng(0).permutation(len(images))[:num_kept])
-    try:
+    with writing_to(path, field="config.evaluate.reference"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_reference(path, found, images, rows, facts)
-    except OSError as error:
-        raise UserError(
-            f"config.evaluate.reference: {path} cannot be written: {error.strerror}"
-        ) from error
+        write_reference(path, statistics, images, rows, facts)
     logger.info("wrote %s, with %d of the images", path, num_kept)
 
 
-def _is_there(path: Path, facts: dict) -> bool:
-    """Whether the file is that of these facts; another's is never overwritten."""
+def _is_there(path: Path, facts: dict[str, Any]) -> bool:
+    """Whether the file has these facts; raise UserError, not to overwrite it, if it has others."""
     if not path.exists():
         return False
     try:
         with np.load(path) as file:
-            found = json.loads(str(file["facts"]))
+            present = json.loads(str(file["facts"]))
     except (OSError, ValueError, KeyError):
-        found = None
-    if found == json.loads(json.dumps(facts)):
+        present = None
+    if present == json.loads(json.dumps(facts)):  # lists for tuples, as they were read
         return True
     raise UserError(
-        f"config.evaluate.reference: {path} is there and is another reference: remove it or name another file"
+        f"config.evaluate.reference: {path} is there and is another reference: remove it or name "
+        "another file"
     )

@@ -37,5 +37,5 @@ def test_figures_of_samplers(trained):
     assert cost["plain_call_ms"] > 0
     real = sampling.real_moments()
     assert sampling.frechet_distance(real, real) < 1e-6
-    images, _ = model.draw(SampleConfig(num=70, batch_size=70, steps=4))
+    images = model.sample(num=70, batch_size=70, steps=4)
     assert sampling.frechet_distance(sampling.moments(images), real) > 10

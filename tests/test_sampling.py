@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import diffussm_jax
 from diffussm_jax.config import SampleConfig, from_dict
 from diffussm_jax.diffusion.samplers import START, image_noise
 from diffussm_jax.errors import Preempted, UserError
@@ -22,6 +21,7 @@ from diffussm_jax.sampling import generator
 from diffussm_jax.sampling.images import save_npz, save_pngs
 from diffussm_jax.sampling.inputs import image_keys, image_labels
 from diffussm_jax.sampling.job import draw_to
+from diffussm_jax.sampling.model import TrainedModel
 from diffussm_jax.training.state import init_params
 from diffussm_jax.workdir.weights import Weights
 from tests.conftest import TINY_MODEL
@@ -29,30 +29,57 @@ from tests.conftest import TINY_MODEL
 SHAPE = (4, 4, 3)
 
 
-@dataclasses.dataclass
-class FakeModel:
-    """Draws an image's index, and remembers what it was asked for; ends as if killed when it is told to."""
+def draw_job(folder, *, num=22, range_size=4, facts="a", when_called=lambda num_calls: None):
+    """A job whose image i is filled with i; also the starts of the ranges that it drew."""
+    starts: list[int] = []
 
-    num_classes: int = 10
-    weights: str = "a"
-    calls: int = 10**9
-    drawn: list = dataclasses.field(default_factory=list)
-
-    def facts(self, options):
-        return {"weights": self.weights}
-
-    def images_per_call(self, options):
-        return options.microbatch or options.batch_size
-
-    def draw_range(self, options, indices):
-        if len(self.drawn) == self.calls:
-            raise KeyboardInterrupt
-        self.drawn.append(indices)
+    def draw_range(indices):
+        when_called(len(starts))
+        starts.append(indices.start)
         values = np.arange(indices.start, indices.stop, dtype=np.uint8)
         return np.broadcast_to(values[:, None, None, None], (len(values), *SHAPE))
 
+    samples = draw_to(
+        folder,
+        draw_range,
+        num=num,
+        range_size=range_size,
+        facts={"weights": facts, "sizes": (4, 4)},
+        labels=np.arange(num) % 10,
+    )
+    return samples, starts
 
-OPTIONS = SampleConfig(num=22, batch_size=4, labels="random")
+
+def random_weights(seed: int) -> Weights:
+    """A tiny model without a layer of zeros, of a process that keeps noisy images in 0 .. 255."""
+    process = {"num_steps": 20, "schedule": "cosine", "prediction": "v", "variance": "fixed_small"}
+    config = from_dict(
+        {"model": TINY_MODEL, "diffusion": process, "sample": {"steps": 4}, "seed": seed}
+    )
+    leaves, structure = jax.tree.flatten(jax.jit(lambda: init_params(config))())
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [x + 0.05 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+    return Weights(config, jax.tree.unflatten(structure, moved), 0, None)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return random_weights(0)
+
+
+def load_on_devices(weights, num_devices: int) -> TrainedModel:
+    mesh = make_mesh(devices=jax.devices()[:num_devices])
+    params = jax.device_put(weights.params, replicated(mesh))
+    return TrainedModel(weights._replace(params=params), Path("unused"), mesh)
+
+
+def draw_on(weights, num_devices: int, **options):
+    model = load_on_devices(weights, num_devices)
+    common = {"num": 64, "steps": 4, "labels": "random", "cfg_scale": 1.5} | options
+    images, labels = model.generator.draw(model.params, SampleConfig(**common))
+    assert images.std() > 20
+    assert np.mean((images == 0) | (images == 255)) < 0.7
+    return images.astype(int), labels
 
 
 def npz_of(samples, path) -> bytes:
@@ -61,14 +88,16 @@ def npz_of(samples, path) -> bytes:
 
 
 def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(tmp_path):
-    whole = draw_to(tmp_path / "whole", FakeModel(), OPTIONS)
+    def die_at_the_fourth(num_calls):
+        if num_calls == 3:
+            raise KeyboardInterrupt
+
+    whole, _ = draw_job(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        draw_to(tmp_path / "parts", FakeModel(calls=3), OPTIONS)
+        draw_job(tmp_path / "parts", when_called=die_at_the_fourth)
     damaged = tmp_path / "parts" / "images-0000004-0000008.npy"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    rest = FakeModel()
-    resumed = draw_to(tmp_path / "parts", rest, OPTIONS)
-    starts = [part.start for part in rest.drawn]
+    resumed, starts = draw_job(tmp_path / "parts")
     assert starts == [4, 12, 16, 20]
     assert npz_of(whole, tmp_path / "a.npz") == npz_of(resumed, tmp_path / "b.npz")
     with np.load(tmp_path / "a.npz") as arrays:
@@ -79,41 +108,47 @@ def test_a_killed_job_goes_on_and_ends_with_the_same_bytes(tmp_path):
 
 
 def test_a_job_told_to_stop_ends_after_its_range(tmp_path):
-    class ToldToStop(FakeModel):
-        def draw_range(self, options, indices):
-            images = super().draw_range(options, indices)
-            if len(self.drawn) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(1)
-            return images
+    def stop_in_the_second(num_calls):
+        if num_calls == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
 
     with pytest.raises(Preempted, match="the finished images are in"):
-        draw_to(tmp_path, ToldToStop(), OPTIONS)
-    rest = FakeModel()
-    draw_to(tmp_path, rest, OPTIONS)
-    assert [part.start for part in rest.drawn] == [8, 12, 16, 20]
+        draw_job(tmp_path, when_called=stop_in_the_second)
+    _, starts = draw_job(tmp_path)
+    assert starts == [8, 12, 16, 20]
 
 
 def test_ranges_are_kept_for_the_same_job_alone(tmp_path):
-    draw_to(tmp_path, FakeModel(), dataclasses.replace(OPTIONS, num=8))
-    more = FakeModel()
-    images = np.concatenate([x for x, _ in draw_to(tmp_path, more, OPTIONS)])
-    assert [part.start for part in more.drawn] == [8, 12, 16, 20]
+    draw_job(tmp_path, num=8)
+    samples, starts = draw_job(tmp_path)
+    assert starts == [8, 12, 16, 20]
+    images = np.concatenate([x for x, _ in samples])
     np.testing.assert_array_equal(images[:, 0, 0, 0], np.arange(22))
-    for model, options in (
-        (FakeModel(weights="b"), OPTIONS),
-        (FakeModel(weights="b"), dataclasses.replace(OPTIONS, seed=1)),
-    ):
-        draw_to(tmp_path, model, options)
-        assert len(model.drawn) == 6
-    again = FakeModel(weights="b")
-    draw_to(tmp_path, again, dataclasses.replace(OPTIONS, seed=1, batch_size=20))
-    assert not again.drawn  # nothing depends on the batch size; ranges keep theirs
+    _, starts = draw_job(tmp_path, facts="b")
+    assert len(starts) == 6
+    _, starts = draw_job(tmp_path, facts="b", range_size=20)
+    assert not starts  # ranges keep the size that they have
+
+
+def test_the_job_of_a_model_is_what_its_images_depend_on(weights, tmp_path):
+    """Another seed draws again; another batch size, number or output does not."""
+    model = load_on_devices(weights, 8)
+    options = SampleConfig(num=8, batch_size=8, steps=2)
+    first = model.sample_to(tmp_path, options)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
+    assert len(files) == 1
+    larger = dataclasses.replace(options, batch_size=16, outputs=("png",))
+    assert model.sample_to(tmp_path, larger).facts == first.facts
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    other = model.sample_to(tmp_path, dataclasses.replace(options, seed=1))
+    assert other.facts["sample"]["seed"] == 1
+    assert {path: path.stat().st_mtime_ns for path in files} != files
 
 
 def test_a_folder_that_cannot_be_written_is_named():
     with pytest.raises(UserError, match="/proc/nowhere cannot be written"):
-        draw_to(Path("/proc/nowhere"), FakeModel(), OPTIONS)
+        draw_job(Path("/proc/nowhere"))
 
 
 def test_labels_by_mode():
@@ -145,49 +180,19 @@ def test_keys_labels_and_noise_are_the_same_in_any_batch():
     run = jax.jit(draw)
     for size in (1, 8):
         parts = [np.arange(start, start + size) for start in range(0, 64, size)]
-        for found, expected in zip(zip(*map(run, parts)), whole, strict=True):
-            assert np.concatenate(found).tobytes() == np.asarray(expected).tobytes()
-        found = np.concatenate([image_labels(options, 10, part) for part in parts])
-        assert found.tobytes() == labels.tobytes()
-
-
-def random_weights(seed: int) -> Weights:
-    """A tiny model none of whose layers is zero, of a process that keeps images of noise within 0 .. 255."""
-    process = {"num_steps": 20, "schedule": "cosine", "prediction": "v", "variance": "fixed_small"}
-    config = from_dict(
-        {"model": TINY_MODEL, "diffusion": process, "sample": {"steps": 4}, "seed": seed}
-    )
-    leaves, structure = jax.tree.flatten(jax.jit(lambda: init_params(config))())
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [x + 0.05 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
-    return Weights(config, jax.tree.unflatten(structure, moved), 0, None)
-
-
-@pytest.fixture(scope="module")
-def weights():
-    return random_weights(0)
-
-
-def draw_on(weights, num_devices: int, **options):
-    mesh = make_mesh(devices=jax.devices()[:num_devices])
-    params = jax.device_put(weights.params, replicated(mesh))
-    model = diffussm_jax.sampling.model.TrainedModel(
-        weights._replace(params=params), Path("unused"), mesh
-    )
-    common = {"num": 64, "steps": 4, "labels": "random", "cfg_scale": 1.5} | options
-    images, labels = model.draw(SampleConfig(**common))
-    assert images.std() > 20
-    assert np.mean((images == 0) | (images == 255)) < 0.7
-    return images.astype(int), labels
+        for arrays, expected in zip(zip(*map(run, parts)), whole, strict=True):
+            assert np.concatenate(arrays).tobytes() == np.asarray(expected).tobytes()
+        by_parts = np.concatenate([image_labels(options, 10, part) for part in parts])
+        assert by_parts.tobytes() == labels.tobytes()
 
 
 def test_batch_and_devices_change_no_image(weights):
-    """64 images by batches of 1, 8 and 64 on 1, 2 and 8 devices: labels equal, pixels within one level of uint8."""
+    """Labels are equal and pixels within one level of uint8, by batches of 1, 8 and 64 images."""
     images, labels = draw_on(weights, 8, batch_size=64)
     for num_devices, batch_size in ((1, 1), (2, 8), (1, 64)):
-        found, asked = draw_on(weights, num_devices, batch_size=batch_size)
-        np.testing.assert_array_equal(asked, labels)
-        assert np.abs(found - images).max() <= 1
+        others, other_labels = draw_on(weights, num_devices, batch_size=batch_size)
+        np.testing.assert_array_equal(other_labels, labels)
+        assert np.abs(others - images).max() <= 1
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "heun"])
@@ -195,8 +200,8 @@ def test_with_one_microbatch_not_one_bit_changes(weights, sampler):
     same = {"microbatch": 8, "sampler": sampler}
     images, _ = draw_on(weights, 1, batch_size=1, **same)
     for num_devices, batch_size in ((2, 8), (8, 64)):
-        found, _ = draw_on(weights, num_devices, batch_size=batch_size, **same)
-        np.testing.assert_array_equal(found, images)
+        others, _ = draw_on(weights, num_devices, batch_size=batch_size, **same)
+        np.testing.assert_array_equal(others, images)
 
 
 def test_autoguidance_moves_images_unless_the_guide_is_the_model(weights, monkeypatch):
@@ -225,7 +230,7 @@ def test_pngs_hold_the_pixels(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_survives_sigkill(trained, tmp_path):
-    """Killed in the middle of a job and given again, the command leaves the npz that one never killed leaves."""
+    """Killed amid a job and given again, the command leaves the npz of one that was never killed."""
     for path in trained.iterdir():
         if path.name != "samples":
             (tmp_path / path.name).symlink_to(path)

@@ -1,7 +1,7 @@
-"""A small classifier of a run's own classes: features for data that Inception knows nothing of, and for tests.
+"""A small classifier of a run's own classes, for data unlike Inception's, and for tests.
 
-Trained once, in seconds, on the run's training images and kept in the work directory, since scores of two classifiers do
-not compare.
+It is trained once, in seconds, on the run's training images and kept in the work directory, since
+scores by two classifiers do not compare.
 """
 
 import logging
@@ -29,22 +29,25 @@ logger = logging.getLogger(__name__)
 Params = dict[str, Any]
 
 FILE = "classifier.safetensors"
-WIDTHS = (32, 64, 128)  # of three convolutions; the second and third halve the side
-MAX_SIDE = 32  # of what they see: larger images are averaged over squares
-MAX_IMAGES = 50_000  # that it learns from
+WIDTHS = (32, 64, 128)  # features of each convolution; the second and the third halve the side
+MAX_SIDE = 32  # larger images are averaged over squares to at most this side
+MAX_IMAGES = 50_000  # of the training split to learn from
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 500, 128, 2e-3
 
 
 def features(params: Params, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
-    """The mean over places of the last convolution, the probabilities of the classes, and the likeliest class.
+    """Compute the features of `evaluation/features.py`.
+
+    `pool` is the mean over places of the last convolution.
 
     Raises:
-        UserError: the images have other channels than those that it was trained on.
+        UserError: the images have other channels than those that the classifier was trained on.
     """
     channels = params["conv0.kernel"].shape[2]
     if images.shape[-1] != channels:
         raise UserError(
-            f"config.evaluate.features: the run's classifier takes images of {channels} channels, got {images.shape[-1]}"
+            f"config.evaluate.features: the run's classifier takes images of {channels} channels, "
+            f"got {images.shape[-1]}"
         )
     pool, logits = _forward(params, images)
     return {
@@ -55,7 +58,9 @@ def features(params: Params, images: UInt8[Array, "b h w c"]) -> dict[str, Array
 
 
 def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[str, Any]]:
-    """The classifier in a work directory, trained first if there is none; and its checksum and accuracy.
+    """The classifier of a work directory and its facts; train it first if there is none.
+
+    The facts are its checksum, its accuracy and the split that this was measured on.
 
     Raises:
         UserError: the data has no labels, or the file is damaged.
@@ -94,7 +99,10 @@ def _read(path: Path) -> tuple[Params, dict[str, Any]]:
 
 
 def train(config: Config) -> Params:
-    """Parameters after `NUM_STEPS` of Adam on the cross entropy; a function of the config's data and seed."""
+    """Train by `NUM_STEPS` of Adam on the cross entropy.
+
+    The parameters are a function of the config's data and seed.
+    """
     source = SourceImages(config, config.data.split)
     rng = np.random.default_rng(config.seed)
     rows = np.sort(rng.permutation(len(source))[:MAX_IMAGES])
@@ -105,8 +113,10 @@ def train(config: Config) -> Params:
     state = optimizer.init(params)
 
     @jax.jit
-    def step(params, state, batch, asked):
-        gradient = jax.grad(_loss)(params, batch, asked)
+    def step(
+        params: Params, state: optax.OptState, images: Array, labels: Array
+    ) -> tuple[Params, optax.OptState]:
+        gradient = jax.grad(_loss)(params, images, labels)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state
 
@@ -152,7 +162,7 @@ def _forward(
 
 
 def _shrink(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-    """The means of squares, where the side is more than `MAX_SIDE`; what is left over at the far edges is cut off."""
+    """Average over squares until the side is at most `MAX_SIDE`; the far edges lose their rest."""
     factor = ceil_div(x.shape[1], MAX_SIDE)
     height, width = (side // factor for side in x.shape[1:3])
     x = x[:, : height * factor, : width * factor]
@@ -166,8 +176,8 @@ def _loss(params: Params, images: Array, labels: Array) -> Array:
 
 
 def _accuracy(params: Params, source: SourceImages) -> float:
-    compute, right = jax.jit(features), 0
+    compute, num_right = jax.jit(features), 0
     for rows in batches_of(len(source), BATCH_SIZE):
         images, labels = source.examples(rows)
-        right += int((np.asarray(compute(params, images)["classes"]) == labels).sum())
-    return right / len(source)
+        num_right += int((np.asarray(compute(params, images)["classes"]) == labels).sum())
+    return num_right / len(source)

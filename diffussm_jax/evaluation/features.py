@@ -1,10 +1,10 @@
-"""What scores compare: features of images. A feature extractor is one function, from images to arrays.
+"""What scores compare: features of images. A feature extractor is a function from images to arrays.
 
-It takes uint8 images [b h w c] and gives, by name:
+It takes uint8 images [b h w c] and returns by name, all but `pool` optional:
     pool [b d]            for the Frechet distance, precision and recall
-    spatial [b s]         for sFID, if there
-    probabilities [b k]   for the Inception Score, if there
-    classes [b]           of the run's own, for the agreement with the class asked for, if there
+    spatial [b s]         for sFID
+    probabilities [b k]   for the Inception Score
+    classes [b]           likeliest of the run's classes, for the agreement with the labels
 """
 
 import dataclasses
@@ -26,14 +26,14 @@ from diffussm_jax.data.transforms import from_uint8
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation import classifier
 from diffussm_jax.evaluation.image_sets import ImageSet, batches_of
-from diffussm_jax.evaluation.inception import CONVERT, PUBLISHED_SHA256, inception, load_weights
+from diffussm_jax.evaluation.inception import CONVERT, PUBLISHED_SHA256, inception, load_inception
 from diffussm_jax.parallel.feed import place, shard_batch, to_host
 from diffussm_jax.parallel.mesh import local_rows, num_batch_parts, replicated, split_over_batch
 from diffussm_jax.shapes import ceil_div
 
 Outputs = dict[str, Array]
 
-MAX_PIXELS = 4096  # of a covariance of pixels: 128 MiB
+MAX_PIXELS = 4096  # their covariance takes 128 MiB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Extractor:
     """A feature extractor, called as function(params, images).
 
     Attributes:
-        facts: what tells its features from others', as JSON: its name, and the checksum of its weights.
+        facts: what identifies the features, as JSON: a name, and the checksum of the weights.
     """
 
     function: Callable[[Any, UInt8[Array, "b h w c"]], Outputs]
@@ -57,87 +57,84 @@ def make_extractor(config: Config, workdir: Path | None) -> Extractor:
     """
     name = config.evaluate.features
     if name == "inception":
-        return _inception(config)
+        return _inception_extractor(config)
     if name == "pixels":
         return Extractor(_pixels, (), {"features": name})
     if name == "classifier":
         params, facts = classifier.find_or_train(config, workdir)
         return Extractor(classifier.features, params, {"features": name} | facts)
-    return Extractor(_imported(name), (), {"features": name})
+    return Extractor(_import_function(name), (), {"features": name})
 
 
-def _inception(config: Config) -> Extractor:
+def _inception_extractor(config: Config) -> Extractor:
     path = config.evaluate.weights
     if path is None:
         raise UserError(
             f"config.evaluate.weights: inception needs its weights, a file made with {CONVERT}"
         )
-    weights, hashes = load_weights(Path(os.path.expanduser(path)))
+    weights, hashes = load_inception(Path(os.path.expanduser(path)))
     published = hashes["source_sha256"].startswith(PUBLISHED_SHA256)
     facts = {"features": "inception", "published": published} | hashes
-    return Extractor(_inception_of_any, weights, facts)
+    return Extractor(_inception_features, weights, facts)
 
 
-def _inception_of_any(weights: Any, images: UInt8[Array, "b h w c"]) -> Outputs:
-    """Grey images have three equal colours."""
+def _inception_features(weights: Any, images: UInt8[Array, "b h w c"]) -> Outputs:
+    # Of grey images all three colours are the grey.
     colours = jnp.broadcast_to(images, (*images.shape[:-1], 3))
     return inception(weights, colours)
 
 
 def _pixels(_: Any, images: UInt8[Array, "b h w c"]) -> Outputs:
-    """Pixels in [-1, 1], as they are."""
     if images[0].size > MAX_PIXELS:
         raise UserError(
-            f"config.evaluate.features: 'pixels' is for images of at most {MAX_PIXELS} values, and these have "
-            f"{images[0].size}: use 'inception' or 'classifier'"
+            f"config.evaluate.features: 'pixels' is for images of at most {MAX_PIXELS} values, "
+            f"and these have {images[0].size}: use 'inception' or 'classifier'"
         )
     return {"pool": from_uint8(images).reshape(len(images), -1)}
 
 
-def _imported(name: str) -> Callable[[Any, Array], Outputs]:
-    module, _, function = name.partition(":")
+def _import_function(name: str) -> Callable[[Any, Array], Outputs]:
+    module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), function)
+        function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            "config.evaluate.features must be inception, pixels, classifier or the module:function of a function from "
-            f"uint8 images to arrays by name, got {name!r} ({error})"
+            "config.evaluate.features must be inception, pixels, classifier or the module:function "
+            f"of a function from uint8 images to arrays by name, got {name!r} ({error})"
         ) from error
-    return lambda _, images: found(images)
+    return lambda _, images: function(images)
 
 
 def stream(
     extractor: Extractor, images: ImageSet, mesh: Mesh, *, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Features of all images in turn, on every host; batches are split over the devices, whose processes each read their part.
+    """Yield the features of all images in turn, a batch at a time, on every host.
 
-    The next batch is read while the devices compute.
+    Batches are split over the devices, and each process reads the part of its own devices. The next
+    batch is read while the devices compute.
     """
     num_parts = num_batch_parts(mesh)
     size = ceil_div(min(batch_size, len(images)), num_parts) * num_parts
     mine = local_rows(mesh, size)
     run = _compile(extractor.function, mesh)
-    params = _on_all(mesh, extractor.params)
-    waiting: list[tuple[int, dict[str, Array]]] = []
+    everywhere = jax.tree.map(lambda _: replicated(mesh), extractor.params)
+    params = place(extractor.params, everywhere)
+    waiting: list[tuple[int, Outputs]] = []
     for rows in batches_of(len(images), size):
-        # A batch that is not full repeats its last image, so that one program serves all.
+        # A batch that is not full repeats its last image: another size would compile again.
         padded = np.minimum(rows[0] + mine, rows[-1])
         batch = {"image": images.read(padded)}
         outputs = run(params, shard_batch(mesh, batch, batch_size=size)["image"])
         waiting.append((len(rows), outputs))
         if len(waiting) > 1:
-            yield _take(*waiting.pop(0))
-    yield from (_take(*x) for x in waiting)
+            yield _first_rows(*waiting.pop(0))
+    yield from (_first_rows(*x) for x in waiting)
 
 
-def _take(num: int, outputs: dict[str, Array]) -> dict[str, np.ndarray]:
+def _first_rows(num: int, outputs: Outputs) -> dict[str, np.ndarray]:
     return {name: to_host(array)[:num] for name, array in outputs.items()}
 
 
 @functools.cache
 def _compile(function: Callable, mesh: Mesh) -> Callable:
     return jax.jit(function, out_shardings=split_over_batch(mesh))
-
-
-def _on_all(mesh: Mesh, params: Any) -> Any:
-    return place(params, jax.tree.map(lambda _: replicated(mesh), params))

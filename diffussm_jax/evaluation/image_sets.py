@@ -1,4 +1,4 @@
-"""Images to score, wherever they are: an npz in ADM's form, a folder, a data set, or what a model drew."""
+"""Sets of images to score: an npz in ADM's form, a folder, a data set, or what a model drew."""
 
 import abc
 import functools
@@ -32,7 +32,7 @@ class ImageSet(abc.ABC):
     """Images of one size, read a batch at a time.
 
     Attributes:
-        labels: the class of each image, where that is known.
+        labels: the class of each image; None where it is not known.
     """
 
     labels: Int[np.ndarray, " n"] | None = None
@@ -42,11 +42,11 @@ class ImageSet(abc.ABC):
 
     @abc.abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Where they are from, as JSON; of files, their checksum."""
+        """Where the images are from, as JSON; for files, with their checksum."""
 
     @abc.abstractmethod
     def read(self, rows: Rows) -> ImageArray:
-        """The images at rising positions."""
+        """The images at the positions `rows`, which must not fall."""
 
 
 class ArrayImages(ImageSet):
@@ -68,7 +68,7 @@ class ArrayImages(ImageSet):
 
 
 class DrawnImages(ImageSet):
-    """What a model drew, in the files of a finished job."""
+    """Images that a model drew, in the files of a finished job."""
 
     def __init__(self, samples: Samples):
         self._samples, self.labels = samples, samples.labels
@@ -82,10 +82,10 @@ class DrawnImages(ImageSet):
 
     def read(self, rows: Rows) -> ImageArray:
         numbers, places = np.divmod(rows, self._samples.range_size)
-        found = [
+        parts = [
             self._load(number)[places[numbers == number]] for number in np.unique(numbers).tolist()
         ]
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
     def _load(self, number: int) -> ImageArray:
         if self._part is None or self._part[0] != number:
@@ -94,7 +94,9 @@ class DrawnImages(ImageSet):
 
 
 class NpzImages(ImageSet):
-    """`arr_0` of an npz, uint8 [num h w c], read forwards and never whole; `arr_1`, if there, are labels.
+    """The images `arr_0` of an npz, uint8 [num h w c], and its labels `arr_1`, if it has some.
+
+    The images are read a batch at a time, from the first to the last.
 
     Raises:
         UserError: the file is missing, damaged or of another form.
@@ -111,7 +113,8 @@ class NpzImages(ImageSet):
             raise UserError(f"{path} is not an npz of images in `arr_0`: {error}") from error
         if dtype != np.uint8 or len(self._shape) != 4 or self._shape[3] not in (1, 3):
             raise UserError(
-                f"{path}: arr_0 must be uint8 [num, height, width, 1 or 3], got {dtype} {list(self._shape)}"
+                f"{path}: arr_0 must be uint8 [num, height, width, 1 or 3], got {dtype} "
+                f"{list(self._shape)}"
             )
         self._start = self._file.tell()
 
@@ -155,18 +158,22 @@ def _read_labels(path: Path, num: int) -> np.ndarray | None:
 
 
 class FileImages(ImageSet):
-    """The images of a folder and its sub-folders in the order of their names: RGB, unless they and the data are grey.
+    """The images of a folder and its sub-folders, in the order of their names.
 
-    They must be of one size: whoever makes them so chooses a filter, and the scores move with it.
+    They are read as RGB, or as grey if both they and the run's data are grey. All must have one
+    size: resizing takes a filter, and the scores depend on which.
 
     Args:
         channels: of the run's data.
+
+    Raises:
+        UserError: the folder has no images, or one that cannot be read or has another size.
     """
 
     def __init__(self, folder: str | Path, *, channels: int):
         self._folder = Path(folder)
-        found = (path for path in self._folder.rglob("*") if path.is_file())
-        self._paths = sorted(x for x in found if x.suffix.lower() in SUFFIXES)
+        files = (path for path in self._folder.rglob("*") if path.is_file())
+        self._paths = sorted(x for x in files if x.suffix.lower() in SUFFIXES)
         if not self._paths:
             raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
         self._mode: str | None = None
@@ -187,7 +194,7 @@ class FileImages(ImageSet):
         return self._decode(0).shape
 
     def _decode(self, row: int) -> UInt8[np.ndarray, "..."]:
-        """[h w] where it is grey."""
+        """One image: [h w 3], or [h w] where it is grey."""
         try:
             with Image.open(self._paths[row]) as image:
                 return np.asarray(image.convert(self._mode))
@@ -199,17 +206,18 @@ class FileImages(ImageSet):
         for row, image in zip(rows, images):
             if image.shape != self._size:
                 raise UserError(
-                    f"{self._paths[row]} is {image.shape[1]} x {image.shape[0]}, and {self._paths[0]} is "
-                    f"{self._size[1]} x {self._size[0]}: bring all images to one size first"
+                    f"{self._paths[row]} is {image.shape[1]} x {image.shape[0]}, and "
+                    f"{self._paths[0]} is {self._size[1]} x {self._size[0]}: bring all images to "
+                    "one size first"
                 )
         stacked = np.stack(images)
         return stacked[..., None] if self._mode == "L" else stacked
 
 
 class SourceImages(ImageSet):
-    """The images of a split of the config's data, cropped as for training, in the order of the data set.
+    """The images of a split of the config's data, in its order, cropped as for training.
 
-    Labels come with them: `examples`.
+    Their labels are read with them, by `examples`.
 
     Raises:
         UserError: the data is missing or does not fit the config.
@@ -235,17 +243,20 @@ class SourceImages(ImageSet):
         return self.examples(rows)[0]
 
     def examples(self, rows: Rows) -> tuple[ImageArray, Int[np.ndarray, " b"]]:
-        """Images and their labels; a bad record is replaced by the next, where the config skips such."""
-        found = _in_threads(lambda row: read_good(self._source, row, False, self._faults), rows)
-        images, labels = ([x[name] for x in found] for name in ("image", "label"))
+        """Images and their labels; where the config skips bad records, the next replaces one."""
+        examples = _in_threads(lambda row: read_good(self._source, row, False, self._faults), rows)
+        images, labels = ([x[name] for x in examples] for name in ("image", "label"))
         return np.stack(images), np.stack(labels)
 
 
 def open_given(path: str | Path, *, channels: int) -> ImageSet:
-    """Somebody's images: an npz file, or a folder of images of which those of grey data are grey.
+    """Open the images at a path that a user gives: an npz, or a folder of images.
+
+    Args:
+        channels: of the run's data, as for `FileImages`.
 
     Raises:
-        UserError: it is neither.
+        UserError: there is neither.
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():
@@ -256,11 +267,11 @@ def open_given(path: str | Path, *, channels: int) -> ImageSet:
 
 
 def _in_threads(function: Callable, rows: Rows) -> list:
-    """Pillow lets other threads run while it decodes."""
+    """`function` of each row, in threads: Pillow lets other threads run while it decodes."""
     with ThreadPoolExecutor(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, rows.tolist()))
 
 
 def batches_of(num: int, size: int) -> Iterator[Rows]:
-    """Positions 0 .. num in batches, the last one perhaps smaller."""
+    """The positions 0 .. num in batches of `size`, the last one perhaps smaller."""
     return (np.arange(i, min(i + size, num)) for i in range(0, num, size))

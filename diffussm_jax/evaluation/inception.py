@@ -1,7 +1,9 @@
-"""InceptionV3 as TensorFlow published it on 2015-12-05: the network behind FID (Szegedy et al. 2016; Heusel et al. 2017).
+"""InceptionV3 as TensorFlow published it on 2015-12-05: the network behind FID.
 
-It is not the InceptionV3 of today's libraries: 1008 classes, average pools that leave out the padding, a maximum in the last block's
-pool, and TensorFlow 1's resize. Layers have the names of the published PyTorch copy, `pt_inception-2015-12-05`.
+Szegedy et al. 2016; Heusel et al. 2017. It is not the InceptionV3 of today's libraries: it has 1008
+classes, average pools that leave out the padding, a maximum in the last block's pool, and the
+resize of TensorFlow 1. Layers have the names of the published PyTorch copy,
+`pt_inception-2015-12-05`.
 """
 
 import dataclasses
@@ -21,20 +23,24 @@ from diffussm_jax.errors import UserError
 
 Maps = Float[Array, "b _ _ _"]
 Weights = dict[str, np.ndarray]
-# The weight of a name, which must have a shape.
+# Gives the weight of this name and shape.
 Take = Callable[[str, tuple[int, ...]], jax.Array]
 Layer = tuple[str, int, int | tuple[int, int]]  # name, filters, window
 
 IMAGE_SIZE = 299
 NUM_CLASSES = 1008
-SPATIAL_CHANNELS = 7  # of `mixed_6/conv`, which sFID looks at
-# Of the published file, which is named after it.
+SPATIAL_CHANNELS = 7  # the first channels of `mixed_6/conv`, which sFID looks at
+# How the checksum of the published file begins; the file is named after it.
 PUBLISHED_SHA256 = "6726825d"
 CONVERT = "python -m diffussm_jax.convert.inception pt_inception-2015-12-05-6726825d.pth TARGET"
 
 
-def load_weights(path: str | Path) -> tuple[Weights, dict[str, str]]:
-    """The weights in a file that the converter wrote, and the sha256 of them and of their source.
+def load_inception(path: str | Path) -> tuple[Weights, dict[str, str]]:
+    """Read a file that the converter wrote.
+
+    Returns:
+        The weights, and the SHA-256 of them (`weights_sha256`) and of their source
+        (`source_sha256`).
 
     Raises:
         UserError: there is no such file, it is damaged, or it holds something else.
@@ -49,19 +55,19 @@ def load_weights(path: str | Path) -> tuple[Weights, dict[str, str]]:
         ) from error
     if {name: array.shape for name, array in weights.items()} != weight_shapes():
         raise UserError(f"{path} does not hold Inception's weights: make them with {CONVERT}")
-    if hashes.get("weights_sha256") != weights_sha256(weights):
+    if hashes.get("weights_sha256") != _sha256(weights):
         raise UserError(f"{path} is damaged: its weights have another sha256 than it says")
     return weights, hashes
 
 
-def save_weights(path: str | Path, weights: Weights, *, source_sha256: str) -> None:
-    """Write what `load_weights` reads."""
-    hashes = {"source_sha256": source_sha256, "weights_sha256": weights_sha256(weights)}
+def save_inception(path: str | Path, weights: Weights, *, source_sha256: str) -> None:
+    """Write what `load_inception` reads."""
+    hashes = {"source_sha256": source_sha256, "weights_sha256": _sha256(weights)}
     safetensors.numpy.save_file(weights, path, metadata=hashes)
 
 
-def weights_sha256(weights: Weights) -> str:
-    """Of the arrays' bytes in the order of their names."""
+def _sha256(weights: Weights) -> str:
+    """SHA-256 of the arrays' bytes in the order of their names, in hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(np.ascontiguousarray(weights[name]).tobytes())
@@ -69,7 +75,10 @@ def weights_sha256(weights: Weights) -> str:
 
 
 def weight_shapes() -> dict[str, tuple[int, ...]]:
-    """Shapes of all weights by name. `kernel` is [height width in out], the batch norm's scale in it."""
+    """The shapes of all weights by name.
+
+    A `kernel` is [height width in out], with the batch norm's scale multiplied in.
+    """
     shapes = {}
 
     def take(name: str, shape: tuple[int, ...]) -> jax.Array:
@@ -84,12 +93,12 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 def inception(
     weights: Mapping[str, Array], images: UInt8[Array, "b h w 3"]
 ) -> dict[str, Float[Array, "b _"]]:
-    """What ADM's evaluator takes from the network.
+    """Run the network and take from it what ADM's evaluator takes.
 
     Returns:
-        pool: `pool_3`, 2048 wide, for FID, precision and recall.
-        spatial: the first 7 channels of `mixed_6/conv` at 17 x 17 places, for sFID.
-        probabilities: of 1008 classes, by the last layer without its bias, for the Inception Score.
+        pool: `pool_3` [b 2048], for FID, precision and recall.
+        spatial: the first 7 channels of `mixed_6/conv` at 17 x 17 places, flat, for sFID.
+        probabilities: [b 1008], by the last layer without its bias, for the Inception Score.
     """
     return _network(lambda name, shape: weights[name], images)
 
@@ -97,9 +106,10 @@ def inception(
 def resize_as_tensorflow_1(
     images: Float[Array, "b h w c"], size: int
 ) -> Float[Array, "b size size c"]:
-    """Bilinear, no smoothing before shrinking, and pixel i of n at i / n: `ResizeBilinear` with its defaults.
+    """Resize as TensorFlow 1's `ResizeBilinear` does with its defaults.
 
-    Other evaluators place pixels by their centres or smooth first, which moves FID.
+    It does not smooth before shrinking, and places pixel i of n at i / n. Other evaluators place
+    pixels by their centres or smooth first, which moves FID.
     """
     rows, columns = (_interpolation(n, size) for n in images.shape[1:3])
     return jnp.einsum("ih,bhwc,jw->bijc", rows, images, columns, precision=lax.Precision.HIGHEST)
@@ -117,7 +127,7 @@ def _interpolation(size: int, new_size: int) -> Float[np.ndarray, "new size"]:
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """The convolutions of one block, by name; each ends in a ReLU."""
+    """The convolutions of one block, by name, each followed by a ReLU."""
 
     take: Take
     name: str
@@ -147,7 +157,7 @@ class _Block:
         return jax.nn.relu(y + bias)
 
     def shrink(self, x: Maps, layer: str, filters: int) -> Maps:
-        """3 x 3, every second place, no padding."""
+        """A 3 x 3 convolution at every second place, without padding."""
         return self.conv(x, layer, filters, 3, stride=2, padding="VALID")
 
     def chain(self, x: Maps, *layers: Layer) -> Maps:
@@ -266,7 +276,7 @@ def _max_pool(x: Maps, *, stride: int = 1, padding: str = "SAME") -> Maps:
 
 
 def _average_pool(x: Maps) -> Maps:
-    """Over 3 x 3 places, at the border over those that there are."""
+    """The mean over 3 x 3 places, at the border over those inside the image."""
     window, strides = (1, 3, 3, 1), (1, 1, 1, 1)
     sums = lax.reduce_window(x, 0.0, lax.add, window, strides, "SAME")
     ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)

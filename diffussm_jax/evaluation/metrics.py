@@ -1,7 +1,7 @@
-"""FID, sFID, Inception Score, precision and recall, as ADM's evaluator defines them (Dhariwal and Nichol 2021).
+"""FID, sFID, Inception Score, precision and recall, as ADM's evaluator computes them.
 
-Everything is NumPy float64 on the host. Features come in batches; nothing but sums is kept of those that only
-sums are needed of.
+Dhariwal and Nichol 2021. Everything is NumPy float64 on the host. Features come in batches; where a
+metric needs only sums of them, only the sums are kept.
 """
 
 import dataclasses
@@ -12,29 +12,31 @@ from jaxtyping import Float, Float64
 
 Features = Float[np.ndarray, "_ d"]
 
-SPLIT_SIZE = 5000  # images of a split of the Inception Score
-NEIGHBOURS = 3  # whose distance is a feature's radius, itself not counted
+SPLIT_SIZE = 5000  # images in a split of the Inception Score
+NEIGHBOURS = 3  # the distance to the third nearest other feature is a feature's radius
 _BLOCK = 1024  # rows and columns of distances at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Mean [d] and unbiased covariance [d d] of features."""
+    """The mean and the unbiased covariance of features."""
 
     mean: Float64[np.ndarray, " d"]
     covariance: Float64[np.ndarray, "d d"]
 
 
 class RunningMoments:
-    """Mean and covariance of features that come in batches.
+    """The mean and covariance of features that come in batches.
 
-    Sums are of the distance to the first batch's mean, so that a large common offset costs no digits.
+    Only differences from the first batch's mean are summed, so that a large common offset costs no
+    digits.
     """
 
     def __init__(self) -> None:
         self.num = 0
 
     def add(self, features: Features) -> None:
+        """Count a batch in."""
         x = features.astype(np.float64)
         if not self.num:
             self._offset = x.mean(axis=0)
@@ -46,7 +48,11 @@ class RunningMoments:
         self._products += x.T @ x
 
     def result(self) -> Moments:
-        """Raises ValueError of fewer than two features."""
+        """The moments of all batches.
+
+        Raises:
+            ValueError: there were fewer than two features.
+        """
         if self.num < 2:
             raise ValueError(f"a covariance takes two features or more, got {self.num}")
         mean = self._sum / self.num
@@ -55,9 +61,10 @@ class RunningMoments:
 
 
 class RunningInceptionScore:
-    """Mean over splits of `split_size` of exp(E KL(p(y|x) || p(y))); the last split may be smaller.
+    """exp(E KL(p(y|x) || p(y))), averaged over splits of `split_size`; the last may be smaller.
 
-    Salimans et al. 2016, with ADM's splits. E KL = E sum p log p - sum q log q with q = E p: sums again.
+    Salimans et al. 2016, with ADM's splits. E KL = E sum p log p - sum q log q with q = E p: again
+    only sums.
     """
 
     def __init__(self, split_size: int = SPLIT_SIZE):
@@ -71,6 +78,7 @@ class RunningInceptionScore:
         self._sum = np.zeros(())
 
     def add(self, probabilities: Features) -> None:
+        """Count a batch [b k] of the probabilities of k classes in."""
         self.num += len(probabilities)
         while len(probabilities):
             space = self._split_size - self._num
@@ -88,6 +96,7 @@ class RunningInceptionScore:
         return float(np.exp(self._negative_entropy / self._num - marginal))
 
     def result(self) -> float:
+        """The score of all batches."""
         rest = [self._score()] if self._num else []
         return float(np.mean(self._scores + rest))
 
@@ -97,10 +106,11 @@ def _xlogx(x: np.ndarray) -> np.ndarray:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)), the FID of Inception features (Heusel et al. 2017).
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Heusel et al. 2017); of Inception, the FID.
 
-    The trace of the root is the sum of the roots of the eigenvalues of L' B L where A = L L', a symmetric problem; `sqrtm` of
-    A B, which others take, is the same number where A B is regular and noise where fewer images than features make it singular.
+    The trace of the root is the sum of the roots of the eigenvalues of L' B L where A = L L', a
+    symmetric problem. Others take `sqrtm` of A B: the same number where A B is regular, and noise
+    where fewer images than features make it singular.
     """
     root = _factor(a.covariance)
     eigenvalues = np.linalg.eigvalsh(root.T @ b.covariance @ root)
@@ -111,7 +121,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """L of covariance = L L'."""
+    """The L of covariance = L L'."""
     try:
         return np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:  # singular: fewer images than features
@@ -120,10 +130,15 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
 
 
 def precision_recall(reference: Features, samples: Features) -> tuple[float, float]:
-    """Shares of samples within the reference's manifold, and of the reference's features within the samples'.
+    """Precision and recall of samples (Kynkaanniemi et al. 2019).
 
-    A manifold is the union of balls around its features, each reaching to the third nearest other feature (Kynkaanniemi et al. 2019).
-    The reference's `features`, not their moments, are needed; both numbers depend on how many of each there are.
+    Precision is the share of samples within the reference's manifold, recall the share of the
+    reference's features within the samples'. A manifold is the union of balls around its features,
+    each of which reaches to the third nearest other feature. Both depend on how many features there
+    are of each.
+
+    Raises:
+        ValueError: there are three features or fewer of either.
     """
     reference_radii, sample_radii = radii(reference), radii(samples)
     sample_inside = np.zeros(len(samples), bool)
@@ -137,7 +152,7 @@ def precision_recall(reference: Features, samples: Features) -> tuple[float, flo
 
 
 def radii(features: Features) -> Float64[np.ndarray, " _"]:
-    """Squared distance of each feature to its third nearest, itself at distance 0 not counted.
+    """The squared distance of each feature to its third nearest other one.
 
     Raises:
         ValueError: there are three features or fewer.
@@ -156,7 +171,10 @@ def radii(features: Features) -> Float64[np.ndarray, " _"]:
 def _squared_distances(
     a: Features, b: Features
 ) -> Iterator[tuple[slice, slice, Float64[np.ndarray, "_ _"]]]:
-    """Blocks of |a_i - b_j|^2 and where they are; |a|^2 - 2 a b + |b|^2, from their common mean."""
+    """Blocks of |a_i - b_j|^2 with their rows and columns, as |a|^2 - 2 a b + |b|^2.
+
+    The mean of `a` is subtracted from both first: it would cost digits.
+    """
     centre = a.mean(axis=0, dtype=np.float64)
     for rows in _blocks(len(a)):
         x = a[rows].astype(np.float64) - centre

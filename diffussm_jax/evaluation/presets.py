@@ -1,4 +1,4 @@
-"""Named ways to sample for a score, as fields of the config's `sample` section."""
+"""The presets of `evaluate.preset`: ways to sample for a score, as fields of `sample`."""
 
 import dataclasses
 from typing import Any
@@ -38,10 +38,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def sample_options(config: Config) -> SampleConfig:
-    """The config's `sample` section, with the fields that `evaluate.preset` names replaced.
+    """The config's `sample` section with the fields of `evaluate.preset` replaced.
 
     Raises:
-        UserError: they do not fit the model.
+        UserError: the fields do not fit the model.
     """
     values = dataclasses.asdict(config)
     if config.evaluate.preset is not None:

@@ -1,11 +1,12 @@
-"""What samples are compared with: moments of features of real images, and some of the images, in an npz of ADM's form.
+"""What samples are compared with, in an npz of ADM's form, made from real images.
 
-mu, sigma        of the pool features
-mu_s, sigma_s    of the spatial ones, where the extractor has some
-arr_0            images, uint8, for precision and recall
-facts            JSON of where they are from and of the extractor; ADM's files lack it
+mu, sigma        moments of the pool features
+mu_s, sigma_s    moments of the spatial features, where the extractor has some
+arr_0            images, uint8 [n h w c], for precision and recall
+facts            JSON of the images' origin and of the extractor; ADM's files lack it
 """
 
+import dataclasses
 import json
 import os
 import zipfile
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float32
 
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
@@ -28,60 +30,73 @@ _BATCH = 256  # images in memory at a time
 MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
+@dataclasses.dataclass(frozen=True)
 class Reference:
-    """A reference file, checked against the extractor.
+    """What samples are compared with.
 
     Attributes:
-        pool, spatial: moments; those of `arr_0` where the file has none.
-        features: of the images in `arr_0`; None where it has none.
+        pool: moments of the pool features.
+        spatial: moments of the spatial features; None where there are none.
+        features: the pool features of the file's images; None where it has none.
         facts: JSON of the file and what is in it.
+    """
+
+    pool: Moments
+    spatial: Moments | None
+    features: Float32[np.ndarray, "n d"] | None
+    facts: dict[str, Any]
+
+
+def read_reference(path: Path, extractor: Extractor, mesh: Mesh, *, batch_size: int) -> Reference:
+    """Read a reference: its moments, or where it has none those of its images.
 
     Raises:
         UserError: the file is missing, of another form, or of another extractor's features.
     """
+    arrays, origin, has_images = _read(path)
+    _require_same_features(path, origin, extractor)
+    measured = None
+    if has_images:
+        images = NpzImages(path)
+        measured = measure(extractor, images, mesh, batch_size=batch_size, keep_features=True)
+    # Without facts the moments are ADM's, of Inception.
+    has_moments = "mu" in arrays and (origin or extractor.facts["features"] == "inception")
+    if has_moments:
+        pool = _moments(arrays, "pool")
+        spatial = _moments(arrays, "spatial") if "mu_s" in arrays else None
+    elif measured is not None:
+        pool, spatial = measured.pool, measured.spatial
+    else:
+        raise UserError(
+            f"{path} has neither moments of {extractor.facts['features']} features nor images in "
+            "arr_0"
+        )
+    facts = {
+        "file": path.name,
+        "sha256": sha256_of(path),
+        "of": origin,
+        "num_images": 0 if measured is None else measured.num,
+        "moments_of": "file" if has_moments else "arr_0",
+    }
+    return Reference(pool, spatial, None if measured is None else measured.features, facts)
 
-    def __init__(self, path: Path, extractor: Extractor, mesh: Mesh, *, batch_size: int):
-        arrays, own = _read(path)
-        self.facts: dict[str, Any] = {"file": path.name, "sha256": sha256_of(path)}
-        self.facts |= {"of": own}
-        _require_same_features(path, own, extractor)
-        images = NpzImages(path) if "arr_0" in arrays else None
-        found = None
-        if images is not None:
-            found = measure(extractor, images, mesh, batch_size=batch_size, keep_features=True)
-        self.features = None if found is None else found.features
-        self.facts["num_images"] = 0 if found is None else found.num
-        # Without facts the moments are ADM's, of Inception.
-        usable = own or extractor.facts["features"] == "inception"
-        if usable and "mu" in arrays:
-            self.pool = _moments(arrays, "pool")
-            self.spatial = _moments(arrays, "spatial") if "mu_s" in arrays else None
-        elif found is not None:
-            self.pool, self.spatial = found.pool, found.spatial
-        else:
-            raise UserError(
-                f"{path} has neither moments of {extractor.facts['features']} features nor images in arr_0"
-            )
-        self.facts["moments_of"] = "file" if usable and "mu" in arrays else "arr_0"
 
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The small arrays of a reference, with a place holder for its images, and its facts."""
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], bool]:
+    """The moments of a reference, its facts, and whether it has images."""
     try:
         with np.load(path) as file:
-            names = set(file.files)
-            wanted = names & {name for pair in MOMENTS.values() for name in pair}
-            arrays = {name: np.asarray(file[name]) for name in wanted}
-            facts = json.loads(str(file["facts"])) if "facts" in names else {}
+            present = set(file.files)
+            names = present & {name for pair in MOMENTS.values() for name in pair}
+            arrays = {name: np.asarray(file[name]) for name in names}
+            facts = json.loads(str(file["facts"])) if "facts" in present else {}
     except FileNotFoundError as error:
         raise UserError(
-            f"config.evaluate.reference: there is no {path}: make it with --mode=refstats, or name an npz of ADM's form"
+            f"config.evaluate.reference: there is no {path}: make it with --mode=refstats, or name "
+            "an npz of ADM's form"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(f"config.evaluate.reference: {path} cannot be read: {error}") from error
-    if "arr_0" in names:
-        arrays["arr_0"] = np.empty(0)
-    return arrays, facts
+    return arrays, facts, "arr_0" in present
 
 
 def _moments(arrays: dict[str, np.ndarray], which: str) -> Moments:
@@ -89,22 +104,25 @@ def _moments(arrays: dict[str, np.ndarray], which: str) -> Moments:
     return Moments(mean, covariance)
 
 
-def _require_same_features(path: Path, own: dict, extractor: Extractor) -> None:
-    theirs = own.get("extractor", extractor.facts)
+def _require_same_features(path: Path, origin: dict[str, Any], extractor: Extractor) -> None:
+    theirs = origin.get("extractor", extractor.facts)
     for name, value in extractor.facts.items():
         if theirs.get(name) != value:
             raise UserError(
-                f"config.evaluate.reference: {path} was made with {name} = {theirs.get(name)!r}, and now it is "
-                f"{value!r}: make another with --mode=refstats"
+                f"config.evaluate.reference: {path} was made with {name} = {theirs.get(name)!r}, "
+                f"and now it is {value!r}: make another with --mode=refstats"
             )
 
 
 def write_reference(
-    path: Path, found: Statistics, images: ImageSet, rows: Rows, facts: dict[str, Any]
+    path: Path, statistics: Statistics, images: ImageSet, rows: Rows, facts: dict[str, Any]
 ) -> None:
-    """Write a reference with the images at rising positions, read a batch at a time; the file appears when it is whole."""
+    """Write a reference: moments, facts and the images at the rising positions `rows`.
+
+    One batch of images is in memory at a time, and the file appears when it is complete.
+    """
     arrays = {"facts": np.asarray(json.dumps(facts))}
-    for which, moments in (("pool", found.pool), ("spatial", found.spatial)):
+    for which, moments in (("pool", statistics.pool), ("spatial", statistics.spatial)):
         if moments is not None:
             pair = moments.mean, moments.covariance
             arrays |= dict(zip(MOMENTS[which], pair))
@@ -119,7 +137,7 @@ def write_reference(
 
 
 def reference_path(config: Config, workdir: Path | None) -> Path:
-    """Where the reference is: what the config names, or the work directory's own.
+    """The path of the reference that the config names, or of the work directory's own.
 
     Raises:
         UserError: there is neither.

@@ -11,7 +11,7 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor, make_extractor
 from diffussm_jax.evaluation.image_sets import ArrayImages, ImageSet
 from diffussm_jax.evaluation.presets import sample_options
-from diffussm_jax.evaluation.reference import Reference, reference_path
+from diffussm_jax.evaluation.reference import Reference, read_reference, reference_path
 from diffussm_jax.evaluation.statistics import measure, scores
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.generator import Generator
@@ -22,58 +22,57 @@ Scorer = Callable[[dict], dict[str, float]]
 def score(
     config: Config, images: ImageSet, extractor: Extractor, reference: Reference, mesh: Mesh
 ) -> dict[str, float]:
-    """Scores of images by name, as many as the extractor and the reference give; FID is Inception's Frechet distance.
+    """The scores of images by name, as many as the extractor and the reference give.
+
+    The Frechet distance of Inception features is called `fid`.
 
     Raises:
-        UserError: they are too few, or do not fit the extractor or the reference.
+        UserError: the images are too few, or do not fit the extractor or the reference.
     """
-    found = measure(
+    statistics = measure(
         extractor,
         images,
         mesh,
         batch_size=config.evaluate.batch_size,
         keep_features=reference.features is not None,
     )
-    ours, theirs = (len(moments.mean) for moments in (found.pool, reference.pool))
+    ours, theirs = (len(moments.mean) for moments in (statistics.pool, reference.pool))
     if ours != theirs:
         raise UserError(
             f"the images have {ours} {extractor.facts['features']} features, and the reference "
             f"{reference.facts['file']} has {theirs}: their sizes or channels differ"
         )
-    compared = scores(
-        found,
+    by_name = scores(
+        statistics,
         pool=reference.pool,
         spatial=reference.spatial,
         features=reference.features,
         labels=images.labels,
     )
     if extractor.facts["features"] == "inception":
-        return {"fid": compared.pop("frechet_distance")} | compared
-    return compared
-
-
-def open_reference(config: Config, workdir: Path, extractor: Extractor, mesh: Mesh) -> Reference:
-    """The reference that a config names, or the work directory's own."""
-    path = reference_path(config, workdir)
-    return Reference(path, extractor, mesh, batch_size=config.evaluate.batch_size)
+        return {"fid": by_name.pop("frechet_distance")} | by_name
+    return by_name
 
 
 def make_scorer(config: Config, workdir: Path, generator: Generator) -> Scorer:
-    """For `training.evaluate_every`: a function from parameters to the scores, by name, of `evaluate.training_num` images.
+    """For `training.evaluate_every`: a function from parameters to scores by name.
 
-    Fewer images than a published score has make another number: compare such scores with one another alone.
+    It draws `evaluate.training_num` images. Scores of so few images differ from those of 50,000:
+    compare them only with one another.
 
     Raises:
-        UserError: the reference or the extractor is missing or does not fit; at the start, not hours later.
+        UserError: the reference or the extractor is missing or does not fit; here, at the start of
+            the run, not hours later.
     """
     mesh, extractor = make_mesh(), make_extractor(config, workdir)
-    reference = open_reference(config, workdir, extractor, mesh)
+    path, batch_size = reference_path(config, workdir), config.evaluate.batch_size
+    reference = read_reference(path, extractor, mesh, batch_size=batch_size)
     num = config.evaluate.training_num
     options = dataclasses.replace(sample_options(config), num=num)
 
     def scorer(params: dict) -> dict[str, float]:
         images = ArrayImages(*generator.draw(params, options), facts={})
-        found = score(config, images, extractor, reference, mesh)
-        return {f"score_{name}": value for name, value in found.items()}
+        by_name = score(config, images, extractor, reference, mesh)
+        return {f"score_{name}": value for name, value in by_name.items()}
 
     return scorer

@@ -1,4 +1,4 @@
-"""What is kept of the features of many images, and the scores of two such."""
+"""Statistics of the features of many images, and the scores that compare two of them."""
 
 import dataclasses
 
@@ -21,20 +21,30 @@ from diffussm_jax.evaluation.metrics import (
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Of the features of `num` images; None is what the extractor does not give or what was not kept."""
+    """Statistics of the features of `num` images.
+
+    None stands for what the extractor does not give and for what was not kept.
+
+    Attributes:
+        classes: the class that the extractor finds likeliest, of each image.
+        features: the pool features.
+    """
 
     num: int
     pool: Moments
     spatial: Moments | None
     inception_score: float | None
     classes: Int[np.ndarray, " n"] | None
-    features: Float32[np.ndarray, "n d"] | None  # the pool features
+    features: Float32[np.ndarray, "n d"] | None
 
 
 def measure(
     extractor: Extractor, images: ImageSet, mesh: Mesh, *, batch_size: int, keep_features: bool
 ) -> Statistics:
-    """Statistics of all images of a set; with `keep_features` also the features, for precision and recall.
+    """The statistics of all images of a set.
+
+    Args:
+        keep_features: keep the pool features, which precision and recall need.
 
     Raises:
         UserError: there are too few images, or they do not fit the extractor.
@@ -42,7 +52,8 @@ def measure(
     if len(images) <= NEIGHBOURS:
         raise UserError(f"scores take {NEIGHBOURS + 1} images or more, got {len(images)}")
     moments = {"pool": RunningMoments(), "spatial": RunningMoments()}
-    score, kept = RunningInceptionScore(), {"classes": [], "pool": []}  # type: ignore[var-annotated]
+    score = RunningInceptionScore()
+    kept: dict[str, list[np.ndarray]] = {"classes": [], "pool": []}
     for outputs in stream(extractor, images, mesh, batch_size=batch_size):
         for name in moments.keys() & outputs.keys():
             moments[name].add(outputs[name])
@@ -70,22 +81,22 @@ def scores(
     features: Float32[np.ndarray, "_ d"] | None,
     labels: Int[np.ndarray, " _"] | None,
 ) -> dict[str, float]:
-    """Scores of samples by name, as many as there is what they take.
+    """The scores of samples by name; those whose ingredients are None are left out.
 
     Args:
         pool: moments of the reference's pool features.
         spatial: moments of its spatial features; None where it has none.
         features: the reference's pool features, for precision and recall.
-        labels: the classes that the samples were asked for.
+        labels: the class that each sample was drawn for.
     """
-    found = {"frechet_distance": frechet_distance(samples.pool, pool)}
+    by_name = {"frechet_distance": frechet_distance(samples.pool, pool)}
     if samples.spatial is not None and spatial is not None:
-        found["sfid"] = frechet_distance(samples.spatial, spatial)
+        by_name["sfid"] = frechet_distance(samples.spatial, spatial)
     if samples.inception_score is not None:
-        found["inception_score"] = samples.inception_score
+        by_name["inception_score"] = samples.inception_score
     if samples.features is not None and features is not None:
         pair = precision_recall(features, samples.features)
-        found["precision"], found["recall"] = pair
+        by_name["precision"], by_name["recall"] = pair
     if samples.classes is not None and labels is not None:
-        found["class_agreement"] = float(np.mean(samples.classes == labels))
-    return found
+        by_name["class_agreement"] = float(np.mean(samples.classes == labels))
+    return by_name

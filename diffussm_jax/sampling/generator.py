@@ -1,10 +1,9 @@
-"""Draws images with given parameters: the sampler, its guidance and the autoencoder as one program on a mesh."""
+"""Draw images with given parameters: sampler, guidance and autoencoder on a mesh."""
 
 import dataclasses
-import functools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -28,10 +27,10 @@ Decoder = Callable[[jax.Array], jax.Array]
 
 
 def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
-    """The function from what the model denoises to images: the autoencoder's, or none for pixels.
+    """The function from what the model denoises to images in [-1, 1]: the identity for pixels.
 
     Raises:
-        UserError: the autoencoder is missing, or not the one of the run's latents.
+        UserError: the autoencoder is missing, or is not the one that encoded the run's latents.
     """
     if config.data.space == "pixels":
         return lambda pixels: pixels
@@ -39,14 +38,15 @@ def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
     encoded_by = layout.read_data_facts(workdir).autoencoder_sha256
     if encoded_by not in (None, autoencoder.sha256):
         raise UserError(
-            f"config.autoencoder.name: the weights of {config.autoencoder.name!r} are not those that the latents "
-            f"of {workdir} were encoded with (sha256 {encoded_by[:12]}, now {autoencoder.sha256[:12]})"
+            f"config.autoencoder.name: the weights of {config.autoencoder.name!r} are not those "
+            f"that the latents of {workdir} were encoded with (sha256 {encoded_by[:12]}, now "
+            f"{autoencoder.sha256[:12]})"
         )
     return autoencoder.decode
 
 
 class Generator:
-    """Draws images with given parameters; compiles once for each sampler and its options.
+    """Draws images with given parameters, compiling once for each sampler and its options.
 
     Image i is a function of (seed, i), its label and the options alone, not of the batch size or
     the devices.
@@ -55,6 +55,8 @@ class Generator:
     def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: Mesh, decode: Decoder):
         self._config, self._graphdef, self._mesh = config, graphdef, mesh
         self._decode = decode
+        self._programs: dict[SampleConfig, Callable[..., jax.Array]] = {}
+        self._guides: dict[str, Weights] = {}
 
     def draw(self, params: dict, options: SampleConfig) -> tuple[ImageArray, LabelArray | None]:
         """The images that a sample section asks for, and their labels (None without classes)."""
@@ -69,39 +71,45 @@ class Generator:
         num_classes = self._config.data.num_classes
         images = []
         starts = range(indices.start, indices.stop, size)
-        for start in tqdm(starts, desc="sampling", leave=False, disable=_is_quiet(starts)):
-            # A last batch that is not full is drawn in full, so that it needs no second compilation.
+        is_quiet = len(starts) == 1 or not sys.stderr.isatty()
+        for start in tqdm(starts, desc="sampling", leave=False, disable=is_quiet):
+            # The last batch is drawn in full too: another size would compile another program.
             batch = np.arange(start, start + size, dtype=np.int32)
-            asked = image_labels(options, num_classes, batch)
-            places = (split_rows(self._mesh, x) for x in (batch, asked))
-            x_0 = run(params, guide and guide.params, options.seed, *places)
-            images.append(to_uint8(to_host(self._decode(x_0))))
+            labels = image_labels(options, num_classes, batch)
+            inputs = (split_rows(self._mesh, x) for x in (batch, labels))
+            x0 = run(params, guide and guide.params, options.seed, *inputs)
+            images.append(to_uint8(to_host(self._decode(x0))))
         return np.concatenate(images)[: len(indices)]
 
     def guide(self, options: SampleConfig) -> Weights | None:
-        """The model that autoguidance moves away from, on this generator's mesh."""
-        if options.autoguidance is None:
+        """The model that autoguidance moves away from, loaded onto this generator's mesh once.
+
+        Raises:
+            UserError: there is no such model, or it is of another diffusion process.
+        """
+        folder = options.autoguidance
+        if folder is None:
             return None
-        return self._load_guide(options.autoguidance)
+        if folder not in self._guides:
+            guide = load_weights(Path(os.path.expanduser(folder)), mesh=self._mesh)
+            _require_same_process(self._config, guide.config, folder)
+            self._guides[folder] = guide
+        return self._guides[folder]
 
-    @functools.cache  # noqa: B019  # a generator lives as long as its process
-    def _load_guide(self, folder: str) -> Weights:
-        guide = load_weights(Path(os.path.expanduser(folder)), mesh=self._mesh)
-        _require_same_process(self._config, guide.config, folder)
-        return guide
-
-    @functools.cache  # noqa: B019
-    def _compile(self, options: SampleConfig) -> Callable:
-        guide = self.guide(options)
-        config = None if guide is None else guide.config
-        return sampling_program(self._config, self._graphdef, self._mesh, options, config)
+    def _compile(self, options: SampleConfig) -> Callable[..., jax.Array]:
+        if options not in self._programs:
+            guide = self.guide(options)
+            guide_config = None if guide is None else guide.config
+            self._programs[options] = sampling_program(
+                self._config, self._graphdef, self._mesh, options, guide_config
+            )
+        return self._programs[options]
 
 
 def _static_options(options: SampleConfig) -> SampleConfig:
-    """Without what a program takes as arguments, so that one serves all of those."""
+    """Reset the options that are arguments of the program, so that it compiles once."""
     default, arguments = SampleConfig(), ("num", "batch_size", "seed", "labels", "classes")
-    kept = {name: getattr(default, name) for name in arguments}
-    return dataclasses.replace(options, **kept)
+    return dataclasses.replace(options, **{name: getattr(default, name) for name in arguments})
 
 
 def _require_same_process(config: Config, guide: Config, folder: str) -> None:
@@ -119,10 +127,6 @@ def _require_same_process(config: Config, guide: Config, folder: str) -> None:
     for name, value in ours.items():
         if theirs[name] != value:
             raise UserError(
-                f"config.sample.autoguidance: {folder} holds a run with {name} = {theirs[name]!r}, and the model has "
-                f"{value!r}: use a worse version of the same model"
+                f"config.sample.autoguidance: {folder} holds a run with {name} = {theirs[name]!r}, "
+                f"and the model has {value!r}: use a worse version of the same model"
             )
-
-
-def _is_quiet(batches: Sequence) -> bool:
-    return len(batches) == 1 or not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""Images to files: a grid, a folder of PNGs, the npz that ADM's evaluator reads."""
+"""Write images to files: a grid, a folder of PNGs, the npz that ADM's evaluator reads."""
 
 import itertools
 import zipfile
@@ -17,7 +17,7 @@ ImageArray = UInt8[np.ndarray, "b h w c"]
 LabelArray = Int[np.ndarray, "b"]
 
 _GAP_COLOUR = 128  # neither the paper nor the ink of a digit
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest: bytes must not depend on the hour
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # a constant: the bytes must not depend on the hour
 
 
 def save_grid(
@@ -25,8 +25,8 @@ def save_grid(
 ) -> None:
     """Write images as one nearly square PNG, row by row, with `gap` pixels between them.
 
-    Where labels repeat with a period, a row holds whole periods, so that a column is one class. Images
-    below 32 pixels are enlarged.
+    Where labels repeat with a period, a row holds complete periods, so that a column is one class.
+    Images below 32 pixels are enlarged.
     """
     num, height, width, channels = images.shape
     num_columns = _num_columns(num, labels)
@@ -39,7 +39,7 @@ def save_grid(
     grid = grid[: len(grid) - gap, : grid.shape[1] - gap]
     zoom = ceil_div(32, height)
     grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    target = epath.Path(path)  # of a work directory, which may be in a bucket
+    target = epath.Path(path)  # a work directory may be in a bucket
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
         _picture(grid).save(file, format="png")
@@ -59,12 +59,13 @@ def save_npz(
     shape: tuple[int, int, int, int],
     labels: LabelArray | None,
 ) -> None:
-    """Write images in ADM's form: `arr_0` [num, h, w, c] uint8 and, with labels, `arr_1` [num] int64.
+    """Write images in ADM's form: `arr_0`, uint8 [num h w c], and with labels `arr_1`, int64 [num].
 
-    One batch is in memory at a time, and the bytes depend on the images and labels alone. The file appears when it is whole.
+    One batch is in memory at a time, and the bytes depend on the images and labels alone. The file
+    appears when it is complete.
 
     Args:
-        shape: of all images together.
+        shape: [num h w c] of all images together.
     """
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         pixels = (batch.tobytes() for batch in batches)
@@ -82,7 +83,7 @@ def _write_array(
     shape: tuple[int, ...],
     parts: Iterator[bytes],
 ) -> None:
-    """Add `name.npy` to an archive, uncompressed as by np.savez."""
+    """Add `name.npy` to an archive, uncompressed as np.savez does."""
     entry = zipfile.ZipInfo(f"{name}.npy", date_time=_ZIP_TIME)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(entry, "w", force_zip64=True) as file:

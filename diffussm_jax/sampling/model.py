@@ -1,4 +1,4 @@
-"""`--mode=sample`, and sampling from Python: load a work directory, ask for classes, get images."""
+"""A trained model to draw from: load a work directory, ask for classes, get images."""
 
 import dataclasses
 import functools
@@ -17,23 +17,32 @@ from diffussm_jax.autoencoder.weights import find_autoencoder, weights_sha256
 from diffussm_jax.config import Config, SampleConfig, from_dict
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.generator import Generator, make_decoder
-from diffussm_jax.sampling.images import ImageArray, LabelArray
+from diffussm_jax.sampling.images import ImageArray
+from diffussm_jax.sampling.inputs import image_labels
+from diffussm_jax.sampling.job import Samples, draw_to
 from diffussm_jax.sampling.program import images_per_call
+from diffussm_jax.shapes import ceil_div
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.weights import Weights, load_weights
 
 logger = logging.getLogger(__name__)
 
+# Sections of a run's config that the command which samples from it may replace.
+_FREE_SECTIONS = ("model", "diffusion", "autoencoder", "mesh")
+# Options that the images do not depend on, or that the facts of the model state more precisely.
+_FREE_OPTIONS = {"num", "batch_size", "outputs", "ema", "ema_length", "autoguidance"}
+
 
 class TrainedModel:
     """A model from a work directory or an export, ready to sample.
 
     Attributes:
-        config: of its run.
+        config: the config of its run.
         params: the EMA parameters, or the raw ones if asked for.
-        step: of its checkpoint.
+        step: the step of its checkpoint.
         class_names: None where the run had no labels.
+        generator: what draws images with `params`.
     """
 
     def __init__(self, weights: Weights, workdir: Path, mesh: Mesh):
@@ -41,58 +50,65 @@ class TrainedModel:
         self._mesh = mesh
         graphdef, _ = abstract_model(self.config, mesh)
         decode = make_decoder(self.config, workdir, mesh)
-        self._generator = Generator(self.config, graphdef, mesh, decode)
+        self.generator = Generator(self.config, graphdef, mesh, decode)
 
-    @property
-    def num_classes(self) -> int:
-        return self.config.data.num_classes
+    def sample(self, classes: Sequence[int] | None = None, **options: Any) -> ImageArray:
+        """Draw one image for each class of `classes`, or `num` images.
 
-    def draw(self, options: SampleConfig) -> tuple[ImageArray, LabelArray | None]:
-        """The images that a sample section asks for, and their labels (None without classes)."""
-        return self._generator.draw(self.params, options)
+        Args:
+            classes: the class of each image; None for the labels that the options ask for, or an
+                unconditional model.
+            **options: fields of the config's sample section that differ from the run's: num, steps,
+                sampler, cfg_scale, seed ...
 
-    def draw_range(self, options: SampleConfig, indices: range) -> ImageArray:
-        """Those of them at consecutive indices."""
-        return self._generator.draw_range(self.params, options, indices)
+        Raises:
+            ConfigError: an option is unknown or does not fit the model.
+        """
+        if classes is not None:
+            in_turn = tuple(int(y) for y in classes)
+            options |= {"labels": "list", "classes": in_turn, "num": len(classes)}
+        values = dataclasses.asdict(self.config)
+        values["sample"] |= options
+        images, _ = self.generator.draw(self.params, from_dict(values).sample)
+        return images
 
-    def images_per_call(self, options: SampleConfig) -> int:
-        """How many images the devices draw at once."""
-        return images_per_call(options, self._mesh)
+    def sample_to(self, folder: Path, options: SampleConfig) -> Samples:
+        """Draw the images that a sample section asks for into a folder; raises as `draw_to`."""
+        call = images_per_call(options, self._mesh)
+        values = dataclasses.asdict(options)
+        used = {name: x for name, x in values.items() if name not in _FREE_OPTIONS}
+        return draw_to(
+            folder,
+            lambda indices: self.generator.draw_range(self.params, options, indices),
+            num=options.num,
+            range_size=ceil_div(min(options.batch_size, options.num), call) * call,
+            facts={"model": self.facts(options), "sample": used},
+            labels=image_labels(options, self.config.data.num_classes, np.arange(options.num)),
+        )
 
     def facts(self, options: SampleConfig) -> dict[str, Any]:
-        """What images depend on besides the sample section: weights by their checksum, and how they are computed."""
-        config, guide = self.config, self._generator.guide(options)
-        found: dict[str, Any] = {
+        """What the images depend on besides the sample section, as JSON.
+
+        Weights are named by their checksum, and the sections that say how to compute them stand
+        beside.
+        """
+        config, guide = self.config, self.generator.guide(options)
+        facts: dict[str, Any] = {
             "step": self.step,
             "params.sha256": self._sha256,
             "model": dataclasses.asdict(config.model),
             "diffusion": dataclasses.asdict(config.diffusion),
         }
         if guide is not None:
-            found["autoguidance.sha256"] = params_sha256(guide.params)
+            facts["autoguidance.sha256"] = params_sha256(guide.params)
         if config.data.space == "latents":
             folder = find_autoencoder(config.autoencoder.name)
-            found["autoencoder.sha256"] = weights_sha256(folder)
-        return found
+            facts["autoencoder.sha256"] = weights_sha256(folder)
+        return facts
 
     @functools.cached_property
     def _sha256(self) -> str:
         return params_sha256(self.params)
-
-    def sample(self, classes: Sequence[int] | None = None, **options) -> ImageArray:
-        """Draw one image for each class of `classes`, or `num` images.
-
-        Args:
-            classes: class of each image; None for the labels that the options ask for, or an unconditional model.
-            **options: fields of the config's sample section that differ from the run's: num, steps,
-                sampler, cfg_scale, seed ...
-        """
-        if classes is not None:
-            listed = tuple(int(y) for y in classes)
-            options |= {"labels": "list", "classes": listed, "num": len(classes)}
-        values = dataclasses.asdict(self.config)
-        values["sample"] |= options
-        return self.draw(from_dict(values).sample)[0]
 
 
 def load(
@@ -103,13 +119,17 @@ def load(
     ema_length: float | None = None,
     config: Config | None = None,
 ) -> TrainedModel:
-    """The model of a work directory, from its latest checkpoint or the one of `step`, or that of an export.
+    """Load the model of a work directory or an export.
 
-    In a job of several processes each has the whole model on its own devices.
+    In a job of several processes each has the complete model on its own devices.
 
     Args:
-        ema_length: relative width of a power-function average to make of the run's snapshots, instead of its EMA.
-        config: says how to compute the model, on which mesh, and where its autoencoder is; None: as its run did.
+        step: of the checkpoint; None is the latest.
+        ema: take the EMA parameters instead of the raw ones.
+        ema_length: relative width of a power-function average to make of the run's snapshots,
+            instead of its EMA.
+        config: says how to compute the model, on which mesh, and where its autoencoder is; None is
+            the run's own.
 
     Raises:
         UserError: there is no run, no such checkpoint, or the checkpoint is of another model.
@@ -127,12 +147,24 @@ def load(
     return TrainedModel(weights, workdir, mesh)
 
 
-# A run's own, unless the command that samples from it says otherwise.
-_FREE_SECTIONS = ("model", "diffusion", "autoencoder", "mesh")
+def sample_run(config: Config, workdir: Path, options: SampleConfig, folder: Path) -> Samples:
+    """Draw images from a run into a folder; after a kill the same call goes on.
+
+    Args:
+        config: must be of the run's model; says how to compute it, on which mesh.
+        options: what to draw, and of which average of the weights.
+
+    Raises:
+        UserError: there is no run or checkpoint, or it does not fit the config.
+    """
+    layout.require_same_model(workdir, config)
+    model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
+    logger.info("sampling %d images from step %d", options.num, model.step)
+    return model.sample_to(folder, options)
 
 
 def params_sha256(params: dict) -> str:
-    """The checksum of parameters: their names, shapes and bytes."""
+    """SHA-256 of parameters, of their names, shapes and bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten_dict(params, sep=".").items()):
         digest.update(f"{name} {leaf.shape}\n".encode())

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffussm_jax.config import SampleConfig
 from diffussm_jax.evaluation.features import Extractor, stream
 from diffussm_jax.evaluation.image_sets import ArrayImages, DrawnImages, NpzImages
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.sampling.job import Samples, draw_to
+from diffussm_jax.sampling.job import draw_to
 
 
 def extractor():
@@ -26,41 +25,32 @@ def images(num):
 def test_features_are_those_of_each_image(num_devices, batch_size):
     pixels, mesh = images(21), make_mesh(devices=jax.devices()[:num_devices])
     source, own = ArrayImages(pixels, facts={}), extractor()
-    found = list(stream(own, source, mesh, batch_size=batch_size))
-    wanted = np.tanh(pixels.reshape(21, -1) / np.float32(255) @ own.params)
-    actual = np.concatenate([x["pool"] for x in found])
-    np.testing.assert_allclose(actual, wanted, rtol=1e-5)
-
-
-class Model:
-    """Draws given images."""
-
-    num_classes = 10
-
-    def facts(self, options):
-        return {"of": "a test"}
-
-    def images_per_call(self, options):
-        return 4
-
-    def draw_range(self, options, indices):
-        return images(21)[indices.start : indices.stop]
+    batches = stream(own, source, mesh, batch_size=batch_size)
+    actual = np.concatenate([x["pool"] for x in batches])
+    expected = np.tanh(pixels.reshape(21, -1) / np.float32(255) @ own.params)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 def test_drawn_images_are_read_across_their_files(tmp_path):
-    samples = draw_to(tmp_path, Model(), SampleConfig(num=21, batch_size=4))
-    assert isinstance(samples, Samples)
+    samples = draw_to(
+        tmp_path,
+        lambda indices: images(21)[indices.start : indices.stop],
+        num=21,
+        range_size=4,
+        facts={"of": "a test"},
+        labels=np.arange(21) % 10,
+    )
     drawn = DrawnImages(samples)
     for rows in (np.arange(3, 14), np.array([20, 20]), np.arange(21)):
         np.testing.assert_array_equal(drawn.read(rows), images(21)[rows])
     np.testing.assert_array_equal(drawn.labels, np.arange(21) % 10)
-    assert drawn.facts()["model"] == {"of": "a test"}
+    assert drawn.facts() == {"of": "a test"}
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_an_npz_is_read_in_parts(tmp_path, save):
     save(tmp_path / "x.npz", images(21), np.arange(21))
-    found = NpzImages(tmp_path / "x.npz")
+    npz = NpzImages(tmp_path / "x.npz")
     for rows in (np.arange(5), np.arange(9, 14), np.array([20, 20])):
-        np.testing.assert_array_equal(found.read(rows), images(21)[rows])
-    assert len(found) == len(found.labels) == 21
+        np.testing.assert_array_equal(npz.read(rows), images(21)[rows])
+    assert len(npz) == len(npz.labels) == 21

@@ -1,4 +1,4 @@
-"""Inception without PyTorch: its resize, its shapes and its file. tests/parity compares the whole network."""
+"""Inception without PyTorch: its resize, its shapes and its file. tests/parity compares outputs."""
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from diffussm_jax.convert.inception import from_pytorch
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.inception import (
     inception,
-    load_weights,
+    load_inception,
     resize_as_tensorflow_1,
-    save_weights,
+    save_inception,
     weight_shapes,
 )
 
@@ -28,7 +28,7 @@ def test_resize_is_tensorflows(shape):
 
 
 def test_the_network_has_the_published_size():
-    """Keras counts 21,768,352 trained weights: its kernels and 17,216 biases; here are 1008 classes besides."""
+    """Keras counts 21,768,352 trained weights without its classes, of which there are 1008 here."""
     shapes = weight_shapes()
     assert len(shapes) == 2 * 94 + 1
     assert sum(map(np.prod, shapes.values())) == 21_768_352 + 2048 * 1008
@@ -68,21 +68,21 @@ def test_batch_norm_is_folded():
 def test_a_file_keeps_its_checksum(tmp_path):
     path = tmp_path / "inception.safetensors"
     weights = {k: np.zeros(v, np.float32) for k, v in weight_shapes().items()}
-    save_weights(path, weights, source_sha256="6726825d")
-    found, hashes = load_weights(path)
+    save_inception(path, weights, source_sha256="6726825d")
+    found, hashes = load_inception(path)
     assert found.keys() == weights.keys()
     assert hashes["source_sha256"] == "6726825d"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     with pytest.raises(UserError, match="is damaged"):
-        load_weights(path)
+        load_inception(path)
 
 
 def test_wrong_files_are_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read.*convert.inception"):
-        load_weights(tmp_path / "none.safetensors")
+        load_inception(tmp_path / "none.safetensors")
     path = tmp_path / "other.safetensors"
     safetensors.numpy.save_file({"x": np.zeros(3)}, path)
     with pytest.raises(UserError, match="does not hold Inception's weights"):
-        load_weights(path)
+        load_inception(path)

@@ -1,4 +1,4 @@
-"""Inception and the scores against torch-fidelity's and pytorch-fid's, on the same random weights."""
+"""Inception and the scores against torch-fidelity and pytorch-fid, on the same random weights."""
 
 import json
 
@@ -10,7 +10,7 @@ from PIL import Image
 from diffussm_jax.config import from_dict
 from diffussm_jax.convert.inception import convert
 from diffussm_jax.evaluate import evaluate
-from diffussm_jax.evaluation.inception import inception, load_weights, weight_shapes
+from diffussm_jax.evaluation.inception import inception, load_inception, weight_shapes
 
 # Theirs: what PyTorch has deprecated, and torchvision without its compiled part.
 pytestmark = [
@@ -73,7 +73,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def features(files):
     """Ours: a function from uint8 images to NumPy arrays."""
-    weights, _ = load_weights(files[1])
+    weights, _ = load_inception(files[1])
     compute = jax.jit(inception)
 
     def run(images):
@@ -180,7 +180,10 @@ def test_scores_are_torch_fidelitys_end_to_end(files, features, tmp_path):
 
 
 def plain_frechet(x, y) -> float:
-    """By the singular values of the images' products: tr (A B)^(1/2) where A = X'X / (n - 1) and B = Y'Y / (m - 1)."""
+    """The distance from the images' products: tr (A B)^(1/2) by singular values.
+
+    A = X'X / (n - 1) and B = Y'Y / (m - 1).
+    """
     x, y = x.astype(np.float64), y.astype(np.float64)
     difference = x.mean(axis=0) - y.mean(axis=0)
     x, y = ((z - z.mean(axis=0)) / (len(z) - 1) ** 0.5 for z in (x, y))
