@@ -1,6 +1,7 @@
-"""`--mode=flops`, and what else counts a model's work: the multiply-adds of every matrix product in its own program.
+"""`--mode=flops`: the multiply-adds of a config's model, and those of the papers' models.
 
-One multiply-add counts once, as in the "Gflops" of the papers; FLOPs are twice that. Element-wise work is not counted.
+They are counted in the models' own programs. One multiply-add counts once, as in the "Gflops" of
+the papers; FLOPs are twice that. Element-wise work is not counted.
 """
 
 import dataclasses
@@ -12,51 +13,17 @@ from diffussm_jax.planning.multiply_adds import multiply_adds
 
 
 class Published(NamedTuple):
+    """A model of a paper and what the paper says of it.
+
+    Attributes:
+        values: its config.
+        giga: 1e9 multiply-adds of a forward pass.
+    """
+
     model: str
-    values: dict[str, Any]  # of the config
-    giga: float  # multiply-adds
+    values: dict[str, Any]
+    giga: float
     source: str
-
-
-def flops(config: Config) -> None:
-    """Write a config's multiply-adds and FLOPs by part, and the papers' figures beside this count of their models."""
-    sys.stdout.write(describe(config) + "\n\n" + describe_published() + "\n")
-
-
-def describe(config: Config) -> str:
-    """The table of one config."""
-    model, (height, width, channels) = config.model, config.grid
-    found = multiply_adds(config)
-    tokens = config.num_tokens
-    grid = f"{tokens} tokens of {height} x {width} x {channels}"
-    rows = [
-        f"{model.name}, {model.depth} layers of width {model.width}: one image, {grid}, forward",
-        f"{'':12}{'G multiply-adds':>16}{'GFLOPs':>12}",
-    ]
-    parts = dataclasses.asdict(found) | {"total": found.total}
-    if found.ssm:
-        parts["without ssm"] = found.without_ssm
-    for name, count in parts.items():
-        if count or name == "total":
-            rows.append(f"{name:12}{count / 1e9:16.4f}{2 * count / 1e9:12.4f}")
-    return "\n".join(rows)
-
-
-def describe_published() -> str:
-    """The table of the papers' models."""
-    rows = [f"{'G multiply-adds':20}{'paper':>8}{'here':>8}{'with ssm':>10}"]
-    for model, values, giga, source in PUBLISHED:
-        found = multiply_adds(from_dict(values))
-        with_ssm = f"{found.total / 1e9:10.1f}" if found.ssm else f"{'':10}"
-        here = f"{found.without_ssm / 1e9:8.1f}"
-        rows.append(f"{model:20}{giga:8.1f}{here}{with_ssm}  {source}")
-    return "\n".join([*rows, *NOTE])
-
-
-NOTE = (
-    "DiffuSSM's paper does not say what it counts; its formula, 7.5 l d^2 a layer, gives our figure, and its",
-    "own two are not in the ratio of their tokens (3.80, not 4).",
-)
 
 
 def _latents(image_size: int, **model: Any) -> dict[str, Any]:
@@ -80,3 +47,42 @@ PUBLISHED = (
     Published("DiffuSSM-XL, 256", _latents(256, **_XL), 280.3, "DiffuSSM"),
     Published("DiffuSSM-XL, 512", _latents(512, **_XL), 1066.0, "DiffuSSM"),
 )
+NOTE = (
+    "DiffuSSM's paper does not say what it counts; its formula, 7.5 l d^2 a layer, gives our "
+    "figure, and its\n"
+    "own two are not in the ratio of their tokens (3.80, not 4)."
+)
+
+
+def flops(config: Config) -> None:
+    """Write a config's multiply-adds and FLOPs by part, then the papers' figures beside ours."""
+    sys.stdout.write(table_of_parts(config) + "\n\n" + table_of_published() + "\n")
+
+
+def table_of_parts(config: Config) -> str:
+    """The multiply-adds and FLOPs of one config's model, by part."""
+    model, (height, width, channels) = config.model, config.grid
+    counts = multiply_adds(config)
+    grid = f"{config.num_tokens} tokens of {height} x {width} x {channels}"
+    rows = [
+        f"{model.name}, {model.depth} layers of width {model.width}: one image, {grid}, forward",
+        f"{'':12}{'G multiply-adds':>16}{'GFLOPs':>12}",
+    ]
+    parts = dataclasses.asdict(counts) | {"total": counts.total}
+    if counts.ssm:
+        parts["without ssm"] = counts.without_ssm
+    for name, count in parts.items():
+        if count or name == "total":
+            rows.append(f"{name:12}{count / 1e9:16.4f}{2 * count / 1e9:12.4f}")
+    return "\n".join(rows)
+
+
+def table_of_published() -> str:
+    """The multiply-adds of the papers' models, as the papers say and as counted here."""
+    rows = [f"{'G multiply-adds':20}{'paper':>8}{'here':>8}{'with ssm':>10}"]
+    for model, values, giga, source in PUBLISHED:
+        counts = multiply_adds(from_dict(values))
+        with_ssm = f"{counts.total / 1e9:10.1f}" if counts.ssm else f"{'':10}"
+        here = f"{counts.without_ssm / 1e9:8.1f}"
+        rows.append(f"{model:20}{giga:8.1f}{here}{with_ssm}  {source}")
+    return "\n".join([*rows, NOTE])

@@ -1,4 +1,4 @@
-"""`--mode=plan`: what TPU slices would do with a config, by the TPU compiler, on a machine without one."""
+"""`--mode=plan`: what TPU slices would do with a config, by the TPU compiler, without a TPU."""
 
 import dataclasses
 import json
@@ -10,7 +10,8 @@ from typing import Any
 
 from diffussm_jax.config import Config
 from diffussm_jax.files import write_text
-from diffussm_jax.planning.estimate import Plan, SamplerPlan, estimate, estimate_sampler
+from diffussm_jax.planning.estimate import estimate, estimate_sampler
+from diffussm_jax.planning.plans import Plan, SamplerPlan
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 def plan(config: Config, workdir: Path | None) -> None:
     """Compile the train step and the sampler for `plan.topologies`, or `plan.topology`, and report.
 
-    JSON goes to stdout and the work directory.
+    JSON goes to stdout and, if there is a work directory, into its plan.json.
 
     Raises:
         UserError: a topology is unknown, or the mesh does not divide it or the batch.
@@ -27,8 +28,8 @@ def plan(config: Config, workdir: Path | None) -> None:
     plans = []
     for topology in topologies:
         plans.append(make_plan(config, topology))
-        logger.info("%s", describe(plans[-1]))
-    text = json.dumps([dataclasses.asdict(plan) for plan in plans], indent=1) + "\n"
+        logger.info("%s", report(plans[-1]))
+    text = json.dumps([plan.to_dict() for plan in plans], indent=1) + "\n"
     sys.stdout.write(text)
     if workdir is not None:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -36,21 +37,21 @@ def plan(config: Config, workdir: Path | None) -> None:
 
 
 def make_plan(config: Config, topology: str) -> Plan:
-    """What the compiler says of training and sampling on one topology; raises as `plan`."""
-    found = _with_a_way_out(config, topology)
-    return dataclasses.replace(found, sampler=estimate_sampler(config, topology))
+    """The plan of training and of sampling on one topology; raises as `plan`."""
+    training = _plan_training(config, topology)
+    return dataclasses.replace(training, sampler=estimate_sampler(config, topology))
 
 
-def _with_a_way_out(config: Config, topology: str) -> Plan:
-    """The plan of a config; where it does not fit, with the first of the smaller ones that does."""
-    found = estimate(config, topology)
-    if found.fits:
-        return found
-    for changes in _smaller(config, found.chips):
+def _plan_training(config: Config, topology: str) -> Plan:
+    """The plan of a config; where it does not fit, with the first smaller config that does."""
+    training = estimate(config, topology)
+    if training.fits:
+        return training
+    for changes in _smaller(config, training.chips):
         logger.info("it does not fit; trying %s", changes)
         if estimate(_changed(config, changes), topology).fits:
-            return dataclasses.replace(found, fits_with=changes)
-    return found
+            return dataclasses.replace(training, fits_with=changes)
+    return training
 
 
 def _smaller(config: Config, num_chips: int) -> Iterator[dict[str, Any]]:
@@ -80,43 +81,54 @@ def _changed(config: Config, changes: dict[str, Any]) -> Config:
     return config
 
 
-def describe(plan: Plan) -> str:
-    """A plan as a table for people."""
+def report(plan: Plan) -> str:
+    """A plan as text for people."""
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     rows = [
         f"{plan.topology}: {plan.chips} devices, mesh {axes}",
         f"  batch {plan.batch_size} in {plan.num_microbatches} part(s), remat {plan.remat}",
+        *(_report_training(plan) if plan.fits else _report_misfit(plan)),
+        *(_report_sampler(plan.sampler) if plan.sampler else ()),
     ]
-    if not plan.fits:
-        needed = f"{plan.needed_gib or plan.total_gib:.1f} of {plan.hbm_gib:.0f} GiB"
-        rows.append(f"  does not fit: a chip would need {needed}")
-        if plan.fits_with:
-            options = (f"--config.{name}={x}" for name, x in plan.fits_with.items())
-            rows.append(f"  it fits with {' '.join(options)}")
-        return "\n".join(rows + _describe_sampler(plan.sampler))
-    traffic = (f"{kind} {size:.2f}" for kind, size in plan.collective_gb.items())
-    rows += [
-        f"  fits: {plan.total_gib:.1f} of {plan.hbm_gib:.0f} GiB a chip",
-        f"    parameters {plan.parameters_gib:.2f}, EMA {plan.ema_gib:.2f}, optimizer {plan.optimizer_gib:.2f}",
-        f"    activations, gradients and other temporary arrays {plan.temporary_gib:.2f}",
-        f"  estimate: {plan.million_cycles:.0f}M cycles, {plan.step_ms:.0f} ms a step",
-        f"    {plan.images_per_second:,.0f} images/s, MFU {plan.mfu:.1%}",
-        f"    {plan.num_steps:,} steps: {plan.chip_hours / plan.chips:,.1f} hours, {plan.chip_hours:,.0f} chip-hours",
-        f"  {plan.multiply_adds / 1e9:.2f} G multiply-adds an image (forward, without the SSM operator)",
+    return "\n".join(rows)
+
+
+def _report_misfit(plan: Plan) -> Iterator[str]:
+    needed = plan.memory.needed_gib or plan.memory.total_gib
+    yield f"  does not fit: a chip would need {needed:.1f} of {plan.memory.hbm_gib:.0f} GiB"
+    if plan.fits_with:
+        options = (f"--config.{name}={x}" for name, x in plan.fits_with.items())
+        yield f"  it fits with {' '.join(options)}"
+
+
+def _report_training(plan: Plan) -> list[str]:
+    memory, speed = plan.memory, plan.speed
+    assert speed is not None
+    traffic = (f"{kind} {size:.2f}" for kind, size in speed.collective_gb.items())
+    hours = speed.chip_hours / plan.chips
+    parameters, ema, optimizer = memory.parameters_gib, memory.ema_gib, memory.optimizer_gib
+    work = f"{plan.multiply_adds / 1e9:.2f} G multiply-adds an image"
+    waiting = "of which what the products do not hide comes on top"
+    return [
+        f"  fits: {memory.total_gib:.1f} of {memory.hbm_gib:.0f} GiB a chip",
+        f"    parameters {parameters:.2f}, EMA {ema:.2f}, optimizer {optimizer:.2f}",
+        f"    activations, gradients and other temporary arrays {memory.temporary_gib:.2f}",
+        f"  estimate: {speed.million_cycles:.0f}M cycles, {speed.step_ms:.0f} ms a step",
+        f"    {speed.images_per_second:,.0f} images/s, MFU {speed.mfu:.1%}",
+        f"    {plan.num_steps:,} steps: {hours:,.1f} hours, {speed.chip_hours:,.0f} chip-hours",
+        f"  {work} (forward, without the SSM operator)",
         f"  collectives, GB a chip and step: {', '.join(traffic) or 'none'}",
-        f"    {plan.collective_ms:.0f} ms of the links, of which what the products do not hide comes on top",
+        f"    {speed.collective_ms:.0f} ms of the links, {waiting}",
         f"  compiled in {plan.compile_seconds:.0f} s",
     ]
-    return "\n".join(rows + _describe_sampler(plan.sampler))
 
 
-def _describe_sampler(found: SamplerPlan | None) -> list[str]:
-    if found is None:
-        return []
-    what = f"  sampling {found.batch_size} by {found.steps} steps of {found.sampler}, cfg_scale {found.cfg_scale:g}:"
-    if not found.fits:
+def _report_sampler(plan: SamplerPlan) -> list[str]:
+    what = (
+        f"  sampling {plan.batch_size} by {plan.steps} steps of {plan.sampler}, "
+        f"cfg_scale {plan.cfg_scale:g}:"
+    )
+    if not plan.fits:
         return [f"{what} does not fit"]
-    return [
-        f"{what} {found.step_ms:.1f} ms a step",
-        f"    {found.images_per_second:.1f} images/s before decoding, {found.total_gib:.1f} GiB a chip",
-    ]
+    speed = f"{plan.images_per_second:.1f} images/s before decoding"
+    return [f"{what} {plan.step_ms:.1f} ms a step", f"    {speed}, {plan.total_gib:.1f} GiB a chip"]

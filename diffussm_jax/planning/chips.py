@@ -1,7 +1,7 @@
-"""What is published of TPU chips; estimates of time are made of these.
+"""Published figures of TPU chips, which estimates of time are computed from.
 
-Sources: the TPU pages of the Cloud documentation, for each chip its peak of bf16 products, its HBM and the bandwidth of its
-links; the clock is that at which the chip's matrix units make that peak.
+Source: the TPU pages of the Cloud documentation, for each chip its peak of bf16 products, its HBM
+and the bandwidth of its links. The clock is the one at which the matrix units reach that peak.
 """
 
 import dataclasses
@@ -13,14 +13,20 @@ from diffussm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A device as JAX shows it; of v4 and v5p that is a whole chip (both cores)."""
+    """One device as JAX shows it: on v4 and v5p, too, a complete chip with both cores.
+
+    Attributes:
+        peak_flops: operations a second in bf16.
+        link_bandwidth: bytes a second over all links of a chip, one way.
+        num_cores: how many cores share the steps of a kernel's grid.
+    """
 
     name: str
-    peak_flops: float  # bf16, a second
+    peak_flops: float
     clock_hz: float
     hbm_bytes: int
-    link_bandwidth: float  # bytes a second, all links of a chip, one way
-    num_cores: int = 1  # that share the steps of a kernel's grid
+    link_bandwidth: float
+    num_cores: int = 1
 
 
 GIB = 2**30
@@ -36,7 +42,7 @@ def chip_of(device: jax.Device) -> Chip:
     """The published figures of a device.
 
     Raises:
-        UserError: nothing is known of its kind.
+        UserError: the table has no chip of its kind.
     """
     if device.device_kind not in CHIPS:
         raise UserError(

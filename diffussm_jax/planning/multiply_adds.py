@@ -1,6 +1,7 @@
 """The multiply-adds of every matrix product in a model's own program.
 
-One multiply-add counts once, as in the "Gflops" of the papers; FLOPs are twice that. Element-wise work is not counted.
+One multiply-add counts once, as in the "Gflops" of the papers; FLOPs are twice that. Element-wise
+work is not counted.
 """
 
 import collections
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.extend import core
+from jaxtyping import Array
 
 from diffussm_jax.config import Config
 from diffussm_jax.models import create_model
@@ -22,29 +24,36 @@ from diffussm_jax.ops.s4d import s4d
 
 @dataclasses.dataclass(frozen=True)
 class MultiplyAdds:
-    """Of one image's forward pass, by part."""
+    """The multiply-adds of one image's forward pass, by part.
 
-    dense: int = 0  # the blocks' dense layers, those of the modulation among them
-    ssm: int = (
-        0  # the state space operator in chunks of a batch of one; other forms take other products
-    )
-    attention: int = 0  # queries by keys, and weights by values
-    embeddings: int = 0  # of patches, step and class, and the head
+    Attributes:
+        dense: the dense layers of the blocks, those of the modulation included.
+        ssm: the state space operator in chunks, for a batch of one; its other forms take other
+            products.
+        attention: queries by keys, and weights by values.
+        embeddings: the embeddings of patches, step and class, and the head.
+    """
+
+    dense: int = 0
+    ssm: int = 0
+    attention: int = 0
+    embeddings: int = 0
 
     @property
     def total(self) -> int:
+        """All parts together."""
         return sum(dataclasses.astuple(self))
 
     @property
     def without_ssm(self) -> int:
-        """What the papers and MFU count: the operator's share depends on its algorithm."""
+        """What the papers and MFU count, since the operator's share depends on its algorithm."""
         return self.total - self.ssm
 
 
 def multiply_adds(config: Config) -> MultiplyAdds:
-    """Of one image's forward pass, without running it."""
+    """Count the multiply-adds of one image's forward pass, without running it."""
 
-    def forward(x, t, y):
+    def forward(x: Array, t: Array, y: Array) -> Array:
         operator = functools.partial(s4d, implementation="chunked")
         model = create_model(config, rngs=nnx.Rngs(0), apply_s4d=operator)
         return model(x, t, y if config.data.num_classes else None)
@@ -61,7 +70,7 @@ def multiply_adds(config: Config) -> MultiplyAdds:
 def _products(
     jaxpr: Any, scopes: tuple[str, ...] = (), rounds: int = 1
 ) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The named scopes and the multiply-adds of each matrix product; loops multiply theirs."""
+    """The named scopes and the multiply-adds of each matrix product, loops multiplied."""
     for equation in jaxpr.eqns:
         inside = (*scopes, *str(equation.source_info.name_stack).split("/"))
         if equation.primitive.name == "dot_general":
@@ -72,7 +81,7 @@ def _products(
 
 
 def _product(equation: Any) -> int:
-    """Elements of the result times the length of the contraction."""
+    """The elements of the result times the length of the contraction."""
     (contracted, _), _ = equation.params["dimension_numbers"]
     left = equation.invars[0].aval.shape
     result = equation.outvars[0].aval.shape
@@ -81,12 +90,12 @@ def _product(equation: Any) -> int:
 
 def _inner(values: Any) -> list[Any]:
     """The programs inside an operation's parameters."""
-    found = []
+    programs = []
     for value in values:
         if isinstance(value, core.ClosedJaxpr):
-            found.append(value.jaxpr)
+            programs.append(value.jaxpr)
         elif isinstance(value, core.Jaxpr):
-            found.append(value)
+            programs.append(value)
         elif isinstance(value, (tuple, list)):
-            found += _inner(value)
-    return found
+            programs += _inner(value)
+    return programs

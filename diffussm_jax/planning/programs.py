@@ -1,4 +1,7 @@
-"""The train step and the sampler as they would run on given chips, there or not: jitted, with abstract arguments."""
+"""The train step and the sampler as they would run on chips that may be absent.
+
+Each is jitted and comes with abstract arguments, so that it can be lowered and compiled.
+"""
 
 from typing import Any
 
@@ -22,7 +25,7 @@ from diffussm_jax.training.step import compile_train_step
 
 
 def train_step(config: Config, mesh: Mesh) -> tuple[Any, TrainState, dict[str, Any]]:
-    """The jitted step that training runs, and its abstract arguments."""
+    """The jitted step that training runs, and its abstract arguments: the state and a batch."""
     rows = config.training.batch_size // config.training.num_microbatches
     graphdef, _ = abstract_model(config, mesh, implementation=operator_on(config, mesh, rows))
     state = abstract_state(config, mesh)
@@ -30,7 +33,10 @@ def train_step(config: Config, mesh: Mesh) -> tuple[Any, TrainState, dict[str, A
 
 
 def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
-    """The jitted sampler of `config.sample`, decoding and autoguidance excepted, and its abstract arguments."""
+    """The jitted sampler of `config.sample`, and its abstract arguments.
+
+    Decoding and autoguidance are left out.
+    """
     num = images_per_call(config.sample, mesh)
     operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
     graphdef, _ = abstract_model(config, mesh, implementation=operator)
@@ -43,20 +49,24 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
 
 
 def rows_of_a_call(config: Config, mesh: Mesh) -> int:
-    """The model's batch in the sampler: classifier-free guidance doubles it."""
+    """The size of the model's batch in the sampler: classifier-free guidance doubles it."""
     sample = config.sample
     guided = config.data.num_classes and sample.cfg_scale != 1 and not sample.autoguidance
     return images_per_call(config.sample, mesh) * (2 if guided else 1)
 
 
 def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:
-    """b, l and d of one call of the operator on one chip, for a batch of so many rows."""
+    """b, l and d of one call of the operator on one chip, for a batch of `rows` examples."""
     b = rows // num_batch_parts(mesh)
     return b, config.num_tokens // mesh.shape["sequence"], config.model.width
 
 
 def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
-    """What `None` takes on those chips, since the default of this machine's backend may be another; None where it is not."""
+    """The operator's implementation that a run on these chips would choose.
+
+    The default of this machine's backend may be another. None is that default: the mesh is not of
+    TPUs, or the model has no such operator.
+    """
     device, name = mesh.devices.flat[0], config.model.ssm_implementation
     if device.platform != "tpu" or config.model.name != "diffussm":
         return None

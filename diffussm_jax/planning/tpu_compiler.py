@@ -1,7 +1,8 @@
-"""The TPU compiler on any Linux machine: compile for chips that are not there, and read its own estimates.
+"""The TPU compiler on any Linux machine: compile for absent chips, and read its estimates.
 
-`libtpu` from the package index is the compiler. Its estimates are deterministic, so they compare two programs;
-nothing here is timed on a chip, and no waiting for memory is in them: bound them by bytes / bandwidth.
+The compiler is `libtpu` from the package index. Its estimates are deterministic, so they compare
+two programs. Nothing here is timed on a chip, and the estimates leave out waiting for memory: bound
+that by bytes / bandwidth.
 """
 
 import collections
@@ -22,18 +23,29 @@ from diffussm_jax.parallel.libtpu import let_libtpu_compile
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%(?P<name>\S+) \(.*\{$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _KERNEL = re.compile(
-    r'%(?P<name>\w+?)(?:\.\d+)? = (?P<results>.*) custom-call\(.*custom_call_target="tpu_custom_call", '
+    r"%(?P<name>\w+?)(?:\.\d+)? = (?P<results>.*) custom-call\("
+    r'.*custom_call_target="tpu_custom_call", '
     r"operand_layout_constraints=\{(?P<operands>.*?)\}, (?:frontend_attributes|metadata|output)"
 )
 _ARRAY = re.compile(r"\b(?P<type>bf16|f32|s32)\[(?P<shape>[\d,]*)\]")
 _WHILE = re.compile(r" while\(.*condition=%(?P<condition>[^,\s]+), body=%(?P<body>[^,\s]+)")
 _CALL = re.compile(r" (?:call|conditional)\(.*(?:to_apply|computations)=\{?(?P<names>[^}\s]+)")
 _COLLECTIVE = re.compile(
-    r" = (?P<results>.*?) (?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
+    r" = (?P<results>.*?) "
+    r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\(.*channel_id=(?P<channel>\d+)"
 )
 _FUSION = re.compile(r" calls=%(?P<name>[^,\s]+)")
 _BOUND = re.compile(r" constant\((\d+)\)")
+_TOO_LARGE = re.compile(r"([\d.]+)([MG])\) exceeds available HBM")
+
+
+class TooLarge(Exception):
+    """The compiler refused a program that needs more memory than a chip has, `needed_gib` GiB."""
+
+    def __init__(self, needed_gib: float):
+        super().__init__(f"the program needs {needed_gib:g} GiB a chip")
+        self.needed_gib = needed_gib
 
 
 @functools.cache
@@ -44,40 +56,65 @@ def devices(topology: str, *, num_slices: int = 1) -> tuple[jax.Device, ...]:
         UserError: libtpu is not installed, or knows no such topology.
     """
     let_libtpu_compile()
-    # Unasked, libtpu shows a v4 chip's two cores as two devices; JAX on v4 has one.
+    # By default libtpu shows a v4 chip's two cores as two devices; JAX on v4 has one.
     options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, num_slices=num_slices, **options
         )
     except Exception as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"no TPU topology {topology!r} ({reason}); one is v5e:2x2, and `pip install libtpu` has the compiler"
+            f"no TPU topology {topology!r} ({reason}); one is v5e:2x2, and `pip install libtpu` "
+            "has the compiler"
         ) from error
-    return tuple(found.devices)
+    return tuple(description.devices)
+
+
+def compile_lowered(lowered: jax.stages.Lowered) -> Any:
+    """Compile a lowered program.
+
+    Raises:
+        TooLarge: it needs more memory than a chip has.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if match := _TOO_LARGE.search(str(error)):
+            raise TooLarge(float(match[1]) * (1.0 if match[2] == "G" else 1 / 1024)) from error
+        raise
 
 
 def compile_for(device: jax.Device, function: Callable, *arguments: Any) -> Any:
-    """`function` compiled for one chip, from arguments that have shapes and dtypes."""
+    """Compile `function` for one chip, from arguments with shapes and dtypes.
+
+    Raises:
+        TooLarge: it needs more memory than the chip has.
+    """
     place = SingleDeviceSharding(device)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arguments
     )
-    return jax.jit(function).lower(*abstract).compile()
+    return compile_lowered(jax.jit(function).lower(*abstract))
 
 
 @dataclasses.dataclass(frozen=True)
 class Cycles:
-    """Of a whole program: XLA's own operations, and for each Pallas kernel how often it runs and its traffic."""
+    """The cost of a complete program.
+
+    Attributes:
+        xla: cycles of XLA's own operations.
+        kernels: how often each Pallas kernel runs; XLA does not know their cycles.
+        kernel_bytes: what all runs of all kernels read and write, each array once.
+    """
 
     xla: int
     kernels: collections.Counter[str]
-    kernel_bytes: int  # that all runs of all kernels read and write, each array once
+    kernel_bytes: int
 
 
 def cycles(text: str) -> Cycles:
-    """The estimates in `compiled.as_text()`, loops multiplied by their number of rounds."""
+    """Add up the estimates in `compiled.as_text()`, loops multiplied by their number of rounds."""
     computations, entry = _parse(text)
 
     @functools.cache
@@ -90,10 +127,10 @@ def cycles(text: str) -> Cycles:
                 kernels[match["name"]] += 1
                 kernel_bytes += _bytes(match["results"]) + _bytes(match["operands"])
             for inner, rounds in _inner(line, computations):
-                found = count(inner)
-                xla += rounds * found.xla
-                kernel_bytes += rounds * found.kernel_bytes
-                for kernel, times in found.kernels.items():
+                one_round = count(inner)
+                xla += rounds * one_round.xla
+                kernel_bytes += rounds * one_round.kernel_bytes
+                for kernel, times in one_round.kernels.items():
                     kernels[kernel] += rounds * times
         return Cycles(xla, kernels, kernel_bytes)
 
@@ -101,11 +138,11 @@ def cycles(text: str) -> Cycles:
 
 
 def collectives(text: str) -> collections.Counter[str]:
-    """Bytes that each kind of collective leaves on a chip in a run of the program, loops multiplied."""
+    """The bytes that each kind of collective leaves on a chip in one run, loops multiplied."""
     computations, entry = _parse(text)
     rounds = collections.Counter({entry: 1})
-    sizes: dict[str, tuple[str, int]] = {}  # by channel: parts of one share it
-    for name in reversed(computations):  # callers stand after what they call
+    sizes: dict[str, tuple[str, int]] = {}  # by channel, which the parts of one collective share
+    for name in reversed(computations):  # callers come after what they call
         for line in computations[name]:
             inner = _inner(line, computations)
             if match := _FUSION.search(line):
@@ -123,7 +160,7 @@ def collectives(text: str) -> collections.Counter[str]:
 
 
 def _parse(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of the one that the program begins with."""
+    """The lines of each computation, and the name of the program's entry."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():
@@ -136,7 +173,7 @@ def _parse(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _inner(line: str, computations: dict[str, list[str]]) -> list[tuple[str, int]]:
-    """The computations that a line runs, and how often; of a condition's branches, all."""
+    """The computations that a line runs, and how often; all branches of a condition count."""
     if match := _WHILE.search(line):
         bounds = [
             int(bound)

@@ -1,0 +1,133 @@
+"""A plan: what the TPU compiler says of a config on one slice."""
+
+import dataclasses
+from typing import Any
+
+# The fields of plan.json, in their order.
+FIELDS = (
+    "topology",
+    "chips",
+    "mesh",
+    "num_steps",
+    "batch_size",
+    "remat",
+    "num_microbatches",
+    "fits",
+    "hbm_gib",
+    "multiply_adds",
+    "parameters_gib",
+    "ema_gib",
+    "optimizer_gib",
+    "needed_gib",
+    "fits_with",
+    "temporary_gib",
+    "total_gib",
+    "million_cycles",
+    "step_ms",
+    "images_per_second",
+    "mfu",
+    "chip_hours",
+    "collective_gb",
+    "collective_ms",
+    "compile_seconds",
+    "sampler",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """The memory of one chip in a train step, in GiB.
+
+    Attributes:
+        hbm_gib: what the chip has.
+        temporary_gib: activations, gradients and other temporary arrays; 0 where the step did not
+            compile for lack of memory.
+        total_gib: everything at once; 0 where the step did not compile.
+        needed_gib: what the compiler said that the step needs when it refused to compile it.
+    """
+
+    hbm_gib: float
+    parameters_gib: float
+    ema_gib: float
+    optimizer_gib: float
+    temporary_gib: float = 0.0
+    total_gib: float = 0.0
+    needed_gib: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How fast a slice trains.
+
+    Attributes:
+        million_cycles: of one step, on each chip.
+        mfu: the share of the chips' peak that the multiply-adds of the dense layers take.
+        chip_hours: of all steps of the run, on all chips.
+        collective_gb: what arrives at a chip in a step, by kind of collective.
+        collective_ms: time of that on the links if nothing waits; it is not in `step_ms`.
+    """
+
+    million_cycles: float
+    step_ms: float
+    images_per_second: float
+    mfu: float
+    chip_hours: float
+    collective_gb: dict[str, float]
+    collective_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerPlan:
+    """What the compiler says of drawing one batch by `config.sample`, decoding excepted.
+
+    Attributes:
+        total_gib: memory of one chip.
+        step_ms: time of one denoising step; like the other estimates it is 0 where the sampler did
+            not compile for lack of memory.
+    """
+
+    sampler: str
+    steps: int
+    cfg_scale: float
+    batch_size: int
+    fits: bool = False
+    total_gib: float = 0.0
+    step_ms: float = 0.0
+    images_per_second: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the compiler says of training on one slice, and of sampling if that was asked for.
+
+    Attributes:
+        multiply_adds: of an image's forward pass, without the SSM operator.
+        speed: None where the step did not compile for lack of memory.
+        fits_with: the smallest change of the config that makes it fit.
+    """
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    num_steps: int
+    batch_size: int
+    remat: str
+    num_microbatches: int
+    multiply_adds: int
+    memory: Memory
+    speed: Speed | None = None
+    compile_seconds: float = 0.0
+    fits_with: dict[str, Any] | None = None
+    sampler: SamplerPlan | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip has room for the train step."""
+        return self.speed is not None and self.memory.total_gib < self.memory.hbm_gib
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as in plan.json: on one level, with 0 for what is unknown without a program."""
+        nested = dataclasses.asdict(self)
+        values: dict[str, Any] = {"fits": self.fits, "collective_gb": {}}
+        values |= nested | nested["memory"] | (nested["speed"] or {})
+        return {name: values.get(name, 0.0) for name in FIELDS}
