@@ -1,12 +1,13 @@
-"""The released DiT weights to an export: python -m diffussm_jax.convert.dit DiT-XL-2-256x256.pt runs/dit-xl-2
+"""Convert the released DiT weights to an export.
 
-Once, where PyTorch is installed (`pip install -e '.[parity]'`). `--mode=sample` and `diffussm_jax.load` read the result as any export.
+python -m diffussm_jax.convert.dit DiT-XL-2-256x256.pt runs/dit-xl-2
+
+This is done once, where PyTorch is installed (`pip install -e '.[parity]'`). `--mode=sample` and
+`diffussm_jax.load` read the result as any export.
 """
 
-import argparse
 import math
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,13 +15,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from diffussm_jax.config import DIT_SIZES, Config, from_dict
+from diffussm_jax.convert import command
 from diffussm_jax.convert.torch_file import read_torch
 from diffussm_jax.errors import UserError
 from diffussm_jax.models.dit import position_code
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.weights import require_same_tensors, write_export
 
-# Our name of a layer and that of the released code.
+# Our name of a layer, and its name in the released code.
 LAYERS = {
     "embed": "x_embedder.proj",
     "timestep.hidden": "t_embedder.mlp.0",
@@ -36,20 +38,23 @@ BLOCK_LAYERS = {
     "mlp_out": "mlp.fc2",
 }
 LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
-FACTOR = 8  # of the autoencoder that DiT was trained with
-RELEASED_STEPS = {256: 7_000_000, 512: 3_000_000}  # DiT, section 5.1, by image size
+FACTOR = 8  # pixels for each latent position and side of DiT's autoencoder
+RELEASED_STEPS = {256: 7_000_000, 512: 3_000_000}  # by image size (DiT, section 5.1)
 
 Tensors = dict[str, np.ndarray]
 
 
 def convert(source: Path, folder: Path) -> Config:
-    """Write the model of a released `.pt` file to `folder`; gives the config that it found in the weights.
+    """Write the model of a released `.pt` file to `folder` as an export.
+
+    Returns:
+        The config, as the shapes of the weights say.
 
     Raises:
         UserError: `source` cannot be read or holds something else.
     """
-    found, sha256 = read_torch(source)
-    weights = {name: x.float().numpy() for name, x in found.items()}
+    released, sha256 = read_torch(source)
+    weights = {name: x.float().numpy() for name, x in released.items()}
     try:
         config = config_of(weights)
         tensors = parameters(weights, depth=config.model.depth)
@@ -63,11 +68,11 @@ def convert(source: Path, folder: Path) -> Config:
 
 
 def config_of(weights: Mapping[str, np.ndarray]) -> Config:
-    """What the shapes say: size, patch, classes, resolution.
+    """The config of a model of these weights: their shapes tell size, patch, classes, resolution.
 
     Raises:
         KeyError: a weight is missing.
-        ValueError: the size is none of DiT's, or the position table is another.
+        ValueError: the size is not one of DiT's, or the position table is another.
     """
     width, channels, patch_size, _ = weights["x_embedder.proj.weight"].shape
     blocks = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))}
@@ -104,26 +109,28 @@ def config_of(weights: Mapping[str, np.ndarray]) -> Config:
 
 
 def parameters(weights: Mapping[str, np.ndarray], *, depth: int) -> Tensors:
-    """Our parameters by their names in an export; those of the blocks stacked.
+    """Our parameters by their names in an export; those of the blocks are stacked.
 
     Raises:
         KeyError: a weight is missing.
     """
-    found = {"label.table": weights[LABELS]}
+    tensors = {"label.table": weights[LABELS]}
     for ours, theirs in LAYERS.items():
-        found[f"{ours}.kernel"] = _kernel(weights[f"{theirs}.weight"])
-        found[f"{ours}.bias"] = weights[f"{theirs}.bias"]
+        tensors[f"{ours}.kernel"] = _kernel(weights[f"{theirs}.weight"])
+        tensors[f"{ours}.bias"] = weights[f"{theirs}.bias"]
     for ours, theirs in BLOCK_LAYERS.items():
         names = [f"blocks.{layer}.{theirs}" for layer in range(depth)]
-        found[f"blocks.{ours}.kernel"] = np.stack(
-            [_kernel(weights[f"{name}.weight"]) for name in names]
-        )
-        found[f"blocks.{ours}.bias"] = np.stack([weights[f"{name}.bias"] for name in names])
-    return found
+        kernels = [_kernel(weights[f"{name}.weight"]) for name in names]
+        tensors[f"blocks.{ours}.kernel"] = np.stack(kernels)
+        tensors[f"blocks.{ours}.bias"] = np.stack([weights[f"{name}.bias"] for name in names])
+    return tensors
 
 
 def _kernel(weight: np.ndarray) -> np.ndarray:
-    """[in out] of [out in]; the patch embedding is a convolution, whose window comes before its channels here."""
+    """[in out] from [out in].
+
+    The patch embedding is a convolution [out in h w]; here its window comes before its channels.
+    """
     if weight.ndim == 4:
         weight = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
     return weight.T
@@ -135,19 +142,11 @@ def _require_same_positions(table: np.ndarray, side: int, width: int) -> None:
         raise ValueError(f"{POSITIONS} is not the sin-cos table of a {side} x {side} grid")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    try:
-        model = convert(arguments.source, arguments.folder).model
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    sys.stdout.write(
-        f"wrote {arguments.folder}: {model.depth} layers of width {model.width}, patches of {model.patch_size}\n"
-    )
+def _convert_and_say(source: Path, folder: Path) -> str:
+    model = convert(source, folder).model
+    size = f"{model.depth} layers of width {model.width}, patches of {model.patch_size}"
+    return f"wrote {folder}: {size}\n"
 
 
 if __name__ == "__main__":
-    main()
+    command.main(__doc__, "folder", _convert_and_say)

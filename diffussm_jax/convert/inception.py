@@ -1,35 +1,48 @@
-"""The published PyTorch copy of Inception's weights to safetensors: python -m diffussm_jax.convert.inception SOURCE TARGET
+"""Convert the published PyTorch copy of Inception's weights to safetensors.
 
-Once, where PyTorch is installed (`pip install -e '.[parity]'`); what evaluates reads the result alone.
+python -m diffussm_jax.convert.inception SOURCE TARGET
+
+This is done once, where PyTorch is installed (`pip install -e '.[parity]'`); `--mode=evaluate`
+reads the result without it.
 """
 
-import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffussm_jax.convert import command
 from diffussm_jax.convert.torch_file import read_torch
 from diffussm_jax.errors import UserError
-from diffussm_jax.evaluation.inception import PUBLISHED_SHA256, Weights, save_weights, weight_shapes
+from diffussm_jax.evaluation.inception import (
+    PUBLISHED_SHA256,
+    Weights,
+    save_inception,
+    weight_shapes,
+)
 
 BATCH_NORM_EPSILON = 1e-3
 
 
 def convert(source: Path, target: Path) -> str:
-    """Write the weights of `source` to `target`; gives the sha256 of `source`.
+    """Write the weights of `source` to `target`.
+
+    Returns:
+        The SHA-256 of `source`.
 
     Raises:
         UserError: `source` is missing or holds something else.
     """
     tensors, sha256 = read_torch(source)
-    save_weights(target, from_pytorch(tensors), source_sha256=sha256)
+    save_inception(target, from_pytorch(tensors), source_sha256=sha256)
     return sha256
 
 
 def from_pytorch(tensors: dict[str, Any]) -> Weights:
-    """Kernels [height width in out] with the batch norm's scale in them, and biases; folded in float64.
+    """Fold each batch norm into the convolution before it, in float64.
+
+    Returns:
+        Kernels [height width in out] and biases, float32, by their names in `weight_shapes`.
 
     Raises:
         UserError: a weight is missing or has another shape.
@@ -71,22 +84,16 @@ def _array(tensors: dict[str, Any], name: str) -> np.ndarray:
     return np.asarray(tensors[name], np.float64)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("target", type=Path)
-    arguments = parser.parse_args()
-    try:
-        sha256 = convert(arguments.source, arguments.target)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    sys.stdout.write(f"wrote {arguments.target}; sha256 of the source: {sha256}\n")
+def _convert_and_say(source: Path, target: Path) -> str:
+    sha256 = convert(source, target)
+    summary = f"wrote {target}; sha256 of the source: {sha256}\n"
     if not sha256.startswith(PUBLISHED_SHA256):
-        sys.stdout.write(
+        summary += (
             f"these are not the published weights, whose sha256 begins with {PUBLISHED_SHA256}: "
             "scores will compare with nobody else's\n"
         )
+    return summary
 
 
 if __name__ == "__main__":
-    main()
+    command.main(__doc__, "target", _convert_and_say)

@@ -8,10 +8,10 @@ from diffussm_jax.files import sha256_of
 
 
 def read_torch(path: Path) -> tuple[dict[str, Any], str]:
-    """The tensors of a file of `torch.save`, read without unpickling code, and its sha256; for the converters alone.
+    """The tensors of a file of `torch.save` by name, and its SHA-256. No code in it is run.
 
     Raises:
-        UserError: it cannot be read, or PyTorch is not installed.
+        UserError: the file cannot be read, or PyTorch is not installed.
     """
     try:
         import torch
