@@ -1,1 +1,1 @@
-"""What produces the numbers in docs/benchmarks.md and the README, one command each."""
+"""The commands that produce the numbers in docs/benchmarks.md and the README."""

@@ -1,7 +1,9 @@
-"""The input path, stage by stage and whole: python -m benchmarks.data [--memory]
+"""The input path, stage by stage and from end to end.
 
-Makes its own data in a temporary folder: photographs of 500 x 375 as JPEG, and random moments of 32 x 32 x 4.
-`--memory` instead reads 20,000 batches and prints the resident memory on the way.
+python -m benchmarks.data [--memory]
+
+Makes its own data in a temporary folder: photographs of 500 x 375 as JPEG, and random moments of
+32 x 32 x 4. With `--memory` it only reads 20,000 batches and prints the resident memory on the way.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from diffussm_jax.parallel.mesh import make_mesh
 
 BATCH_SIZE = 256
 NUM_IMAGES, NUM_LATENTS = 512, 8000
-STEPS_PER_SECOND = 2000 / BATCH_SIZE  # of the stand-in step
+STEPS_PER_SECOND = 2000 / BATCH_SIZE  # of the sleep that stands in for a train step
 
 
 def main() -> None:
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 def _make_photos(folder: Path) -> Config:
-    """Crops of real photographs, of the size that ImageNet's usually have."""
+    """Write crops of real photographs, of the usual size of ImageNet's."""
     photos = [skimage.data.astronaut(), skimage.data.rocket(), skimage.data.coffee()]
     rng = np.random.default_rng(0)
     (folder / "photos").mkdir()
@@ -87,8 +89,8 @@ def _make_latents(folder: Path) -> Config:
         path = cache / f"moments-{number:05d}.array_record"
         moments = rng.normal(size=(config.data.shard_size, 2, 2, *dtype["mean"].shape))
         records = (
-            tuple(np.array((0, *side), dtype).tobytes() for side in sides)
-            for sides in moments.astype(np.float16)
+            (np.array((0, *plain), dtype).tobytes(), np.array((0, *flipped), dtype).tobytes())
+            for plain, flipped in moments.astype(np.float16)
         )
         write_shard(path, records)
         shards.append(json.loads(path.with_suffix(".json").read_text()))
@@ -153,7 +155,7 @@ def _print_stages(title: str, stages: dict[str, Callable], *, num: int) -> None:
 
 
 def _seconds(function: Callable, *, repeats: int = 7) -> float:
-    """The median time of a call."""
+    """The median seconds of a call, after one call to warm up."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -163,7 +165,7 @@ def _seconds(function: Callable, *, repeats: int = 7) -> float:
 
 
 def _print_whole(images: Config, moments: Config, workers: list[int]) -> None:
-    """From storage to a batch on the device, and the same work by tf.data, in turn."""
+    """Time the path from storage to the device, in turn with the same work by tf.data."""
     print("\nFrom storage to the device\n\n| | workers | a second |\n|---|---|---|")
     for count in workers:
         rate = _rate(_device_batches(moments, workers=count), num_batches=80)
@@ -187,10 +189,10 @@ def _device_batches(config: Config, *, workers: int | None) -> Iterator[dict]:
 
 
 def _tf_batches(config: Config) -> Iterator[dict]:
-    """A plain tf.data pipeline: read, decode, bicubic, centre, mirror, batch; then to the device."""
+    """Batches by a plain tf.data pipeline: read, decode, bicubic, centre, mirror, to the device."""
     import tensorflow as tf
 
-    def load(path):
+    def load(path: tf.Tensor) -> tf.Tensor:
         image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
         size = tf.cast(tf.shape(image)[:2], tf.float32)
         shape = tf.cast(tf.round(size * 256 / tf.reduce_min(size)), tf.int32)
@@ -216,7 +218,7 @@ def _rate(batches: Iterator[dict], *, num_batches: int) -> float:
 
 
 def _print_wait(config: Config) -> None:
-    """The share of time that a step of known length waits for its batch."""
+    """Print the share of time that a step of known length waits for its batch."""
     batches = _device_batches(config, workers=None)
     jax.block_until_ready(next(batches))
     waited, start = 0.0, time.perf_counter()

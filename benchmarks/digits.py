@@ -1,9 +1,12 @@
-"""How good are the demo's digits? python -m benchmarks.digits runs/digits
+"""How good are the demo's digits?
 
-Reads what training and `--mode=sample` left in a work directory, prints three figures and draws the loss curve:
-- agreement: share of samples that a 3-nearest-neighbour classifier, fitted on the real digits, gives the
-  class that was asked for;
-- variance: mean within-class variance of a pixel over that of the real digits (class means score 0);
+python -m benchmarks.digits runs/digits
+
+Reads what training and `--mode=sample` left in a work directory, prints three figures and draws the
+loss curve:
+- agreement: share of samples that a 3-nearest-neighbour classifier, fitted on the real digits,
+  gives the class that was asked for;
+- variance: mean within-class variance of a pixel over that of the real digits (class means have 0);
 - copies: share of samples equal to a real image at its 17 ink levels.
 """
 
@@ -21,7 +24,7 @@ import matplotlib.pyplot as plt
 
 
 def measure(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The three figures of uint8 samples `[b, 8, 8, 1]` and the classes asked for."""
+    """The three figures of uint8 samples [b 8 8 1] and the classes that they were drawn for."""
     digits = load_digits()
     samples = np.round(images.reshape(len(images), 64) / 255 * 16)
     classifier = KNeighborsClassifier(3).fit(digits.data, digits.target)
@@ -35,7 +38,7 @@ def measure(images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def within_class_variance(pixels: np.ndarray, labels: np.ndarray) -> float:
-    """Variance of a pixel among images of one class, averaged over pixels and classes."""
+    """The variance of a pixel among images of one class, averaged over pixels and classes."""
     return float(np.mean([pixels[labels == y].var(axis=0) for y in np.unique(labels)]))
 
 
@@ -61,15 +64,11 @@ def main() -> None:
     workdir = parser.parse_args().workdir
     with np.load(workdir / "samples" / "samples.npz") as samples:
         figures = measure(samples["arr_0"], samples["arr_1"])
-    print(
-        f"asked-for class, by 3 nearest neighbours: {figures['agreement']:.1%}  (wanted: 95 % or more)"
-    )
-    print(
-        f"within-class variance over the real one:  {figures['variance']:.2f}   (wanted: 0.6 or more)"
-    )
-    print(
-        f"copies of real images:                    {figures['copies']:.1%}   (wanted: 1 % or less)"
-    )
+    agreement, copies = (f"{figures[name]:.1%}" for name in ("agreement", "copies"))
+    print(f"asked-for class, by 3 nearest neighbours: {agreement}  (wanted: 95 % or more)")
+    variance = f"{figures['variance']:.2f}"
+    print(f"within-class variance over the real one:  {variance}   (wanted: 0.6 or more)")
+    print(f"copies of real images:                    {copies}   (wanted: 1 % or less)")
     print(f"loss curve: {plot_loss(workdir)}")
     print(f"samples:    {workdir / 'samples' / 'samples.png'}")
 

@@ -1,4 +1,6 @@
-"""Time and memory of the metrics, the network excluded: python -m benchmarks.evaluation [--num 50000] [--width 2048]
+"""Time and memory of the metrics, without the network.
+
+python -m benchmarks.evaluation [--num 50000] [--width 2048]
 
 The features are random float32 in batches of 256, made inside the measured time.
 """

@@ -1,15 +1,18 @@
-"""How good are few steps, and what does guidance cost? python -m benchmarks.sampling runs/digits
+"""How good are few steps, and what does guidance cost?
 
-On the demo's work directory (`make demo`), for each sampler and number of steps:
-- agreement: share of images that a 3-nearest-neighbour classifier, fitted on the real digits, gives the class asked for;
-- distance: Frechet distance of the pixels, in [-1, 1], to those of the real digits (Heusel et al. 2017, eq. 6, without Inception);
-- calls of the model an image, guidance's not counted.
-Then the time of a guided step over that of a plain call of the model at twice the batch, side by side. Leaves a grid of each
-sampler and `sampling.json` in `sampling/` of the work directory.
+python -m benchmarks.sampling runs/digits
+
+In the demo's work directory (`make demo`), for each sampler and number of steps:
+- agreement: share of images that a 3-nearest-neighbour classifier, fitted on the real digits, gives
+  the class that was asked for;
+- distance: Frechet distance of the pixels, in [-1, 1], from those of the real digits (Heusel et al.
+  2017, eq. 6, without Inception);
+- calls: calls of the model for an image, without those of guidance.
+Then the time of a guided step over that of a plain call of the model at twice the batch, side by
+side. Leaves a grid of each sampler and `sampling.json` in `sampling/` of the work directory.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +28,7 @@ import diffussm_jax
 from benchmarks.digits import measure
 from diffussm_jax.config import SampleConfig
 from diffussm_jax.evaluation.metrics import Moments, RunningMoments, frechet_distance
+from diffussm_jax.files import write_json
 from diffussm_jax.parallel.mesh import make_mesh, replicated
 from diffussm_jax.sampling.images import save_grid
 from diffussm_jax.sampling.model import TrainedModel
@@ -42,19 +46,21 @@ OTHERS: list[dict[str, Any]] = [
 
 
 def moments(images: np.ndarray) -> Moments:
-    """Of the pixels of uint8 images, in [-1, 1]."""
+    """The moments of the pixels of uint8 images, scaled to [-1, 1]."""
     running = RunningMoments()
     running.add(images.reshape(len(images), -1) / 127.5 - 1)
     return running.result()
 
 
 def real_moments() -> Moments:
+    """The moments of the real digits."""
     return moments(np.round(load_digits().images * 255 / 16))
 
 
 def quality(model: TrainedModel, options: SampleConfig, folder: Path) -> dict[str, Any]:
-    """Figures of one sampler, and a grid of its first images."""
+    """The figures of one sampler; also write a grid of its first images."""
     images, labels = model.generator.draw(model.params, options)
+    assert labels is not None
     name = f"{options.sampler}_{options.steps}_cfg{options.cfg_scale:g}"
     save_grid(images[:200], folder / f"{name}.png", labels=labels[:200])
     return {
@@ -67,19 +73,23 @@ def quality(model: TrainedModel, options: SampleConfig, folder: Path) -> dict[st
     }
 
 
-def guidance_cost(model: TrainedModel, *, batch: int, steps: int, repeats: int) -> dict:
-    """Median milliseconds of a guided DDIM step for `batch` images and of a plain call of the model for 2 `batch`."""
+def guidance_cost(model: TrainedModel, *, batch: int, steps: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds of a guided DDIM step, and of a plain call at twice the batch.
+
+    Args:
+        batch: images of the guided step.
+    """
     config, mesh = model.config, make_mesh(devices=jax.devices()[:1])
     options = SampleConfig(batch_size=batch, sampler="ddim", steps=steps, cfg_scale=1.5)
     graphdef, _ = abstract_model(config, mesh)
     guided = sampling_program(config, graphdef, mesh, options)
 
     @jax.jit
-    def plain(params, x, labels):
+    def plain(params: dict, x: jax.Array, labels: jax.Array) -> jax.Array:
         denoise = nnx.merge(graphdef, params)
         channels = x.shape[-1]
 
-        def call(x, t):
+        def call(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
             return denoise(x, jnp.full(len(x), t), labels)[..., :channels], None
 
         return jax.lax.scan(call, x, jnp.arange(steps))[0]
@@ -95,11 +105,11 @@ def guidance_cost(model: TrainedModel, *, batch: int, steps: int, repeats: int) 
     ]
     times: list[list[float]] = [[], []]
     for repeat in range(repeats + 1):  # the first compiles
-        for run, of_run in zip(runs, times, strict=True):
+        for run, times_of_run in zip(runs, times, strict=True):
             start = time.perf_counter()
             run().block_until_ready()
             if repeat:
-                of_run.append(1e3 * (time.perf_counter() - start) / steps)
+                times_of_run.append(1e3 * (time.perf_counter() - start) / steps)
     step, call = (float(np.median(x)) for x in times)
     return {"batch": batch, "guided_step_ms": step, "plain_call_ms": call, "ratio": step / call}
 
@@ -109,9 +119,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--num", type=int, default=1000, help="images a sampler")
+    parser.add_argument("--num", type=int, default=1000, help="images by each sampler")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.5, 1.0])
-    parser.add_argument("--repeats", type=int, default=20, help="of each timing")
+    parser.add_argument("--repeats", type=int, default=20, help="repeats of each timing")
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64])
     flags = parser.parse_args()
     model, folder = diffussm_jax.load(flags.workdir), flags.workdir / "sampling"
@@ -123,8 +133,8 @@ def main() -> None:
             row = quality(model, options, folder)
             samplers.append(row)
             print(
-                f"{row['sampler']:13} {row['steps']:6} {scale:4.1f} {row['agreement']:9.1%} {row['distance']:9.3f} "
-                f"{row['calls']:6}",
+                f"{row['sampler']:13} {row['steps']:6} {scale:4.1f} {row['agreement']:9.1%} "
+                f"{row['distance']:9.3f} {row['calls']:6}",
                 flush=True,
             )
     costs = [
@@ -133,11 +143,10 @@ def main() -> None:
     ]
     for cost in costs:
         print(
-            f"{cost['batch']} images: a guided step {cost['guided_step_ms']:.2f} ms, a plain call at twice the batch "
-            f"{cost['plain_call_ms']:.2f} ms: {cost['ratio']:.3f}"
+            f"{cost['batch']} images: a guided step {cost['guided_step_ms']:.2f} ms, a plain call "
+            f"at twice the batch {cost['plain_call_ms']:.2f} ms: {cost['ratio']:.3f}"
         )
-    text = json.dumps({"samplers": samplers, "guidance": costs}, indent=1)
-    (folder / "sampling.json").write_text(text + "\n")
+    write_json(folder / "sampling.json", {"samplers": samplers, "guidance": costs})
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
-"""What every shipped config would do on five TPU slices: python -m benchmarks.tpu_plans writes docs/tpu-plans.md (an hour).
+"""What every shipped config would do on five TPU slices: writes docs/tpu-plans.md in an hour.
 
-A plan that is made is kept in runs/tpu_plans.json, so that a second call goes on.
+python -m benchmarks.tpu_plans
+
+Each plan is kept in runs/tpu_plans.json, so that after a kill the same command goes on.
 """
 
 import argparse
-import dataclasses
+import functools
 import importlib
-import json
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
+from benchmarks.plan_store import kept_plan
 from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import write_text
+from diffussm_jax.files import read_json
 from diffussm_jax.plan import make_plan
 
 CONFIGS = (
@@ -27,7 +29,7 @@ CONFIGS = (
     "digits",
     "photos",
 )
-# Cloud names count cores on v4 and v5p, chips on the others.
+# The names of Google Cloud count cores on v4 and v5p, and chips on the others.
 SLICES = {
     "v4-32": "v4:2x2x4",
     "v5e-16": "v5e:4x4",
@@ -80,28 +82,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("configs", nargs="*", default=CONFIGS)
     arguments = parser.parse_args()
-    plans = json.loads(STORE.read_text()) if STORE.exists() else {}
-    for config in arguments.configs:
+    for name in arguments.configs:
         for topology in SLICES.values():
-            key = f"{config} {topology}"
-            if key not in plans:
-                sys.stderr.write(f"{key}\n")
-                plans[key] = _plan(config, topology)
-                STORE.parent.mkdir(exist_ok=True)
-                write_text(STORE, json.dumps(plans, indent=1))
-    PAGE.write_text(page(plans))
+            kept_plan(STORE, f"{name} {topology}", functools.partial(_plan, name, topology))
+    PAGE.write_text(page(read_json(STORE)))
 
 
-def _plan(name: str, topology: str) -> dict:
+def _plan(name: str, topology: str) -> dict[str, Any]:
     module = importlib.import_module(f"configs.{name}")
     try:
-        return dataclasses.asdict(make_plan(from_dict(module.get_config().to_dict()), topology))
+        return make_plan(from_dict(module.get_config().to_dict()), topology).to_dict()
     except UserError as error:
         return {"refused": str(error)}
 
 
-def page(plans: dict[str, dict]) -> str:
-    """The document: one table a config."""
+def page(plans: dict[str, dict[str, Any]]) -> str:
+    """The document: one table for each config."""
     versions = {name: version(name) for name in ("jax", "libtpu")}
     text = [HEAD.format(date=time.strftime("%Y-%m-%d"), **versions)]
     for config in CONFIGS:
@@ -115,30 +111,30 @@ def page(plans: dict[str, dict]) -> str:
     return "\n".join(text)
 
 
-def _row(cloud: str, topology: str, found: dict | None) -> str:
-    if found is None:
+def _row(cloud: str, topology: str, plan: dict[str, Any] | None) -> str:
+    if plan is None:
         return f"| {cloud} | {topology} | not yet planned |"
-    if "refused" in found:
-        return f"| {cloud} | {topology} | {found['refused']} |"
-    mesh = " x ".join(f"{axis} {n}" for axis, n in found["mesh"].items() if n > 1)
-    first = [cloud, topology, f"{found['batch_size']}", mesh, found["remat"]]
-    memory = f"{found['hbm_gib']:.0f}"
-    if not found["fits"]:
-        needed = found["needed_gib"] or found["total_gib"]
-        way = ", ".join(f"{k}={v}" for k, v in (found["fits_with"] or {}).items())
+    if "refused" in plan:
+        return f"| {cloud} | {topology} | {plan['refused']} |"
+    mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
+    first = [cloud, topology, f"{plan['batch_size']}", mesh, plan["remat"]]
+    memory = f"{plan['hbm_gib']:.0f}"
+    if not plan["fits"]:
+        needed = plan["needed_gib"] or plan["total_gib"]
+        way = ", ".join(f"{k}={v}" for k, v in (plan["fits_with"] or {}).items())
         mend = f"does not fit; fits with {way}" if way else "does not fit"
         return f"| {' | '.join([*first, f'{needed:.1f}', memory, mend])} |"
-    sampler = found["sampler"]
+    sampler = plan["sampler"]
     drawn = f"{sampler['images_per_second']:.1f}" if sampler["fits"] else "does not fit"
     cells = [
         *first,
-        f"{found['total_gib']:.1f}",
+        f"{plan['total_gib']:.1f}",
         memory,
-        f"{found['step_ms']:.1f}",
-        f"{found['collective_ms']:.1f}",
-        f"{found['images_per_second']:,.0f}",
-        f"{found['mfu']:.1%}",
-        f"{found['chip_hours']:,.0f}",
+        f"{plan['step_ms']:.1f}",
+        f"{plan['collective_ms']:.1f}",
+        f"{plan['images_per_second']:,.0f}",
+        f"{plan['mfu']:.1%}",
+        f"{plan['chip_hours']:,.0f}",
         f"{drawn} of {sampler['batch_size']}",
     ]
     return f"| {' | '.join(cells)} |"

@@ -1,4 +1,7 @@
-"""Run the notebook from top to bottom, as a reader would: python -m colab.run [OUTPUT.ipynb]"""
+"""Run the notebook from top to bottom, as a reader would.
+
+python -m colab.run [OUTPUT.ipynb]
+"""
 
 import sys
 import time
@@ -11,6 +14,7 @@ NOTEBOOK = Path(__file__).with_name("diffussm_tpu_demo.ipynb")
 
 
 def main() -> None:
+    """Run all cells; an error in one ends the program."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     start = time.monotonic()
     client = nbclient.NotebookClient(

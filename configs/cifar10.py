@@ -1,16 +1,21 @@
-"""CIFAR-10 at 32 x 32, class-conditional DiffuSSM-S in pixel space, with the paper's recipe.
+"""CIFAR-10 at 32 x 32: class-conditional DiffuSSM-S in pixel space, with the paper's recipe.
 
-Reproduces:     nothing; the paper has no CIFAR-10. 1,024 tokens an image, as many as ImageNet 256.
-Command:        python -c "import tensorflow_datasets as tfds; tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
-                python -m diffussm_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
-Expected time:  not yet measured.  Score: not yet measured.
+Reproduces:     nothing, since the paper has no CIFAR-10. An image has 1,024 tokens, as many as at
+                256 x 256 in latent space.
+Data first:     python -c "import tensorflow_datasets as tfds
+                tfds.builder('cifar10', file_format='array_record').download_and_prepare()"
+Command:        python -m diffussm_jax.main --config=configs/cifar10.py --workdir=runs/cifar10
+Expected time:  not yet measured.
+Expected score: not yet measured.
 """
+
+import ml_collections
 
 from configs import common
 from diffussm_jax.config import SIZES
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.model.depth, config.model.width = SIZES["S"]
     config.diffusion.clip_x0 = True

@@ -1,14 +1,19 @@
-"""Class-conditional DiffuSSM on scikit-learn's 8x8 digits, in pixel space: the demo, minutes on a laptop CPU.
+"""The demo: class-conditional DiffuSSM on scikit-learn's 8 x 8 digits, in pixel space.
 
-Reproduces nothing of the paper: it takes what learns best in two minutes (v-prediction, cosine schedule).
+It trains in minutes on a laptop's CPU. It reproduces nothing of the paper: it takes what learns
+best in two minutes (v-prediction, cosine schedule).
+
 Command:  make demo
-       =  python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits
+which is  python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits
+then      the same command with --mode=sample
 """
+
+import ml_collections
 
 from configs import common
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.model.depth = 4
     config.model.width = 64

@@ -1,11 +1,15 @@
-"""ImageNet at 256 x 256, class-conditional DiT-XL/2 on VAE latents: the attention baseline in the same harness.
+"""ImageNet at 256 x 256: class-conditional DiT-XL/2 on VAE latents, the attention baseline.
 
-Reproduces:     FID 9.62, sFID 6.85, IS 121.5 after 1,792M images; guided: FID 2.27, sFID 4.60, IS 278.2 (DiT, table 2).
-Latents first:  the same command with --mode=encode instead of --workdir, once
+Reproduces:     FID 9.62, sFID 6.85, IS 121.5 after 1,792M images; with guidance FID 2.27, sFID
+                4.60, IS 278.2 (DiT, table 2).
+Latents first:  the command below with --mode=encode instead of --workdir, once
 Command:        python -m diffussm_jax.main --config=configs/dit256.py --workdir=runs/dit256
-                Other sizes and patches: configs/dit256.py:S/2, :B/4, :L/1, ...
-Expected time:  not yet measured.  Score: not yet measured.
+Other sizes:    configs/dit256.py:S/2, :B/4, :L/1 ... (size/patch)
+Expected time:  not yet measured.
+Expected score: not yet measured.
 """
+
+import ml_collections
 
 from configs import imagenet256
 from diffussm_jax.config import DIT_SIZES
@@ -13,12 +17,12 @@ from diffussm_jax.config import DIT_SIZES
 PATCH_SIZES = ("1", "2", "4")
 
 
-def get_config(size="XL/2"):
+def get_config(size: str = "XL/2") -> ml_collections.ConfigDict:
     name, _, patch_size = size.partition("/")
     if name not in DIT_SIZES or patch_size not in PATCH_SIZES:
         raise ValueError(
-            f"configs/dit256.py takes one of {', '.join(DIT_SIZES)}, a slash and one of {', '.join(PATCH_SIZES)}, "
-            f"as XL/2; got {size!r}"
+            f"configs/dit256.py takes one of {', '.join(DIT_SIZES)}, a slash and one of "
+            f"{', '.join(PATCH_SIZES)}, as XL/2; got {size!r}"
         )
     config = imagenet256.get_config()
     config.model.name = "dit"

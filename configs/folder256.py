@@ -1,19 +1,24 @@
-"""Your own folder of images at 256 x 256, unconditional DiffuSSM-B on VAE latents, with the paper's recipe.
+"""Your own folder of images at 256 x 256: unconditional DiffuSSM-B on VAE latents.
 
-Reproduces:     nothing; DiffuSSM-B trains on one TPU host. configs/imagenet256.py has the larger sizes.
-Command:        F="--config=configs/folder256.py --config.data.name=folder:PATH"
-                python -m diffussm_jax.main $F --mode=encode
-                python -m diffussm_jax.main $F --workdir=runs/mine
-                With sub-folders as classes: --config.data.num_classes=NUMBER in both.
-                A part held out: --config.data.split='train[2%:]' --config.data.eval_split='train[:2%]'
-Expected time:  not yet measured.  Score: not yet measured.
+The recipe is the paper's; DiffuSSM-B trains on one TPU host, and configs/imagenet256.py has the
+larger sizes.
+
+Data:           D="--config=configs/folder256.py --config.data.name=folder:PATH"
+Latents first:  python -m diffussm_jax.main $D --mode=encode
+Command:        python -m diffussm_jax.main $D --workdir=runs/mine
+Classes:        add --config.data.num_classes=NUMBER to D, and each sub-folder is a class
+Held out:       add --config.data.split='train[2%:]' --config.data.eval_split='train[:2%]' to D
+Expected time:  not yet measured.
+Expected score: not yet measured.
 """
+
+import ml_collections
 
 from configs import common
 from diffussm_jax.config import SIZES
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = common.get_config()
     config.model.depth, config.model.width = SIZES["B"]
     config.data.name = "folder:images"

@@ -1,16 +1,20 @@
-"""LSUN church or bedroom at 256 x 256, unconditional DiffuSSM-XL on VAE latents.
+"""LSUN church or bedroom at 256 x 256: unconditional DiffuSSM-XL on VAE latents.
 
-Reproduces:     FID 3.94 (church), 3.02 (bedroom), derived from the paper's gaps to LDM, to be verified.
-Latents first:  the same command with --mode=encode instead of --workdir, once
+Reproduces:     FID 3.94 (church) and 3.02 (bedroom), derived from the paper's gaps to LDM; to be
+                verified.
+Latents first:  the command below with --mode=encode instead of --workdir, once
 Command:        python -m diffussm_jax.main --config=configs/lsun256.py --workdir=runs/church
-                python -m diffussm_jax.main --config=configs/lsun256.py:bedroom --workdir=runs/bedroom
-Expected time:  not yet measured.  Score: not yet measured.
+Bedroom:        python -m diffussm_jax.main --config=configs/lsun256.py:bedroom --workdir=runs/bed
+Expected time:  not yet measured.
+Expected score: not yet measured.
 """
+
+import ml_collections
 
 from configs import common
 
 
-def get_config(category="church"):
+def get_config(category: str = "church") -> ml_collections.ConfigDict:
     if category not in ("church", "bedroom"):
         raise ValueError(f"configs/lsun256.py takes church or bedroom, got {category!r}")
     config = common.get_config()
@@ -21,5 +25,5 @@ def get_config(category="church"):
     config.data.num_classes = 0
     config.data.eval_split = "validation"
     config.model.remat = "dots"
-    config.mesh.fsdp = 16  # parameters, EMA and Adam's moments take 10.7 GB
+    config.mesh.fsdp = 16  # the parameters, EMA and Adam's moments of XL take 10.7 GB
     return config

@@ -1,15 +1,20 @@
-"""The path from a folder of images to decoded samples in a minute on a laptop CPU: it learns nothing worth seeing.
+"""The path from a folder of images to decoded samples, in a minute on a laptop's CPU.
 
-Command:  python -m examples.photos runs/photos
-          python -m diffussm_jax.main --config=configs/photos.py --mode=encode
-          python -m diffussm_jax.main --config=configs/photos.py --workdir=runs/photos/run
-          python -m diffussm_jax.main --config=configs/photos.py --workdir=runs/photos/run --mode=sample
+It shows that every step works and learns nothing worth seeing.
+
+Commands:  python -m examples.photos runs/photos
+           C=--config=configs/photos.py
+           python -m diffussm_jax.main $C --mode=encode
+           python -m diffussm_jax.main $C --workdir=runs/photos/run
+           python -m diffussm_jax.main $C --workdir=runs/photos/run --mode=sample
 """
+
+import ml_collections
 
 from configs import folder256
 
 
-def get_config():
+def get_config() -> ml_collections.ConfigDict:
     config = folder256.get_config()
     config.data.name = "folder:runs/photos/images"
     config.data.data_dir = "runs/photos/tfds"

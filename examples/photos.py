@@ -1,10 +1,10 @@
-"""A folder of real photographs of mixed sizes and modes, and an autoencoder with random weights: all downloads replaced.
+"""What a run on your own images needs, without a download: photographs and an autoencoder.
 
 python -m examples.photos runs/photos
 
-writes runs/photos/images/<class>/ from the pictures that scikit-image and scikit-learn ship, and
-runs/photos/autoencoder/. Its weights are random, so what it decodes is noise; put real ones in
-their place, or name a hub id, for pictures.
+The photographs are those that scikit-image and scikit-learn ship, of mixed sizes and modes, in
+runs/photos/images/<class>/. The autoencoder in runs/photos/autoencoder/ has random weights, so what
+it decodes is noise; for pictures put real weights in their place, or name a hub id in the config.
 """
 
 import logging
@@ -50,7 +50,10 @@ logger = logging.getLogger(__name__)
 
 
 def main(folder: Path) -> None:
-    shipped = [Path(module.__file__).parent for module in (skimage.data, sklearn.datasets)]
+    """Write the photographs and the autoencoder into a folder."""
+    shipped = [
+        Path(path) for module in (skimage.data, sklearn.datasets) for path in module.__path__
+    ]
     for label, names in CLASSES.items():
         target = folder / "images" / label
         target.mkdir(parents=True, exist_ok=True)
@@ -64,25 +67,25 @@ def main(folder: Path) -> None:
 
 
 def random_autoencoder(config: AutoencoderKLConfig, *, seed: int = 0) -> AutoencoderKL:
-    """An autoencoder whose weights are noise that keeps the scale of what passes through."""
+    """An autoencoder with random weights, which keep the scale of what passes through."""
     rng = np.random.default_rng(seed)
     model = jax.eval_shape(lambda: AutoencoderKL(config, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
 
-    def draw(path, parameter) -> np.ndarray:
+    def draw_parameter(path: tuple, parameter: jax.ShapeDtypeStruct) -> np.ndarray:
         kind = path[-1].key
         if kind != "kernel":
             return np.full(parameter.shape, kind == "scale", np.float32)
         fan_in = np.prod(parameter.shape[:-1])
         return rng.normal(0, fan_in**-0.5, parameter.shape).astype(np.float32)
 
-    drawn = jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(params))
-    nnx.replace_by_pure_dict(params, drawn)
+    weights = jax.tree_util.tree_map_with_path(draw_parameter, nnx.to_pure_dict(params))
+    nnx.replace_by_pure_dict(params, weights)
     return nnx.merge(graphdef, params)
 
 
 def _add_modes(folder: Path) -> None:
-    """Some of the pictures again in the modes that nobody expects: CMYK, a palette, 16 bits."""
+    """Add some of the photographs in unusual modes: CMYK, a palette, 16 bits."""
     with Image.open(folder / "coffee.png") as image:
         image.convert("CMYK").save(folder / "coffee_cmyk.jpg")
         image.convert("P").save(folder / "coffee_palette.png")

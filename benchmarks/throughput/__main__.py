@@ -1,7 +1,10 @@
-"""DiffuSSM beside attention: python -m benchmarks.throughput [--count] [--tpu v5e:4x4] [--lengths-tpu v5e:2x2]
+"""DiffuSSM beside attention.
 
-Training and sampling of DiffuSSM and DiT at equal tokens, at equal multiply-adds and with DiT's patches, side by side in one run; then
-two layers of each as the tokens grow. Prints Markdown tables; writes throughput.json and throughput.png to --out.
+python -m benchmarks.throughput [--count] [--tpu v5e:4x4] [--lengths-tpu v5e:2x2]
+
+Times training and sampling of DiffuSSM and of DiT at equal tokens, at equal multiply-adds and with
+patches, side by side in one run; then two layers of each as the tokens grow. Prints Markdown tables
+and writes throughput.json and throughput.png to --out.
 """
 
 import argparse
@@ -35,26 +38,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--side", type=int, default=16, help="of the latents")
+    parser.add_argument("--side", type=int, default=16, help="side of the latents")
     parser.add_argument("--depth", type=int, default=9)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4, help="of a sampler's call")
+    parser.add_argument("--steps", type=int, default=4, help="steps of the sampler")
     parser.add_argument(
         "--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16"
     )
     parser.add_argument("--state-size", type=int, default=64)
     parser.add_argument("--sides", type=int, nargs="*", default=[16, 32, 64, 128])
-    parser.add_argument("--layers", type=int, default=2, help="as the tokens grow")
+    parser.add_argument("--layers", type=int, default=2, help="layers as the tokens grow")
     parser.add_argument("--layer-width", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--clock", choices=host.CLOCKS, default="wall", help="process: pinned to a busy core"
     )
-    parser.add_argument("--max-gib", type=float, default=4.5, help="what needs more is not run")
-    parser.add_argument("--count", action="store_true", help="multiply-adds of XL instead")
-    parser.add_argument("--tpu", help="a topology: its compiler's estimates instead")
-    parser.add_argument("--lengths-tpu", help="likewise, of a block as the tokens grow")
+    parser.add_argument(
+        "--max-gib", type=float, default=4.5, help="a program that needs more is not run"
+    )
+    parser.add_argument(
+        "--count", action="store_true", help="count the multiply-adds of XL instead"
+    )
+    parser.add_argument("--tpu", help="a topology: print the TPU compiler's estimates instead")
+    parser.add_argument(
+        "--lengths-tpu", help="a topology: print estimates of a block as the tokens grow instead"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -67,6 +76,7 @@ def main() -> None:
 
 
 def by_compiler(args: argparse.Namespace) -> None:
+    """Print the TPU compiler's estimates."""
     store = args.out / "plans.json"
     if args.tpu:
         print(table(tpu.models(args.tpu, store)))
@@ -75,7 +85,7 @@ def by_compiler(args: argparse.Namespace) -> None:
 
 
 def counts() -> list[dict[str, Any]]:
-    """G multiply-adds of an image's forward pass by the published sizes, the SSM operator's among them."""
+    """1e9 multiply-adds of an image's forward pass, the SSM operator's included, by model."""
     return [
         {"image": 8 * side, "latents": side**2}
         | {
@@ -88,9 +98,14 @@ def counts() -> list[dict[str, Any]]:
 
 
 def on_this_backend(args: argparse.Namespace) -> None:
+    """Time the models, then layers as the tokens grow."""
     today = datetime.date.today().isoformat()
     peak = host.peak_flops(args.dtype, args.clock) / 1e9
-    about = f"{today}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {len(os.sched_getaffinity(0))} CPU cores, {args.clock} time, MFU of {peak:.0f} GFLOP/s"
+    num_cores = len(os.sched_getaffinity(0))
+    about = (
+        f"{today}, jax {jax.__version__}, {jax.devices()[0].device_kind}, {num_cores} CPU cores, "
+        f"{args.clock} time, MFU of {peak:.0f} GFLOP/s"
+    )
     print(about, "\n")
     options = {
         "batch_size": args.batch,
@@ -112,13 +127,14 @@ def on_this_backend(args: argparse.Namespace) -> None:
     if longer:
         print("\n" + growth(longer))
         plot(longer, args.out / "throughput.png")
-    found = {"about": about, "models": models, "lengths": longer}
-    text = json.dumps(found, indent=1, default=dataclasses.asdict)
+    results = {"about": about, "models": models, "lengths": longer}
+    text = json.dumps(results, indent=1, default=dataclasses.asdict)
     (args.out / "throughput.json").write_text(text)
     print(f"\nwrote {args.out / 'throughput.json'} and throughput.png")
 
 
 def table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table with a column for each key of the rows."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     lines += ["| " + " | ".join(_cell(row.get(x)) for x in names) + " |" for row in rows]
@@ -128,30 +144,28 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and value < 1000
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def ratios(rows: list[host.Row]) -> str:
-    """Of each model over DiffuSSM, in this run."""
+    """The speed of each model over DiffuSSM's in this run."""
     base = next(row for row in rows if row.model == DIFFUSSM)
     lines = []
     for row in rows:
-        if row is not base and row.training and base.training:
-            trained, drawn = row.training / base.training, row.sampling / base.sampling
-            lines.append(
-                f"{row.model}: {trained:.2f} times DiffuSSM's training images/s, {drawn:.2f} times its sampling"
-            )
+        if row is base or not (row.training and base.training and row.sampling and base.sampling):
+            continue
+        training, sampling = row.training / base.training, row.sampling / base.sampling
+        lines.append(
+            f"{row.model}: {training:.2f} times DiffuSSM's training images/s, {sampling:.2f} times "
+            "its sampling"
+        )
     return "\n".join(lines)
 
 
 def growth(rows: list[host.Row]) -> str:
-    """The power of the tokens with which a step's time grows, from the first length to the last that ran."""
+    """The power of the tokens with which a step's time grows, from each length to the next."""
     lines = []
     for name in dict.fromkeys(row.model for row in rows):
         for kind in ("training", "sampling"):
@@ -166,6 +180,7 @@ def growth(rows: list[host.Row]) -> str:
 
 
 def plot(rows: list[host.Row], path: Path) -> None:
+    """Draw time and memory of a training step over the tokens."""
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

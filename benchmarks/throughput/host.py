@@ -1,4 +1,4 @@
-"""Training and sampling on this backend: images a second, memory, and the share of what its matrix products reach."""
+"""Training and sampling on this backend: images a second, memory and MFU."""
 
 import dataclasses
 import functools
@@ -20,32 +20,43 @@ from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, init_params, init_state
 
-PRODUCT = 2048  # side of the matrices that measure a backend
+PRODUCT = 2048  # side of the matrices whose product measures a backend's peak
 
 
 @dataclasses.dataclass
 class Row:
-    """One model; None where it would take more memory than it may."""
+    """One model. A rate is None where the model would take more memory than it may.
+
+    Attributes:
+        tokens: of an image.
+        giga_multiply_adds: of an image's forward pass, without the SSM operator.
+        training: images a second.
+        sampling: images a second, each of `sample.steps` steps.
+    """
 
     model: str
     layers: int
     tokens: int
     million_parameters: float
-    giga_multiply_adds: float  # of an image's forward pass, without the SSM operator
-    training: float | None = None  # images a second
+    giga_multiply_adds: float
+    training: float | None = None
     training_mfu: float | None = None
     training_gib: float | None = None
-    sampling: float | None = None  # images a second, of `steps` steps
+    sampling: float | None = None
     sampling_mfu: float | None = None
     sampling_gib: float | None = None
 
 
-# Seconds of the wall, or of this process: of a machine that does other work too, pinned to a core (`taskset -c 0`).
+# The wall's time, or this process's: the latter for a machine that does other work too, with the
+# process pinned to one core (`taskset -c 0`).
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 
 
 def measure(subjects: dict[str, Config], *, rounds: int, max_gib: float, clock: str) -> list[Row]:
-    """All models in turn, `rounds` times, so that what else the machine does meets all alike; medians."""
+    """Time all models in turn, `rounds` times, and take medians.
+
+    In turn, so that whatever else the machine does falls on all of them.
+    """
     rows = {name: _row(name, config) for name, config in subjects.items()}
     for kind, make in (("training", _training), ("sampling", _sampling)):
         calls = {}
@@ -61,7 +72,7 @@ def measure(subjects: dict[str, Config], *, rounds: int, max_gib: float, clock: 
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], rounds: int, clock: str) -> dict[str, float]:
-    """The median seconds of each call, after one to warm up."""
+    """The median seconds of each call, after one call to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for round in range(rounds + 1):
         for name, call in calls.items():
@@ -74,7 +85,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], rounds: int, clock: str) ->
 
 @functools.cache
 def peak_flops(dtype: str, clock: str) -> float:
-    """Of the chip where it is published, else what a large matrix product reaches here."""
+    """Peak operations a second: as published, else what a large matrix product reaches here."""
     kind = jax.devices()[0].device_kind
     if kind in CHIPS:
         return CHIPS[kind].peak_flops
@@ -86,18 +97,17 @@ def peak_flops(dtype: str, clock: str) -> float:
 
 def _row(name: str, config: Config) -> Row:
     _, params = abstract_model(config)
-    height, width, _ = config.grid
     return Row(
         name,
         config.model.depth,
-        height * width // config.model.patch_size**2,
+        config.num_tokens,
         sum(x.size for x in jax.tree.leaves(params)) / 1e6,
         multiply_adds(config).without_ssm / 1e9,
     )
 
 
 def _add(row: Row, kind: str, config: Config, seconds: float, clock: str) -> None:
-    """Images a second and MFU of a call that took so long."""
+    """Fill in images a second and MFU from the seconds that a call took."""
     if kind == "training":
         images, work = config.training.batch_size, FLOPS_PER_MULTIPLY_ADD
     else:
@@ -107,16 +117,16 @@ def _add(row: Row, kind: str, config: Config, seconds: float, clock: str) -> Non
     setattr(row, f"{kind}_mfu", flops / seconds / peak_flops(config.model.dtype, clock))
 
 
-def _training(config: Config) -> tuple[Any, Callable]:
-    """The compiled step, and what makes of it a call that trains on with the same batch."""
+def _training(config: Config) -> tuple[Any, Callable[[Any], Callable[[], Any]]]:
+    """The compiled step, and a function from it to a call that trains on with one batch."""
     step, abstract, batch = programs.train_step(config, _one_device())
     compiled = step.lower(abstract, batch).compile()
 
-    def start(compiled):
+    def start(compiled: Any) -> Callable[[], Any]:
         state = jax.jit(lambda: init_state(config, make_optimizer(config.optimizer)))()
         full = jax.tree.map(_ones, batch)
 
-        def call():
+        def call() -> Any:
             nonlocal state
             state, metrics = compiled(state, full)
             return metrics
@@ -126,12 +136,12 @@ def _training(config: Config) -> tuple[Any, Callable]:
     return compiled, start
 
 
-def _sampling(config: Config) -> tuple[Any, Callable]:
-    """The compiled sampler, decoding excepted, and what makes a call of it."""
+def _sampling(config: Config) -> tuple[Any, Callable[[Any], Callable[[], Any]]]:
+    """The compiled sampler, decoding excepted, and a function from it to a call."""
     run, (abstract, *rest) = programs.sampler(config, _one_device())
     compiled = run.lower(abstract, *rest).compile()
 
-    def start(compiled):
+    def start(compiled: Any) -> Callable[[], Any]:
         params = jax.jit(lambda: init_params(config))()
         full = jax.tree.map(_ones, rest)
         return lambda: compiled(params, *full)

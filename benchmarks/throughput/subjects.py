@@ -1,6 +1,7 @@
-"""What is compared: DiffuSSM, and DiT at equal tokens, at equal multiply-adds, and with patches of 2."""
+"""The models to compare: DiffuSSM, and DiT at equal tokens, equal multiply-adds, patches of 2."""
 
 import dataclasses
+from typing import Any
 
 from configs import dit256, imagenet256
 from diffussm_jax.config import Config, from_dict
@@ -12,13 +13,13 @@ DIFFUSSM, SAME_TOKENS, SAME_FLOPS, PATCHES = (
     "DiT/1, equal FLOPs",
     "DiT/2",
 )
-HEAD_WIDTH = 64  # DiT-S, B and L
+HEAD_WIDTH = 64  # of an attention head in DiT-S, B and L
 
 
 def on_host(
     side: int, *, depth: int, width: int, batch_size: int, steps: int, dtype: str, state_size: int
 ) -> dict[str, Config]:
-    """All four, small, on latents of `side` x `side`; as in the papers DiT has a layer less."""
+    """All four, small, on latents of `side` x `side`; as in the papers, DiT has one layer fewer."""
     data = {"space": "latents", "image_size": 8 * side, "channels": 3}
     model = {"depth": depth, "width": width, "dtype": dtype, "state_size": state_size}
     sample = {"num": batch_size, "batch_size": batch_size, "sampler": "ddim", "steps": steps}
@@ -29,18 +30,21 @@ def on_host(
 
 
 def of_one_depth(subjects: dict[str, Config], depth: int) -> dict[str, Config]:
-    """DiffuSSM and DiT at equal tokens alone, with equally many layers: how a layer grows with the tokens."""
+    """DiffuSSM and DiT at equal tokens, with equally many layers, to see how one layer grows."""
     return {name: changed(subjects[name], depth=depth) for name in (DIFFUSSM, SAME_TOKENS)}
 
 
 def extra_large() -> dict[str, Config]:
-    """The published sizes at 256 x 256, each with the recomputation that fits 16 GiB chips at batch 256 on 16 of them."""
+    """The published sizes at 256 x 256.
+
+    Each recomputes what it must for a batch of 256 to fit on 16 chips of 16 GiB.
+    """
     base = from_dict(imagenet256.get_config().to_dict())
     dit = from_dict(dit256.get_config("XL/1").to_dict())
-    found = _four(base, dit)
-    for name in (SAME_TOKENS, SAME_FLOPS):  # "dots" would keep the scores of each layer
-        found[name] = changed(found[name], remat="full")
-    return found
+    subjects = _four(base, dit)
+    for name in (SAME_TOKENS, SAME_FLOPS):  # "dots" would keep the attention scores of each layer
+        subjects[name] = changed(subjects[name], remat="full")
+    return subjects
 
 
 def of_side(config: Config, side: int) -> Config:
@@ -48,7 +52,8 @@ def of_side(config: Config, side: int) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=8 * side))
 
 
-def changed(config: Config, **model) -> Config:
+def changed(config: Config, **model: Any) -> Config:
+    """The config with some fields of its model replaced."""
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **model))
 
 
@@ -62,9 +67,9 @@ def _four(base: Config, dit: Config) -> dict[str, Config]:
 
 
 def _depth_of_equal_work(config: Config, other: Config) -> int:
-    """Layers with which `config` takes as many multiply-adds as `other`, to the nearest."""
-    one, two, wanted = (
+    """The number of layers at which `config` takes nearly as many multiply-adds as `other`."""
+    one, two, target = (
         multiply_adds(c).without_ssm
         for c in (changed(config, depth=1), changed(config, depth=2), other)
     )
-    return max(1, round(1 + (wanted - one) / (two - one)))
+    return max(1, round(1 + (target - one) / (two - one)))

@@ -1,8 +1,6 @@
 """The same comparison by the TPU compiler's estimates, on a machine without a TPU."""
 
-import dataclasses
-import json
-import sys
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,29 +9,33 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from benchmarks.plan_store import kept_plan
 from benchmarks.ssm.tpu import WIDTH, Estimator, block, gradient, operator
 from benchmarks.throughput.subjects import DIFFUSSM, SAME_TOKENS, extra_large
-from diffussm_jax.config import DIT_SIZES, ModelConfig
-from diffussm_jax.files import write_text
+from diffussm_jax.config import DIT_SIZES, Config, ModelConfig
 from diffussm_jax.models.dit import TransformerBlock
 from diffussm_jax.plan import make_plan
 from diffussm_jax.planning.chips import GIB
-from diffussm_jax.planning.estimate import needed_gib
+from diffussm_jax.planning.tpu_compiler import TooLarge
 
 TOKENS_OF_A_CHIP = 32768
 
 
 def models(topology: str, store: Path) -> list[dict[str, Any]]:
-    """Plans of the published sizes, training and sampling."""
-    found = {}
+    """Plans of training and sampling of the published sizes."""
+    rows = []
     for name, config in extra_large().items():
-        key = f"{name} {topology}"
-        found[name] = _kept(store, key, lambda config=config: make_plan(config, topology))
-    return [_row(name, plan) for name, plan in found.items()]
+        make = functools.partial(_plan, config, topology)
+        rows.append(_row(name, kept_plan(store, f"{name} {topology}", make)))
+    return rows
+
+
+def _plan(config: Config, topology: str) -> dict[str, Any]:
+    return make_plan(config, topology).to_dict()
 
 
 def lengths(topology: str, sides: list[int]) -> list[dict[str, Any]]:
-    """A block of each at width 1152, forward and backward, on as many images as make 32,768 tokens."""
+    """A block of each at width 1152, forward and backward, on images of 32,768 tokens together."""
     estimator, rows = Estimator(topology), []
     for side in sides:
         l = side**2
@@ -48,13 +50,11 @@ def lengths(topology: str, sides: list[int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _estimate(estimator: Estimator, *program) -> dict[str, Any]:
+def _estimate(estimator: Estimator, *program: Any) -> dict[str, Any]:
     try:
         row = estimator.row(*program)
-    except jax.errors.JaxRuntimeError as error:
-        if (needed := needed_gib(error)) is None:
-            raise
-        return {"million_cycles": "does not fit", "temporary_gib": needed}
+    except TooLarge as error:
+        return {"million_cycles": "does not fit", "temporary_gib": error.needed_gib}
     return {"million_cycles": row.total, "temporary_gib": row.temporary_mb * 1e6 / GIB}
 
 
@@ -69,18 +69,8 @@ def _transformer_block(b: int, l: int) -> tuple[Callable, tuple[Any, ...]]:
     return (lambda *arguments: both(*arguments)[1]), (x, params, x, c)
 
 
-def _kept(store: Path, key: str, make: Callable[[], Any]) -> dict[str, Any]:
-    """A plan takes minutes, so that each is kept and a second run goes on."""
-    plans = json.loads(store.read_text()) if store.exists() else {}
-    if key not in plans:
-        sys.stderr.write(f"{key}\n")
-        plans[key] = dataclasses.asdict(make())
-        write_text(store, json.dumps(plans, indent=1))
-    return plans[key]
-
-
 def _row(name: str, plan: dict[str, Any]) -> dict[str, Any]:
-    """What of a plan the table shows; where it does not fit, what it would need."""
+    """The columns of a plan; where it does not fit, the memory that it would need."""
     sampler = plan["sampler"] or {}
     row = {
         "model": name,
