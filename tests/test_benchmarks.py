@@ -9,7 +9,6 @@ import diffussm_jax
 from benchmarks import sampling
 from benchmarks.ssm import __main__ as ssm
 from benchmarks.ssm import host
-from diffussm_jax.config import SampleConfig
 from tests.ops.s4d_reference import error, make_input, make_ssm, recurrence
 
 
