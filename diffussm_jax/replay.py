@@ -42,8 +42,8 @@ def replay(config: Config, workdir: Path) -> None:
     """Report what is not finite in the last step that stopped the run.
 
     The report goes to the log and to `replay.txt` beside the dump. The step runs as the given
-    config says, so that another `model.dtype` or `model.ssm_implementation` can be tried. One device
-    takes one example at a time.
+    config says, so that another `model.dtype` or `model.ssm_implementation` can be tried. One
+    device takes one example at a time.
 
     Raises:
         UserError: there is no dump, it is damaged, or it is of another model.

@@ -1,4 +1,4 @@
-"""The ladder: each room imports only from rungs below its own; and how much a reader meets at once."""
+"""The ladder: each room imports only from rungs below its own, and files fit a reader."""
 
 import ast
 import statistics
@@ -60,7 +60,10 @@ def test_the_root_is_a_hall_of_few_doors():
 
 
 def test_importing_the_package_imports_nothing_else():
-    program = "import sys, diffussm_jax; print([x for x in sys.modules if x.startswith(('jax', 'diffussm_jax.'))])"
+    program = (
+        "import sys, diffussm_jax; "
+        "print([x for x in sys.modules if x.startswith(('jax', 'diffussm_jax.'))])"
+    )
     output = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True
     )

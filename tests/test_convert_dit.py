@@ -1,4 +1,4 @@
-"""What the converter reads in the names and shapes of the released files; equality with PyTorch: tests/parity."""
+"""What the converter reads in the released names and shapes; tests/parity has the values."""
 
 import numpy as np
 import pytest

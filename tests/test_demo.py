@@ -13,7 +13,7 @@ from benchmarks.digits import measure, plot_loss
 
 @pytest.mark.slow
 def test_the_demo_draws_digits(tmp_path, data_dir):
-    """By the demo's own commands: the eight devices of the tests would share two cores for minutes."""
+    """Run as the demo is: eight fake devices would share two cores for minutes."""
     command = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py"]
     command += [f"--workdir={tmp_path}", f"--config.data.data_dir={data_dir}"]
     sampling = ["--mode=sample", "--config.sample.num=500"]

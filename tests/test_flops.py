@@ -54,7 +54,7 @@ def test_published_models(published):
 
 @pytest.mark.parametrize("model", ["diffussm", "dit"])
 def test_equal_to_xlas_count_of_an_unrolled_model(tiny_config, model):
-    """XLA counts two operations a multiply-add, and the element-wise ones too: hence at most, and nearly.
+    """XLA counts two operations a multiply-add, and element-wise ones too: at most, and nearly.
 
     Two images against four, since the operator's tables cost the same for any number.
     """

@@ -230,7 +230,7 @@ def test_pngs_hold_the_pixels(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_survives_sigkill(trained, tmp_path):
-    """Killed amid a job and given again, the command leaves the npz of one that was never killed."""
+    """Killed in a job and given again, the command leaves the npz of one never killed."""
     for path in trained.iterdir():
         if path.name != "samples":
             (tmp_path / path.name).symlink_to(path)

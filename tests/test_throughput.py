@@ -26,7 +26,7 @@ def test_equal_tokens_and_equal_work():
 
 
 def test_published_sizes():
-    """And where their work crosses: DiffuSSM takes less than patches of 2 beyond some 47,000 latents."""
+    """And where they cross: DiffuSSM takes less than patches of 2 beyond some 47,000 latents."""
     found = subjects.extra_large()
     depths = [config.model.depth for config in found.values()]
     assert depths == [29, 28, 16, 28]

@@ -55,8 +55,9 @@ def measure(
     start = time.perf_counter()
     compiled = both.lower(dy, *raw).compile()
     row.compile_s = time.perf_counter() - start
-    used = compiled.memory_analysis().temp_size_in_bytes
-    row.memory = used / (raw[0].nbytes + dy.size * dy.dtype.itemsize)
+    memory = compiled.memory_analysis()
+    assert memory is not None
+    row.memory = memory.temp_size_in_bytes / (raw[0].nbytes + dy.size * dy.dtype.itemsize)
     if implementation in SLOW and np.prod(shape) > SLOW_LIMIT:
         return row
     row.forward_ms = median_ms(lambda: run(*raw), repeats, budget_s)

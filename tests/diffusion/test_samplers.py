@@ -27,7 +27,7 @@ COVARIANCES = np.array(
 
 
 def mixture_oracle(config):
-    """The exact denoiser of the mixture: the posterior mean of x_0 by Bayes' rule over its components."""
+    """The mixture's exact denoiser: the posterior mean of x0 by Bayes' rule over components."""
     table = make_schedule(config.schedule, config.num_steps).alpha_bar
 
     def model(x_t, t, y):
@@ -111,7 +111,7 @@ def test_solvers_converge_with_their_order(name, schedule, order):
 
 @pytest.mark.parametrize("name", ["dpm_solver++", "heun"])
 def test_a_solver_has_the_spacing_it_needs(name):
-    """With the even one the last step extrapolates too far (DPM-Solver++), or the first spans too much (Heun)."""
+    """With the even one DPM-Solver++'s last step extrapolates too far, or Heun's first is too long."""
     few = keys(200)
     exact = draw_mixture("heun", 500, few, schedule="cosine")
     chosen, even = (

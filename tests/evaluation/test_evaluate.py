@@ -1,4 +1,4 @@
-"""References made and read, images scored: every score equals the formula on the pixels themselves."""
+"""References made and read, images scored: each score equals the formula on the pixels."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ def run(config, workdir):
 
 
 def frechet_by_eigenvalues(x, mu, sigma):
-    """As torch-fidelity has it: also where covariances are singular, as those of digits with their empty corners."""
+    """As torch-fidelity has it, also for singular covariances: digits have empty corners."""
     ours = np.cov(x, rowvar=False)
     difference = x.mean(axis=0) - mu
     root = np.sqrt(np.linalg.eigvals(ours @ sigma).astype(complex)).real.sum()

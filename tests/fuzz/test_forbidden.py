@@ -1,4 +1,4 @@
-"""What would run code out of a file is nowhere in the package: pickle, object arrays, eval, exec."""
+"""The package never runs code out of a file: no pickle, object arrays, eval or exec."""
 
 import ast
 from pathlib import Path

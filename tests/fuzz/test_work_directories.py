@@ -1,4 +1,4 @@
-"""Work directories, exports and dumps with damaged files: refused in one line, with nothing written."""
+"""Damaged work directories, exports and dumps: refused in one line, with nothing written."""
 
 import json
 import shutil

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def torchvision():
-    """Imported even where its compiled operators are of another build of PyTorch: none of them is needed here."""
+    """torchvision, even where its compiled operators are of another build: none is needed here."""
     torch = pytest.importorskip("torch")
     try:
         yield pytest.importorskip("torchvision")

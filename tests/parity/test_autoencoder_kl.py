@@ -1,4 +1,4 @@
-"""AutoencoderKL against diffusers' on the same random weights, through the files that diffusers writes."""
+"""AutoencoderKL against diffusers' on the same random weights, through diffusers' files."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""DiT against the published architecture in PyTorch, random weights, through the converter of the released files."""
+"""DiT against the published architecture in PyTorch: random weights, through the converter."""
 
 import dataclasses
 import math

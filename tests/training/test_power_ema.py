@@ -20,7 +20,7 @@ def path(tau):
 
 
 def integral(width: float, num_steps: int = NUM_STEPS):
-    """The average of the path by definition: a step's weight is the integral of tau^gamma over it."""
+    """The path's average by definition: a step's weight is the integral of tau^gamma over it."""
     power = power_ema.exponent(width) + 1
     edges = (np.arange(num_steps + 1) / num_steps) ** power
     return np.diff(edges) @ path(np.arange(1, num_steps + 1))
