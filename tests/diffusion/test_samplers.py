@@ -111,7 +111,7 @@ def test_solvers_converge_with_their_order(name, schedule, order):
 
 @pytest.mark.parametrize("name", ["dpm_solver++", "heun"])
 def test_a_solver_has_the_spacing_it_needs(name):
-    """With the even one DPM-Solver++'s last step extrapolates too far, or Heun's first is too long."""
+    """With the even one DPM-Solver++ extrapolates too far at the end, or Heun starts too wide."""
     few = keys(200)
     exact = draw_mixture("heun", 500, few, schedule="cosine")
     chosen, even = (
