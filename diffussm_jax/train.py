@@ -29,7 +29,7 @@ from diffussm_jax.sampling.images import save_grid
 from diffussm_jax.training.log import TrainingLog
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state, init_state
-from diffussm_jax.training.step import Batch, TrainStep, compile_train_step, make_eval_step
+from diffussm_jax.training.step import DeviceBatch, TrainStep, compile_train_step, make_eval_step
 from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
@@ -164,7 +164,7 @@ def first_state(run: Run, checkpoints: Checkpoints) -> Saved:
     return Saved(state, make_record(config, 0))
 
 
-def batches_from(run: Run, step: int) -> Iterator[Batch]:
+def batches_from(run: Run, step: int) -> Iterator[DeviceBatch]:
     """The batches of a run after `step` steps, on its devices."""
     size = run.config.training.batch_size
     rows = local_rows(run.mesh, size)

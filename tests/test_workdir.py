@@ -26,7 +26,7 @@ def run(tmp_path):
 
 
 def changed(field):
-    """The default config with another value of a field, whether rules allow it or not."""
+    """The default config with another value of a field, of its type; rules may forbid it."""
     *sections, name = field.split(".")
     section = getattr(Config(), sections[0]) if sections else Config()
     value = getattr(section, name)

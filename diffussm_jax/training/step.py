@@ -21,8 +21,8 @@ from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
-Batch = dict[str, Array]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+DeviceBatch = dict[str, Array]  # the arrays of a source's examples [b, ...], on the devices
+TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
 
 
 class NoisedBatch(NamedTuple):
@@ -53,7 +53,7 @@ def make_train_step(
         means = jax.tree.map(jnp.mean, losses)
         return means["loss"], means
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         noised = noise_batch(config, key, batch, config.training.label_dropout)
         grads, metrics = _mean_over_microbatches(
@@ -117,13 +117,13 @@ def max_skipped(config: TrainingConfig) -> int:
 
 def make_eval_step(
     config: Config, graphdef: nnx.GraphDef, diffusion: Diffusion
-) -> Callable[[dict, Batch, Array], Metrics]:
+) -> Callable[[dict, DeviceBatch, Array], Metrics]:
     """The mean losses of given parameters on held-out batch number `index`.
 
     The noise is a function of (seed, index): the same at each evaluation.
     """
 
-    def eval_step(params: dict, batch: Batch, index: Array) -> Metrics:
+    def eval_step(params: dict, batch: DeviceBatch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         noised = noise_batch(config, key, batch, 0.0)
         losses = training_loss(diffusion, nnx.merge(graphdef, params), *noised)
@@ -154,11 +154,13 @@ def _mean_over_microbatches(
     return jax.tree.map(lambda x: x / num_microbatches, total)
 
 
-def noise_batch(config: Config, key: Array, batch: Batch, label_dropout: float) -> NoisedBatch:
+def noise_batch(
+    config: Config, key: Array, batch: DeviceBatch, label_dropout: float
+) -> NoisedBatch:
     """Draw steps and noise, and drop labels, with a key of its own for each example."""
     num_classes = config.data.num_classes
 
-    def noise_example(index: Array, example: Batch) -> NoisedBatch:
+    def noise_example(index: Array, example: DeviceBatch) -> NoisedBatch:
         keys = jax.random.split(jax.random.fold_in(key, index), 4)
         t = jax.random.randint(keys[0], (), 0, config.diffusion.num_steps)
         eps = jax.random.normal(keys[1], config.grid)
@@ -170,7 +172,7 @@ def noise_batch(config: Config, key: Array, batch: Batch, label_dropout: float) 
     return noised if num_classes else noised._replace(y=None)
 
 
-def clean_example(config: Config, key: Array, example: Batch) -> Array:
+def clean_example(config: Config, key: Array, example: DeviceBatch) -> Array:
     """x0 of one example, float32: pixels in [-1, 1], or scaled latents drawn from their moments."""
     if config.data.space == "pixels":
         return from_uint8(example["image"])

@@ -163,19 +163,19 @@ def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
     )()
     original = jax.device_get(state)
     for step, mesh in enumerate(meshes[1:], 1):
-        wanted = abstract(config, mesh)
+        target = abstract(config, mesh)
         with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
             checkpoints.save(step, state, make_record(config, step))
             checkpoints.wait()
-            state = checkpoints.restore(wanted).state
+            state = checkpoints.restore(target).state
         assert_equal(jax.device_get(state), original)
-        places = jax.tree.map(lambda a, b: a.sharding == b.sharding, state, wanted)
+        places = jax.tree.map(lambda a, b: a.sharding == b.sharding, state, target)
         assert all(jax.tree.leaves(places))
     halves = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(
             a.shape, jnp.bfloat16 if a.dtype == jnp.float32 else a.dtype, sharding=a.sharding
         ),
-        wanted,
+        target,
     )
     with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
         ema = checkpoints.restore(halves).state.ema

@@ -20,7 +20,7 @@ def path(tau):
 
 
 def integral(width: float, num_steps: int = NUM_STEPS):
-    """The path's average by definition: a step's weight is the integral of tau^gamma over it."""
+    """The average of the path by definition: step weights are integrals of tau^gamma."""
     power = power_ema.exponent(width) + 1
     edges = (np.arange(num_steps + 1) / num_steps) ** power
     return np.diff(edges) @ path(np.arange(1, num_steps + 1))
@@ -61,28 +61,28 @@ def test_an_update_follows_its_integral(followed):
 @pytest.mark.parametrize("width", [0.04, 0.075, 0.15, 0.2])
 def test_any_length_comes_out_of_the_snapshots(followed, width):
     """Within 0.2 % of the range that the path has, of the direct average."""
-    found = reconstruct(followed[0], width, step=NUM_STEPS)
-    error = np.abs(found["a"]["b"] - integral(width))
+    average = reconstruct(followed[0], width, step=NUM_STEPS)
+    error = np.abs(average["a"]["b"] - integral(width))
     assert np.all(error < 0.002 * np.ptp(path(np.arange(NUM_STEPS)), axis=0)), error
 
 
 def test_a_length_at_an_earlier_step_leaves_out_what_came_later(followed):
-    found = reconstruct(followed[0], 0.15, step=1000)
-    np.testing.assert_allclose(found["a"]["b"], integral(0.15, 1000), atol=0.005)
+    average = reconstruct(followed[0], 0.15, step=1000)
+    np.testing.assert_allclose(average["a"]["b"], integral(0.15, 1000), atol=0.005)
 
 
 def test_inner_products_are_integrals():
     t, gamma = np.array([3.0, 5.0]), np.array([6.94, 2.0])
-    found = power_ema.inner_products(t[:, None], gamma[:, None], t[None], gamma[None])
+    products = power_ema.inner_products(t[:, None], gamma[:, None], t[None], gamma[None])
     tau = (np.arange(100_000) + 0.5) / 100_000 * 5
     weights = (gamma[:, None] + 1) * tau ** gamma[:, None] / t[:, None] ** (gamma[:, None] + 1)
     weights *= tau <= t[:, None]
-    np.testing.assert_allclose(found, weights @ weights.T * 5 / 100_000, rtol=1e-3)
+    np.testing.assert_allclose(products, weights @ weights.T * 5 / 100_000, rtol=1e-3)
 
 
 def test_a_run_keeps_snapshots_to_sample_from(trained):
-    found = [(x.step, x.width) for x in find_snapshots(trained)]
-    assert found == [(3, 0.05), (3, 0.1), (6, 0.05), (6, 0.1)]
+    snapshots = [(x.step, x.width) for x in find_snapshots(trained)]
+    assert snapshots == [(3, 0.05), (3, 0.1), (6, 0.05), (6, 0.1)]
     stored = read_tensors(find_snapshots(trained)[-1].path)
     model = diffussm_jax.load(trained, ema_length=0.1)
     for name, leaf in flatten_dict(model.params, sep=".").items():

@@ -130,13 +130,13 @@ def test_latents_are_drawn_from_their_moments_and_scaled(tiny_config):
     config = merge(tiny_config, {"data": {"space": "latents", "image_size": 512, "channels": 3}})
     shape = (64, 64, 4)
     example = {"mean": jnp.full(shape, 3, jnp.float16), "std": jnp.full(shape, 0.5, jnp.float16)}
-    x_0 = clean_example(config, jax.random.key(0), example) / config.autoencoder.scale
-    error = 0.5 / np.sqrt(x_0.size)
-    assert abs(x_0.mean() - 3) < 4 * error
-    assert abs(x_0.std() - 0.5) < 4 * error
+    x0 = clean_example(config, jax.random.key(0), example) / config.autoencoder.scale
+    error = 0.5 / np.sqrt(x0.size)
+    assert abs(x0.mean() - 3) < 4 * error
+    assert abs(x0.std() - 0.5) < 4 * error
     pixels = {"image": jnp.array([[[0], [255]]], jnp.uint8)}
-    x_0 = clean_example(merge(tiny_config, {}), jax.random.key(0), pixels)
-    np.testing.assert_array_equal(x_0, [[[-1], [1]]])
+    x0 = clean_example(merge(tiny_config, {}), jax.random.key(0), pixels)
+    np.testing.assert_array_equal(x0, [[[-1], [1]]])
 
 
 @pytest.mark.parametrize(
