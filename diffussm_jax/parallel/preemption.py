@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 from diffussm_jax.parallel import distributed
 from diffussm_jax.parallel.stop_point import StopPoint
@@ -37,7 +37,7 @@ class PreemptionNotice:
         self._stop = distributed.stop_point() or StopPoint()
         self._handlers: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "PreemptionNotice":  # noqa: PYI034 - beartype knows no Self here
         if threading.current_thread() is threading.main_thread():
             # The system writes each signal's number here at once, even while the main thread
             # compiles. Python's own handlers would wait for it, and two signals would become one.
