@@ -1,4 +1,7 @@
-"""Files on disk: replaced as a unit, compared by checksums, and read so that damage is named."""
+"""Files on disk: replaced as a unit, compared by checksums, read so that damage is named.
+
+JSON is read by `config.parsing.read_as`.
+"""
 
 import contextlib
 import hashlib
@@ -35,22 +38,6 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: there is no such file.
-        UserError: it cannot be read or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise
-    # A ValueError: damaged JSON or text. A RecursionError: too many brackets.
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-
-
 @contextlib.contextmanager
 def writing_to(path: Path, *, field: str | None = None) -> Iterator[None]:
     """Turn the OSErrors of writing to `path` into UserErrors that name the field that chose it."""
@@ -62,19 +49,19 @@ def writing_to(path: Path, *, field: str | None = None) -> Iterator[None]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file by name.
+    """Read the arrays of a safetensors file, by name.
 
     Raises:
         UserError: it is missing or damaged.
     """
     try:
         return safetensors.numpy.load_file(path)
-    # An AttributeError: an element type that NumPy has not.
+    # An AttributeError: an element type that NumPy does not have.
     except (OSError, ValueError, AttributeError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
