@@ -15,8 +15,8 @@ from typing import Any
 
 from benchmarks.plan_store import kept_plan
 from diffussm_jax.config import from_dict
+from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import read_json
 from diffussm_jax.plan import make_plan
 
 CONFIGS = (
@@ -85,7 +85,7 @@ def main() -> None:
     for name in arguments.configs:
         for topology in SLICES.values():
             kept_plan(STORE, f"{name} {topology}", functools.partial(_plan, name, topology))
-    PAGE.write_text(page(read_json(STORE)))
+    PAGE.write_text(page(read_as(STORE, dict)))
 
 
 def _plan(name: str, topology: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run that begins from another run: what is loaded, made anew, left out and refused."""
+"""A run that begins from another run: what is loaded, made again, left out and refused."""
 
 import jax
 import jax.numpy as jnp
