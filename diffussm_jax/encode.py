@@ -53,7 +53,7 @@ def encode(config: Config) -> None:
 
     Raises:
         UserError: the data, the autoencoder or an earlier cache does not fit the config.
-        Preempted: the process was told to stop.
+        Preempted: the process got a notice to stop.
     """
     if config.data.space != "latents":
         raise UserError("config.data.space must be 'latents' for --mode=encode, got 'pixels'")
@@ -89,7 +89,7 @@ def _encode_split(
 
 
 def _until(notice: PreemptionNotice, records: Iterator[Sides], folder: Path) -> Iterator[Sides]:
-    """Yield records until the process is told to stop; the shard in hand is then made again."""
+    """Yield records until a notice to stop; the next run makes the shard in hand again."""
     for record in records:
         if notice.received:
             raise Preempted(f"the finished shards are in {folder}")

@@ -44,7 +44,7 @@ class CheckpointError(CommandEnd, RuntimeError):
 
 
 class Preempted(CommandEnd):
-    """The process was told to stop and has saved its work; the message says what."""
+    """The process got a notice to stop and has saved its work; the message says what."""
 
     exit_code = 75  # EX_TEMPFAIL: the same command, given again, goes on
 
