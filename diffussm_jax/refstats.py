@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffussm_jax.config import Config
+from diffussm_jax.config.parsing import from_json
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import make_extractor
@@ -62,7 +63,7 @@ def _is_there(path: Path, facts: dict[str, Any]) -> bool:
         return False
     try:
         with np.load(path) as file:
-            present = json.loads(str(file["facts"]))
+            present = from_json(dict, str(file["facts"]))
     except (OSError, ValueError, KeyError):
         present = None
     if present == json.loads(json.dumps(facts)):  # lists for tuples, as they were read

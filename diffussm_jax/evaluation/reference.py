@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from diffussm_jax.config import Config
+from diffussm_jax.config.parsing import from_json
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor
 from diffussm_jax.evaluation.image_sets import ImageSet, NpzImages, Rows, batches_of
@@ -88,7 +89,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], bool]:
             present = set(file.files)
             names = present & {name for pair in MOMENTS.values() for name in pair}
             arrays = {name: np.asarray(file[name]) for name in names}
-            facts = json.loads(str(file["facts"])) if "facts" in present else {}
+            facts = from_json(dict, str(file["facts"])) if "facts" in present else {}
     except FileNotFoundError as error:
         raise UserError(
             f"config.evaluate.reference: there is no {path}: make it with --mode=refstats, or name "

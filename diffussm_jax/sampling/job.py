@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.files import replacing, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
@@ -23,6 +24,14 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "job.json"
 SECONDS_BETWEEN_LINES = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a job's folder holds: what made the images, and the images of a file."""
+
+    facts: dict[str, Any]
+    range_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +109,7 @@ def draw_to(
             f"{folder} is another folder on process {jax.process_index()} than on process 0: all "
             "need one that they share"
         )
-    size = manifest["range_size"]
+    size = manifest.range_size
     mine = ranges(num, size)[jax.process_index() :: jax.process_count()]
     missing = [part for part in mine if not _is_finished(folder, part)]
     progress = _Progress(sum(map(len, mine)), sum(map(len, missing)))
@@ -111,7 +120,7 @@ def draw_to(
             _write(_file(folder, part), draw_range(part))
             progress.add(len(part))
     wait_for_all("samples drawn")
-    return Samples(folder, num, size, manifest["facts"], labels)
+    return Samples(folder, num, size, manifest.facts, labels)
 
 
 def ranges(num: int, size: int) -> list[range]:
@@ -123,21 +132,21 @@ def _begin(folder: Path, facts: dict[str, Any], range_size: int) -> None:
     """Make the folder this job's: keep its files if they are the same job's, else empty it."""
     previous = _read_manifest(folder)
     if previous is not None:
-        if previous["facts"] == json.loads(json.dumps(facts)):  # lists for tuples, as it was read
+        if previous.facts == json.loads(json.dumps(facts)):  # lists for tuples, as it was read
             return
         logger.info("%s holds images of another model or other options: they are replaced", folder)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for path in [folder / MANIFEST_FILE, *folder.glob(_file_name("*", "*"))]:
             path.unlink(missing_ok=True)
-        write_json(folder / MANIFEST_FILE, {"facts": facts, "range_size": range_size})
+        write_json(folder / MANIFEST_FILE, dataclasses.asdict(Manifest(facts, range_size)))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
+def _read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder; None if it has none or a damaged one."""
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
-        return manifest if {"facts", "range_size"} <= manifest.keys() else None
-    except (OSError, ValueError, AttributeError):
+        return read_as(folder / MANIFEST_FILE, Manifest)
+    except (FileNotFoundError, NotADirectoryError, UserError):
         return None
 
 
