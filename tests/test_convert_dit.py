@@ -41,9 +41,9 @@ def test_the_config_is_in_the_shapes():
     assert (model.name, model.depth, model.width, model.num_heads) == ("dit", 12, 384, 6)
     assert (model.patch_size, data.image_size, data.num_classes) == (4, 256, 1000)
     _, shapes = abstract_model(config)
-    wanted = {name: x.shape for name, x in flatten_dict(shapes, sep=".").items()}
-    found = parameters(weights, depth=12)
-    assert {name: x.shape for name, x in found.items()} == wanted
+    expected = {name: x.shape for name, x in flatten_dict(shapes, sep=".").items()}
+    tensors = parameters(weights, depth=12)
+    assert {name: x.shape for name, x in tensors.items()} == expected
 
 
 @pytest.mark.parametrize(

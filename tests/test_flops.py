@@ -23,10 +23,10 @@ def test_dense_layers_are_the_papers_formula(size):
     """7.5 l d^2 a layer at m = 2, and 2 d^2 of modulation."""
     depth, width = SIZES[size]
     config = from_dict({"model": {"depth": depth, "width": width}, "data": LATENTS})
-    found = multiply_adds(config)
-    assert found.dense == depth * (7.5 * 1024 + 2) * width**2
-    assert found.attention == 0
-    assert 0 < found.embeddings < 0.01 * found.dense
+    counts = multiply_adds(config)
+    assert counts.dense == depth * (7.5 * 1024 + 2) * width**2
+    assert counts.attention == 0
+    assert 0 < counts.embeddings < 0.01 * counts.dense
 
 
 @pytest.mark.parametrize("size", ["S/4", "XL/2"])
@@ -34,12 +34,12 @@ def test_dit_is_its_formula_part_by_part(size):
     config = from_dict(dit256.get_config(size).to_dict())
     depth, d = config.model.depth, config.model.width
     tokens, features = (32 // config.model.patch_size) ** 2, config.model.patch_size**2
-    found = multiply_adds(config)
-    assert found.dense == depth * (12 * tokens + 6) * d**2
-    assert found.attention == depth * 2 * tokens**2 * d
+    counts = multiply_adds(config)
+    assert counts.dense == depth * (12 * tokens + 6) * d**2
+    assert counts.attention == depth * 2 * tokens**2 * d
     conditioning = 256 * d + d**2 + 2 * d**2
-    assert found.embeddings == tokens * features * (4 + 8) * d + conditioning
-    assert found.ssm == 0
+    assert counts.embeddings == tokens * features * (4 + 8) * d + conditioning
+    assert counts.ssm == 0
 
 
 @pytest.mark.parametrize("published", flops.PUBLISHED, ids=lambda x: x.model)

@@ -14,21 +14,21 @@ def tiny(side=4):
 
 
 def test_equal_tokens_and_equal_work():
-    found = subjects.on_host(
+    models = subjects.on_host(
         16, depth=9, width=192, batch_size=8, steps=2, dtype="float32", state_size=64
     )
-    work = {name: multiply_adds(config).without_ssm for name, config in found.items()}
-    layer = work[subjects.SAME_TOKENS] / found[subjects.SAME_TOKENS].model.depth
+    work = {name: multiply_adds(config).without_ssm for name, config in models.items()}
+    layer = work[subjects.SAME_TOKENS] / models[subjects.SAME_TOKENS].model.depth
     assert abs(work[subjects.SAME_FLOPS] - work[subjects.DIFFUSSM]) < layer / 2
-    tokens = [host._row(name, config).tokens for name, config in found.items()]
+    tokens = [host.new_row(name, config).tokens for name, config in models.items()]
     assert tokens == [256, 256, 256, 64]
-    assert found[subjects.SAME_TOKENS].model.depth == 8
+    assert models[subjects.SAME_TOKENS].model.depth == 8
 
 
 def test_published_sizes():
     """And where they cross: DiffuSSM takes less than patches of 2 beyond some 47,000 latents."""
-    found = subjects.extra_large()
-    depths = [config.model.depth for config in found.values()]
+    models = subjects.extra_large()
+    depths = [config.model.depth for config in models.values()]
     assert depths == [29, 28, 16, 28]
     rows = throughput.counts()
     less = [row["latents"] for row in rows if row[subjects.DIFFUSSM] < row[subjects.PATCHES]]

@@ -57,7 +57,7 @@ def measure(subjects: dict[str, Config], *, rounds: int, max_gib: float, clock: 
 
     In turn, so that whatever else the machine does falls on all of them.
     """
-    rows = {name: _row(name, config) for name, config in subjects.items()}
+    rows = {name: new_row(name, config) for name, config in subjects.items()}
     for kind, make in (("training", _training), ("sampling", _sampling)):
         calls = {}
         for name, config in subjects.items():
@@ -95,7 +95,8 @@ def peak_flops(dtype: str, clock: str) -> float:
     return 2 * PRODUCT**3 / seconds
 
 
-def _row(name: str, config: Config) -> Row:
+def new_row(name: str, config: Config) -> Row:
+    """The row of a model before it is timed."""
     _, params = abstract_model(config)
     return Row(
         name,

@@ -200,5 +200,5 @@ def test_guidance_acts_within_its_interval_alone():
     guided = classifier_free(labelled, 2.0, null_label=10)
     denoise = jax.jit(within((0.1, 1.0), guided, labelled, levels))
     x_t, y = jnp.zeros((1, 1, 1, 3)), jnp.array([4])
-    found = [float(denoise(x_t, jnp.array([t]), y)[0, 0, 0, 0]) for t in range(4)]
-    assert found == [4.0, -2.0, -2.0, 4.0]
+    outputs = [float(denoise(x_t, jnp.array([t]), y)[0, 0, 0, 0]) for t in range(4)]
+    assert outputs == [4.0, -2.0, -2.0, 4.0]

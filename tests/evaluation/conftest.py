@@ -16,5 +16,5 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's digits as uint8 [n 8 8 1], and their classes."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    return np.round(found.images * 255 / 16).astype(np.uint8)[..., None], found.target
+    data = load_digits()
+    return np.round(data.images * 255 / 16).astype(np.uint8)[..., None], data.target

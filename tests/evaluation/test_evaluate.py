@@ -16,7 +16,7 @@ from diffussm_jax.evaluation.presets import PRESETS, sample_options
 from diffussm_jax.refstats import refstats
 from diffussm_jax.train import train
 from tests.conftest import merge
-from tests.evaluation.test_metrics import adm_precision_recall
+from tests.evaluation.adm import adm_precision_recall
 
 OWN = "tests.evaluation.test_evaluate:user_features"
 
@@ -84,11 +84,11 @@ def test_scores_of_an_npz_are_adms(scored_values, reference, digits, tmp_path):
     images = write_npz(tmp_path / "samples.npz", samples)
     changes = {"images": images, "name": "given"}
     result = run(merge(scored_values, {"evaluate": changes}), workdir)
-    found = result["scores"]
-    wanted = adm_precision_recall(as_pixels(kept), as_pixels(samples))
-    assert (found["precision"], found["recall"]) == pytest.approx(wanted, abs=1e-4)
+    scores = result["scores"]
+    expected = adm_precision_recall(as_pixels(kept), as_pixels(samples))
+    assert (scores["precision"], scores["recall"]) == pytest.approx(expected, abs=1e-4)
     frechet = frechet_by_eigenvalues(as_pixels(samples), mu, sigma)
-    assert found["frechet_distance"] == pytest.approx(frechet, rel=1e-4)
+    assert scores["frechet_distance"] == pytest.approx(frechet, rel=1e-4)
     assert result["num_images"] == 333
     assert result["reference"]["num_images"] == 200
     assert len(result["images"]["sha256"]) == 64
@@ -112,9 +112,9 @@ def test_a_folder_scores_as_its_npz(scored_values, digits, tmp_path, channels):
     assert results[0]["scores"] == results[1]["scores"]
     y = as_pixels(real)
     mean, covariance = y.mean(axis=0), np.cov(y, rowvar=False)
-    wanted = frechet_by_eigenvalues(as_pixels(samples), mean, covariance)
-    found = results[0]["scores"]["frechet_distance"]
-    assert found == pytest.approx(wanted, rel=1e-3)
+    expected = frechet_by_eigenvalues(as_pixels(samples), mean, covariance)
+    distance = results[0]["scores"]["frechet_distance"]
+    assert distance == pytest.approx(expected, rel=1e-3)
     assert results[0]["reference"]["moments_of"] == "arr_0"
 
 
@@ -138,9 +138,9 @@ def test_a_run_is_scored_while_it_trains(scored_values, reference, tmp_path):
     }
     train(merge(scored_values, changes), tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    found = [x for x in map(json.loads, lines) if "score_frechet_distance" in x]
-    assert [x["step"] for x in found] == [4, 5]
-    assert all(0 <= x["score_precision"] <= 1 for x in found)
+    events = [x for x in map(json.loads, lines) if "score_frechet_distance" in x]
+    assert [x["step"] for x in events] == [4, 5]
+    assert all(0 <= x["score_precision"] <= 1 for x in events)
 
 
 def test_the_classifier_is_trained_once(scored_values, digits, tmp_path, monkeypatch):
@@ -167,12 +167,12 @@ def test_the_classifier_knows_digits(scored_values, digits, tmp_path, monkeypatc
     refstats(config, tmp_path)
     images, labels = digits[0][1500:], digits[1][1500:]
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
-    found = []
-    for pixels, asked in ((images, labels), (images, (labels + 1) % 10), (noise, labels)):
-        path = write_npz(tmp_path / "x.npz", pixels, asked)
+    scores = []
+    for pixels, classes in ((images, labels), (images, (labels + 1) % 10), (noise, labels)):
+        path = write_npz(tmp_path / "x.npz", pixels, classes)
         changes = {"evaluate": {"features": "classifier", "images": path}}
-        found.append(run(merge(scored_values, changes), tmp_path)["scores"])
-    real, wrong, noisy = found
+        scores.append(run(merge(scored_values, changes), tmp_path)["scores"])
+    real, wrong, noisy = scores
     assert real["class_agreement"] > 0.9
     assert wrong["class_agreement"] < 0.1
     assert real["frechet_distance"] < 0.1 * noisy["frechet_distance"]
@@ -185,12 +185,12 @@ def test_somebodys_own_features(scored_values, digits, tmp_path):
     ref = write_npz(tmp_path / "ref.npz", digits[0][:100])
     images = write_npz(tmp_path / "x.npz", digits[0][100:150])
     changes = {"features": OWN, "reference": ref, "images": images}
-    found = run(merge(scored_values, {"evaluate": changes}), tmp_path)
+    result = run(merge(scored_values, {"evaluate": changes}), tmp_path)
     rows = [x.mean(axis=(2, 3)) for x in (digits[0][100:150], digits[0][:100])]
     mean, covariance = rows[1].mean(axis=0), np.cov(rows[1], rowvar=False)
-    wanted = frechet_by_eigenvalues(rows[0], mean, covariance)
-    assert found["scores"]["frechet_distance"] == pytest.approx(wanted, rel=1e-3)
-    assert found["extractor"] == {"features": OWN}
+    expected = frechet_by_eigenvalues(rows[0], mean, covariance)
+    assert result["scores"]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
+    assert result["extractor"] == {"features": OWN}
 
 
 def test_presets_are_those_of_the_config(scored_values):

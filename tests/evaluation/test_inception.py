@@ -22,9 +22,9 @@ def test_resize_is_tensorflows(shape):
     import tensorflow as tf
 
     images = np.random.default_rng(0).integers(0, 256, (2, *shape, 3)).astype("f4")
-    wanted = tf.raw_ops.ResizeBilinear(images=images, size=(299, 299))
-    found = resize_as_tensorflow_1(jnp.asarray(images), 299)
-    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    expected = tf.raw_ops.ResizeBilinear(images=images, size=(299, 299))
+    actual = resize_as_tensorflow_1(jnp.asarray(images), 299)
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
 def test_the_network_has_the_published_size():
@@ -34,8 +34,8 @@ def test_the_network_has_the_published_size():
     assert sum(map(np.prod, shapes.values())) == 21_768_352 + 2048 * 1008
     images = jax.ShapeDtypeStruct((2, 64, 48, 3), jnp.uint8)
     weights = {k: jax.ShapeDtypeStruct(v, jnp.float32) for k, v in shapes.items()}
-    found = jax.eval_shape(inception, weights, images)
-    widths = {name: array.shape for name, array in found.items()}
+    outputs = jax.eval_shape(inception, weights, images)
+    widths = {name: array.shape for name, array in outputs.items()}
     assert widths == {"pool": (2, 2048), "spatial": (2, 17 * 17 * 7), "probabilities": (2, 1008)}
 
 
@@ -57,9 +57,9 @@ def test_batch_norm_is_folded():
     bn = {k: tensors[f"{layer}.bn.{k}"] for k in ("weight", "bias")}
     mean, variance = (tensors[f"{layer}.bn.running_{k}"] for k in ("mean", "var"))
     plain = np.einsum("hwi,oihw->o", patch, kernel)
-    wanted = (plain - mean) / np.sqrt(variance + 1e-3) * bn["weight"] + bn["bias"]
-    found = np.einsum("hwi,hwio->o", patch, folded[f"{layer}.kernel"])
-    np.testing.assert_allclose(found + folded[f"{layer}.bias"], wanted, rtol=1e-4)
+    expected = (plain - mean) / np.sqrt(variance + 1e-3) * bn["weight"] + bn["bias"]
+    convolved = np.einsum("hwi,hwio->o", patch, folded[f"{layer}.kernel"])
+    np.testing.assert_allclose(convolved + folded[f"{layer}.bias"], expected, rtol=1e-4)
     del tensors[f"{layer}.bn.bias"]
     with pytest.raises(UserError, match="Mixed_6b.branch7x7_2.bn.bias"):
         from_pytorch(tensors)
@@ -69,8 +69,8 @@ def test_a_file_keeps_its_checksum(tmp_path):
     path = tmp_path / "inception.safetensors"
     weights = {k: np.zeros(v, np.float32) for k, v in weight_shapes().items()}
     save_inception(path, weights, source_sha256="6726825d")
-    found, hashes = load_inception(path)
-    assert found.keys() == weights.keys()
+    read, hashes = load_inception(path)
+    assert read.keys() == weights.keys()
     assert hashes["source_sha256"] == "6726825d"
     data = bytearray(path.read_bytes())
     data[-1] ^= 1

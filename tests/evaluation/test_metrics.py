@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import scipy.linalg
-import scipy.spatial.distance
 
 from diffussm_jax.evaluation.metrics import (
     Moments,
@@ -12,6 +11,7 @@ from diffussm_jax.evaluation.metrics import (
     frechet_distance,
     precision_recall,
 )
+from tests.evaluation.adm import adm_precision_recall
 
 
 def features(num, width, *, seed, offset=0.0):
@@ -39,34 +39,19 @@ def adm_frechet(x, y):
     return difference @ difference + np.trace(s1) + np.trace(s2) - 2 * np.trace(root)
 
 
-def adm_precision_recall(reference, samples):
-    def distances(a, b):
-        return scipy.spatial.distance.cdist(
-            a.astype(np.float64), b.astype(np.float64), "sqeuclidean"
-        )
-
-    def radii(a):
-        return np.sort(distances(a, a), axis=1)[:, 3]
-
-    between = distances(reference, samples)
-    precision = (between <= radii(reference)[:, None]).any(axis=0).mean()
-    recall = (between <= radii(samples)[None]).any(axis=1).mean()
-    return precision, recall
-
-
 @pytest.mark.parametrize("offset", [0.0, 1e4])
 def test_streamed_moments_are_those_of_all_features(offset):
     x = features(500, 20, seed=1, offset=offset)
-    found = moments(x)
-    np.testing.assert_allclose(found.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
-    wanted = np.cov(x.astype(np.float64), rowvar=False)
-    np.testing.assert_allclose(found.covariance, wanted, rtol=1e-7, atol=1e-9)
+    streamed = moments(x)
+    np.testing.assert_allclose(streamed.mean, x.mean(axis=0, dtype=np.float64), rtol=1e-12)
+    expected = np.cov(x.astype(np.float64), rowvar=False)
+    np.testing.assert_allclose(streamed.covariance, expected, rtol=1e-7, atol=1e-9)
 
 
 def test_frechet_distance_is_adms():
     x, y = features(500, 40, seed=1), features(300, 40, seed=2)
-    found = frechet_distance(moments(x), moments(y))
-    assert found == pytest.approx(adm_frechet(x, y), rel=1e-6)
+    distance = frechet_distance(moments(x), moments(y))
+    assert distance == pytest.approx(adm_frechet(x, y), rel=1e-6)
     assert frechet_distance(moments(x), moments(x)) == pytest.approx(0, abs=1e-6)
 
 
@@ -75,30 +60,30 @@ def test_frechet_distance_of_commuting_covariances_is_known_even_where_they_are_
     a, b = np.array([4.0, 1, 0, 0]), np.array([1.0, 9, 2, 0])
     basis, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))
     pair = [Moments(mean, basis * x @ basis.T) for mean, x in ((np.zeros(4), a), (np.ones(4), b))]
-    wanted = ((a**0.5 - b**0.5) ** 2).sum() + 4
-    assert frechet_distance(*pair) == pytest.approx(wanted, rel=1e-6)
-    assert frechet_distance(*pair[::-1]) == pytest.approx(wanted, rel=1e-6)
+    expected = ((a**0.5 - b**0.5) ** 2).sum() + 4
+    assert frechet_distance(*pair) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(*pair[::-1]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_inception_score_is_adms():
     logits = 4 * features(230, 10, seed=1)
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    wanted = []
+    expected = []
     for part in (p[:100], p[100:200], p[200:]):
         part = part.astype(np.float64)
         kl = part * (np.log(part) - np.log(part.mean(axis=0, keepdims=True)))
-        wanted.append(np.exp(kl.sum(axis=1).mean()))
+        expected.append(np.exp(kl.sum(axis=1).mean()))
     score = RunningInceptionScore(split_size=100)
     for start in range(0, 230, 64):
         score.add(p[start : start + 64])
-    assert score.result() == pytest.approx(np.mean(wanted), rel=1e-10)
+    assert score.result() == pytest.approx(np.mean(expected), rel=1e-10)
 
 
 def test_inception_score_of_sure_and_unsure_classifiers():
-    for probabilities, wanted in ((np.eye(10), 10), (np.full((10, 10), 0.1), 1)):
+    for probabilities, expected in ((np.eye(10), 10), (np.full((10, 10), 0.1), 1)):
         score = RunningInceptionScore()
         score.add(probabilities)
-        assert score.result() == pytest.approx(wanted)
+        assert score.result() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("num", [(1500, 1100), (60, 40)])
@@ -109,9 +94,9 @@ def test_precision_and_recall_are_adms(num):
         for n, seed, scale in zip(num, (1, 2), (1.0, 0.8))
     )
     samples = samples + reference.mean(axis=0) - samples.mean(axis=0)
-    wanted = adm_precision_recall(reference, samples)
-    assert all(0.1 < x < 0.99 for x in wanted)
-    assert precision_recall(reference, samples) == pytest.approx(wanted, abs=1e-4)
+    expected = adm_precision_recall(reference, samples)
+    assert all(0.1 < x < 0.99 for x in expected)
+    assert precision_recall(reference, samples) == pytest.approx(expected, abs=1e-4)
 
 
 def test_precision_and_recall_of_the_same_and_of_far_images():

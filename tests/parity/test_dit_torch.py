@@ -153,5 +153,5 @@ def test_outputs_are_those_of_the_released_architecture(released):
         expected = theirs(nchw, torch.tensor(t), torch.tensor(y))
     expected = expected.permute(0, 2, 3, 1).numpy()
     model = jax.jit(lambda params, *x: nnx.merge(graphdef, params)(*x))
-    found = model(params, *map(jnp.asarray, (x, t, y)))
-    assert np.linalg.norm(found - expected) < 1e-4 * np.linalg.norm(expected)
+    actual = model(params, *map(jnp.asarray, (x, t, y)))
+    assert np.linalg.norm(actual - expected) < 1e-4 * np.linalg.norm(expected)

@@ -112,11 +112,11 @@ def test_features_are_torch_fidelitys(files, features):
     assert torch_fidelity.__version__
     images = random_images(1)[:3]
     pool, logits = network(to_torch(images))
-    found = features(images)
-    assert relative(found["pool"], pool.numpy()) < 1e-5
-    assert relative(found["spatial"], spatial[0].reshape(3, -1).numpy()) < 1e-5
+    actual = features(images)
+    assert relative(actual["pool"], pool.numpy()) < 1e-5
+    assert relative(actual["spatial"], spatial[0].reshape(3, -1).numpy()) < 1e-5
     probabilities = logits.double().softmax(dim=1).numpy()
-    assert relative(found["probabilities"], probabilities) < 1e-4
+    assert relative(actual["probabilities"], probabilities) < 1e-4
 
 
 def test_features_are_pytorch_fids_at_299(files, features, monkeypatch):
@@ -130,8 +130,8 @@ def test_features_are_pytorch_fids_at_299(files, features, monkeypatch):
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (2, 299, 299, 3), dtype=np.uint8)
     pool = network((to_torch(images).float() - 128) / 128)[0]
-    found = features(images)["pool"]
-    assert relative(found, pool[:, :, 0, 0].numpy()) < 1e-5
+    actual = features(images)["pool"]
+    assert relative(actual, pool[:, :, 0, 0].numpy()) < 1e-5
 
 
 def test_scores_are_torch_fidelitys_end_to_end(files, features, tmp_path):
@@ -141,7 +141,7 @@ def test_scores_are_torch_fidelitys_end_to_end(files, features, tmp_path):
         (tmp_path / name).mkdir()
         for index, image in enumerate(images):
             Image.fromarray(image).save(tmp_path / name / f"{index:03d}.png")
-    wanted = torch_fidelity.calculate_metrics(
+    theirs = torch_fidelity.calculate_metrics(
         input1=str(tmp_path / "samples"),
         input2=str(tmp_path / "reference"),
         feature_extractor="inception-v3-compat",
@@ -168,15 +168,15 @@ def test_scores_are_torch_fidelitys_end_to_end(files, features, tmp_path):
     evaluate(from_dict(values), tmp_path)
     result = json.loads((tmp_path / "evaluation" / "default.json").read_text())
     assert result["extractor"]["published"] is False
-    found = result["scores"]
-    fid = wanted["frechet_inception_distance"]
-    assert found["fid"] == pytest.approx(fid, rel=1e-3)
-    score = wanted["inception_score_mean"]
-    assert found["inception_score"] == pytest.approx(score, rel=1e-4)
-    assert found["precision"] == pytest.approx(wanted["precision"], abs=1e-4)
-    assert found["recall"] == pytest.approx(wanted["recall"], abs=1e-4)
+    ours = result["scores"]
+    fid = theirs["frechet_inception_distance"]
+    assert ours["fid"] == pytest.approx(fid, rel=1e-3)
+    score = theirs["inception_score_mean"]
+    assert ours["inception_score"] == pytest.approx(score, rel=1e-4)
+    assert ours["precision"] == pytest.approx(theirs["precision"], abs=1e-4)
+    assert ours["recall"] == pytest.approx(theirs["recall"], abs=1e-4)
     sfid = plain_frechet(*(features(x)["spatial"] for x in (samples, reference)))
-    assert found["sfid"] == pytest.approx(sfid, rel=1e-4)
+    assert ours["sfid"] == pytest.approx(sfid, rel=1e-4)
 
 
 def plain_frechet(x, y) -> float:
