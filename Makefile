@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := runs/digits
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo test test-all notebook chaos parity lint docs format clean
+.PHONY: help install demo test test-long test-all notebook chaos parity lint docs format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,8 +25,11 @@ demo: install  ## train on 8x8 digits, draw 500, measure them (about four minute
 		--config.sample.num=500 --config.sample.batch_size=500
 	$(BIN)/python -m benchmarks.digits $(RUN)
 
-test: install  ## the tests that run in minutes
+test: install  ## the tests to run before each commit (five minutes on two cores)
 	$(PYTEST) -m 'not slow and not parity'
+
+test-long: install  ## the longer tests that CI runs too
+	$(PYTEST) -m 'slow and not nightly and not parity'
 
 test-all: install  ## all tests, the demo's figures among them
 	$(PYTEST) -m 'not parity'

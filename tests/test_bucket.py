@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import jax.numpy as jnp
 import numpy as np
@@ -52,6 +54,7 @@ assert [(x.step, x.width) for x in snapshots.find_snapshots(run)] == [(5, 0.1)]
 """
 
 
+@pytest.mark.slow
 def test_what_a_run_writes_beside_its_arrays():
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_where_the_undisturbed_one_does(tmp_path, data_dir):
     command = [
         sys.executable,

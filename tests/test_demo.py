@@ -12,6 +12,7 @@ from benchmarks.digits import measure, plot_loss
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_demo_draws_digits(tmp_path, data_dir):
     """Run as the demo is: eight fake devices would share two cores for minutes."""
     command = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py"]

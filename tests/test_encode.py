@@ -195,6 +195,7 @@ def test_two_processes_write_what_one_writes(tiny_config, weights, tmp_path, mon
     assert files(shared) == files(alone)
 
 
+@pytest.mark.slow
 def test_training_and_sampling_from_latents(tiny_config, config, tmp_path):
     from diffussm_jax.train import train
 

@@ -12,6 +12,34 @@ from diffussm_jax.main import MODES
 
 ROOT = Path(__file__).parents[1]
 DIGITS = "--config=configs/digits.py"
+MISTAKES = [
+    ((DIGITS, "--workdir={tmp}", "--config.model.detph=3"), "did you mean 'model.depth'"),
+    ((DIGITS, "--workdir={tmp}", "--config.model.depth=three"), "model.depth"),
+    ((DIGITS, "--workdir={tmp}", "--config.model.depth=2.5"), "model.depth"),
+    ((DIGITS, "--workdir={tmp}", "--config.model=3"), "model"),
+    ((DIGITS, "--workdir=gs://a/b", "--mode=sample"), "rsync"),
+    ((DIGITS, "--workdir={tmp}", "--config.model.m=3"), "config.model.m must divide the 64 tokens"),
+    ((DIGITS, "--workdir={tmp}", "--config.model.ssm_implementation=cuda"), "ssm_implementation"),
+    ((DIGITS, "--workdir={tmp}", "--config.optimizer.grad_clip=x"), "grad_clip"),
+    ((DIGITS,), "--workdir is missing"),
+    ((DIGITS, "--workdir="), "--workdir is missing"),
+    ((DIGITS, "--workdir=/dev/null/run"), "--workdir=/dev/null/run cannot be written"),
+    ((DIGITS, "--workdir={tmp}", "--mode=trian"), "mode"),
+    ((DIGITS, "--workdir={tmp}", "--wrokdir=x"), "wrokdir"),
+    ((DIGITS, "--workdir={tmp}", "train"), "unexpected argument 'train'"),
+    ((DIGITS, "--workdir={tmp}/none", "--mode=sample"), "holds no run"),
+    (("--workdir={tmp}",), "--config is missing"),
+    (("--config=configs/none.py", "--workdir={tmp}"), "configs/none.py"),
+    (("--config=configs/lsun256.py:kitchen", "--workdir={tmp}"), "church or bedroom"),
+    (("--config={tmp}/broken.py", "--workdir={tmp}"), "broken.py"),
+    (("--config=configs/imagenet256.py", "--workdir={tmp}"), "cached latents"),
+    (("--config=configs/lsun256.py", "--workdir={tmp}"), "cached latents"),
+    (
+        ("--config=configs/cifar10.py", "--workdir={tmp}", "--config.data.data_dir={tmp}"),
+        "tfds.builder('cifar10', file_format='array_record', data_dir=",
+    ),
+]
+QUICK = {"did you mean 'model.depth'", "--workdir is missing", "holds no run"}
 
 
 def run(*arguments):
@@ -21,39 +49,7 @@ def run(*arguments):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ((DIGITS, "--workdir={tmp}", "--config.model.detph=3"), "did you mean 'model.depth'"),
-        ((DIGITS, "--workdir={tmp}", "--config.model.depth=three"), "model.depth"),
-        ((DIGITS, "--workdir={tmp}", "--config.model.depth=2.5"), "model.depth"),
-        ((DIGITS, "--workdir={tmp}", "--config.model=3"), "model"),
-        ((DIGITS, "--workdir=gs://a/b", "--mode=sample"), "rsync"),
-        (
-            (DIGITS, "--workdir={tmp}", "--config.model.m=3"),
-            "config.model.m must divide the 64 tokens",
-        ),
-        (
-            (DIGITS, "--workdir={tmp}", "--config.model.ssm_implementation=cuda"),
-            "ssm_implementation",
-        ),
-        ((DIGITS, "--workdir={tmp}", "--config.optimizer.grad_clip=x"), "grad_clip"),
-        ((DIGITS,), "--workdir is missing"),
-        ((DIGITS, "--workdir="), "--workdir is missing"),
-        ((DIGITS, "--workdir=/dev/null/run"), "--workdir=/dev/null/run cannot be written"),
-        ((DIGITS, "--workdir={tmp}", "--mode=trian"), "mode"),
-        ((DIGITS, "--workdir={tmp}", "--wrokdir=x"), "wrokdir"),
-        ((DIGITS, "--workdir={tmp}", "train"), "unexpected argument 'train'"),
-        ((DIGITS, "--workdir={tmp}/none", "--mode=sample"), "holds no run"),
-        (("--workdir={tmp}",), "--config is missing"),
-        (("--config=configs/none.py", "--workdir={tmp}"), "configs/none.py"),
-        (("--config=configs/lsun256.py:kitchen", "--workdir={tmp}"), "church or bedroom"),
-        (("--config={tmp}/broken.py", "--workdir={tmp}"), "broken.py"),
-        (("--config=configs/imagenet256.py", "--workdir={tmp}"), "cached latents"),
-        (("--config=configs/lsun256.py", "--workdir={tmp}"), "cached latents"),
-        (
-            ("--config=configs/cifar10.py", "--workdir={tmp}", "--config.data.data_dir={tmp}"),
-            "tfds.builder('cifar10', file_format='array_record', data_dir=",
-        ),
-    ],
+    [pytest.param(*case, marks=() if case[1] in QUICK else pytest.mark.slow) for case in MISTAKES],
     ids=str,
 )
 def test_mistakes_end_in_one_line_and_2(arguments, message, tmp_path):

@@ -37,6 +37,7 @@ def split_plan(tiny_config):
     return estimate(config, "v5e:2x2")
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_plan_agree(split_plan):
     memory, speed = split_plan.memory, split_plan.speed
     assert split_plan.fits
@@ -57,6 +58,7 @@ def test_the_parts_of_a_plan_agree(split_plan):
     assert written["collective_gb"] == speed.collective_gb
 
 
+@pytest.mark.slow
 def test_a_split_model_gathers_its_layers_twice(split_plan):
     """For the forward and for the backward pass: bytes against the sizes of the layers."""
     layers = 4 * 15 * 128**2 * 2  # dense weights in bfloat16
@@ -84,6 +86,7 @@ def test_guidance_doubles_the_samplers_work(tiny_config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_attention_is_planned_too(tiny_config):
     """It has no kernels, and its products count."""
     model = {"name": "dit", "num_heads": 2, "remat": "full"}
@@ -94,6 +97,7 @@ def test_attention_is_planned_too(tiny_config):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_sequence_axis_divides_the_activations():
     """XL at 512: four chips to a sequence hold at most 1/2.5 of each further image on a data row.
 
@@ -120,6 +124,7 @@ def test_a_v4_chip_is_one_device():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_depth_slices_and_fsdp_change_what_they_should(split_plan, tiny_config):
     full = {"remat": "full"}
     alone = estimate(small(tiny_config, model=full), "v5e:2x2")
@@ -134,6 +139,7 @@ def test_depth_slices_and_fsdp_change_what_they_should(split_plan, tiny_config):
     assert 3 < images_per_second / split_plan.speed.images_per_second < 4.5
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_names_the_smallest_change(
     split_plan, tiny_config, tmp_path, monkeypatch, capsys
 ):

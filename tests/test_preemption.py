@@ -70,7 +70,8 @@ def test_a_second_signal_ends_at_once():
 LONG = {"training.num_steps": 10**6, "training.sample_every": 10**9, "checkpoint.every": 10**6}
 
 
-@pytest.mark.parametrize("num", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num", [1, 2])
 def test_training_saves_its_step_and_goes_on(tmp_path, data_dir, num):
     """Of two processes only the second gets the signal."""
     launcher = [sys.executable, "-m", "launch.local", f"--processes={num}", "--"]

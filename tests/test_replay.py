@@ -65,6 +65,7 @@ def test_the_dump_has_the_step(stopped, trained):
     assert not (workdir / "checkpoints" / "6").exists()
 
 
+@pytest.mark.slow
 def test_replay_names_operation_layer_and_parameter(stopped):
     config, workdir = stopped
     replay(config, workdir)

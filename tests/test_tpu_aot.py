@@ -22,10 +22,10 @@ pytestmark = [
 WIDTH, LIMIT_SECONDS = 128, 60
 
 
-def topologies(*, quick):
-    """All kinds of chips; those that `make test` leaves to `make test-all` are slow."""
+def topologies(mark):
+    """All kinds of chips; all but v5e are marked."""
     return [
-        pytest.param(x, marks=() if x in quick else pytest.mark.slow)
+        pytest.param(x, marks=() if x == "v5e:2x2" else mark)
         for x in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
     ]
 
@@ -61,11 +61,12 @@ def compile_for():
     return compile_for
 
 
-@pytest.mark.parametrize("topology", topologies(quick=["v4:2x2x1", "v5e:2x2"]))
+@pytest.mark.parametrize("topology", topologies(pytest.mark.slow))
 def test_operator(compile_for, topology):
     compile_for(topology, operator, *operands(jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_cycles_count_the_rounds_of_a_loop(compile_for):
     """Twenty layers in a scan cost twice ten; kernels are counted too, with their traffic."""
 
@@ -111,7 +112,8 @@ def test_states_and_a_rest(compile_for):
     compile_for("v5e:2x2", make_function, state, *operands(jnp.bfloat16, length=300, num_pairs=4))
 
 
-@pytest.mark.parametrize("topology", topologies(quick=["v5e:2x2"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", topologies(pytest.mark.nightly))
 def test_block(compile_for, topology):
     config = ModelConfig(width=WIDTH)
 

@@ -77,7 +77,12 @@ def draw_mixture(
     ],
 )
 @pytest.mark.parametrize(
-    ("schedule", "prediction"), [("linear", "eps"), ("cosine", "v"), ("linear", "x0")]
+    ("schedule", "prediction"),
+    [
+        ("linear", "eps"),
+        pytest.param("cosine", "v", marks=pytest.mark.slow),
+        pytest.param("linear", "x0", marks=pytest.mark.slow),
+    ],
 )
 def test_a_mixture_is_sampled_to_its_moments(name, num_steps, eta, schedule, prediction):
     """20,000 samples have its mean and covariance within three standard errors."""

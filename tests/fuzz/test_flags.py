@@ -128,6 +128,7 @@ def test_config_files(code, tmp_path):
     error_of(lambda: start(f"--config={path}", "--workdir=x"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -54,6 +54,7 @@ def test_position_code_is_the_released_codes_formula():
             np.testing.assert_allclose(code, np.concatenate(halves), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_trains_on_a_mesh_and_samples(tiny_config, tmp_path):
     """The same loop, with parameters and tokens split."""
     config = merge(

@@ -32,9 +32,9 @@ def expected():
 @pytest.mark.parametrize(
     "options",
     [
-        {"chunk_size": 256},
+        pytest.param({"chunk_size": 256}, marks=pytest.mark.slow),
         {"strided_roll": False},
-        {"channels": 2, "interleave": 2},
+        pytest.param({"channels": 2, "interleave": 2}, marks=pytest.mark.slow),
         {"interpret": pltpu.InterpretParams(detect_races=True)},
     ],
     ids=str,

@@ -37,19 +37,31 @@ TOLERANCE = {
 }
 BFLOAT16_TOLERANCE = (5e-3, 2e-2)
 SHAPES = [(1, 1, 3, 2), (2, 5, 8, 1), (1, 64, 4, 32), (3, 200, 8, 8), (2, 333, 5, 16)]  # b l d n
+QUICK = {
+    ((1, 1, 3, 2), jnp.float32),
+    ((2, 5, 8, 1), jnp.bfloat16),
+    ((1, 64, 4, 32), jnp.bfloat16),
+    ((2, 333, 5, 16), jnp.float32),
+}
 # The TPU kernel pads all of these to whole chunks, so the short ones are the same program.
 CASES = [
-    pytest.param(implementation, shape, id=f"{name}-{shape}")
+    pytest.param(
+        implementation,
+        shape,
+        dtype,
+        marks=() if (shape, dtype) in QUICK else pytest.mark.slow,
+        id=f"{name}-{shape}-{dtype.__name__}",
+    )
     for implementation in IMPLEMENTATIONS
     for name in [getattr(implementation, "name", implementation)]
     for shape in (SHAPES[2:] if implementation == PALLAS else SHAPES)
+    for dtype in (jnp.float32, jnp.bfloat16)
 ]
 # For the test of wrong arguments.
 U, LAYER = make_input(2, 10, 4), make_ssm(2, 4, 8)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("implementation", "shape"), CASES)
+@pytest.mark.parametrize(("implementation", "shape", "dtype"), CASES)
 def test_value_and_gradients(implementation, shape, dtype):
     b, l, d, n = shape
     tolerance, gradient_tolerance = (
@@ -90,7 +102,7 @@ def test_states_in_and_out(implementation, length):
     assert error(last, np.stack([expected_last.real, expected_last.imag], -1)) < tolerance
 
 
-@pytest.mark.parametrize("length", [128, 150])
+@pytest.mark.parametrize("length", [150, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_gradients_of_states_are_the_adjoint(implementation, length):
     """y and the last state are linear in u and the first state, so their inner products agree."""

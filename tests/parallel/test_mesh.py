@@ -24,7 +24,13 @@ ARRANGEMENTS = [
     for fsdp in (1, 2, 4, 8)
     if data * fsdp <= 8
 ]
-QUICK = {(2, 2, 2), (1, 8, 1)}
+MARKS = {
+    (2, 2, 2): (),
+    (1, 8, 1): pytest.mark.slow,
+    (8, 1, 1): pytest.mark.slow,
+    (1, 1, 8): pytest.mark.slow,
+}
+NIGHTLY = (pytest.mark.slow, pytest.mark.nightly)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +86,7 @@ def assert_same(actual, expected):
 
 
 @pytest.mark.parametrize(
-    "sizes",
-    [pytest.param(a, marks=() if a in QUICK else pytest.mark.slow) for a in ARRANGEMENTS],
-    ids=str,
+    "sizes", [pytest.param(a, marks=MARKS.get(a, NIGHTLY)) for a in ARRANGEMENTS], ids=str
 )
 def test_eight_devices_equal_one(tiny_config, batch, expected, sizes, monkeypatch):
     monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)

@@ -52,6 +52,7 @@ def _flat(tree) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, data_dir):
     compare(tmp_path, data_dir, 2, 2, **{"training.num_steps": 4, "mesh.fsdp": 2})
 
@@ -77,6 +78,7 @@ def test_two_processes_sample_what_one_does(tmp_path, data_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_four_processes_train_the_demo_as_one(tmp_path, data_dir):
     demo = {
         "model.depth": 4,
@@ -91,7 +93,8 @@ def test_four_processes_train_the_demo_as_one(tmp_path, data_dir):
     compare(tmp_path, data_dir, 4, 2, **demo)
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.nightly)])
 def test_when_one_is_killed_all_end_and_name_it(tmp_path, data_dir, victim):
     long = {"training.num_steps": 10**6, "training.sample_every": 10**9}
     children = start_all(command(tmp_path, data_dir, **long), 2 if victim == 0 else 4)
@@ -111,7 +114,7 @@ def test_when_one_is_killed_all_end_and_name_it(tmp_path, data_dir, victim):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.nightly)])
 def test_the_launcher_ends_all_and_shows_the_last_lines_of_the_killed(tmp_path, data_dir, victim):
     long = command(tmp_path, data_dir, **{"training.num_steps": 10**6})
     launcher = [sys.executable, "-m", "launch.local", "--processes=4", "--devices=2"]
@@ -148,6 +151,7 @@ def test_a_missing_process_is_named_within_the_time(tmp_path, present, missing):
         assert "not start within 4 s" in output
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_the_others(tmp_path, data_dir):
     """The second process refuses its config; the first would wait for it in a collective."""
     address = f"localhost:{free_ports()}"
@@ -185,6 +189,7 @@ def test_flags_and_variables_say_who_a_process_is(monkeypatch):
             find_processes(changes, timeout=1.0)
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_number_are_named(tmp_path):
     children = start_all(
         [*command(tmp_path, str(tmp_path)), "--start_timeout=30"], 3, indices=[0, 1, 1]

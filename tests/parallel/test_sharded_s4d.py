@@ -24,9 +24,9 @@ def make_mesh(data, sequence):
     [
         ((1, 8), 8, None),
         ((2, 4), 400, None),
-        ((2, 4), 400, "fft"),
-        ((2, 4), 512, PALLAS),
-        ((8, 1), 128, PALLAS),
+        pytest.param((2, 4), 400, "fft", marks=pytest.mark.slow),
+        pytest.param((2, 4), 512, PALLAS, marks=pytest.mark.slow),
+        pytest.param((8, 1), 128, PALLAS, marks=pytest.mark.slow),
     ],
 )
 def test_values_states_and_gradients(mesh_shape, length, implementation):

@@ -132,6 +132,7 @@ def test_where_none_is_whole_nothing_is_made_anew(trained, tiny_config, tmp_path
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
 
 
+@pytest.mark.slow
 def test_a_first_save_that_was_killed_is_made_again(trained, tiny_config, tmp_path):
     """Between Orbax's end and the manifest; the same without its mark would be damage."""
     shutil.copytree(trained, tmp_path / "run")
@@ -213,6 +214,7 @@ def test_what_is_kept(tiny_config, tmp_path):
 TIMED = {"images_per_second", "input_wait"}
 
 
+@pytest.mark.slow
 def test_a_report_begun_before_the_save_is_what_it_would_have_been(
     tiny_config, tmp_path, monkeypatch
 ):

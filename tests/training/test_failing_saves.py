@@ -17,6 +17,15 @@ from diffussm_jax.workdir.checkpoints import Checkpoints
 from tests.conftest import merge
 from tests.training.test_checkpoint import assert_equal, restored
 
+# Orbax leaves coroutines of the failed save to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collect_coroutines():
+    yield
+    gc.collect()
+
 
 def failing(seconds):
     def write_manifest(folder):
@@ -72,6 +81,7 @@ def lock(disk: Path) -> None:
 
 
 # Orbax leaves coroutines of the failed save to the garbage collector.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("spoil", "message"), [(fill, "No space left on device"), (lock, "Read-only file system")]

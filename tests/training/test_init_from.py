@@ -114,6 +114,7 @@ def test_what_is_no_run_is_refused(tiny_config, tmp_path):
         begin(tiny_config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_finetuned_run_begins_there_and_resumes_as_any_other(tiny_config, trained, tmp_path):
     """Interrupted after two steps of four, it ends where the undisturbed one ends, bit for bit."""
     training = {"init_from": str(trained), "num_steps": 4}
@@ -136,6 +137,7 @@ def read_state(config, workdir):
         return checkpoints.restore(abstract).state
 
 
+@pytest.mark.slow
 def test_a_wrong_beginning_can_be_mended(tiny_config, trained, tmp_path):
     """The refused attempt leaves nothing that a later one takes for its own."""
     values = {"training": {"init_from": str(trained)}, "model": {"depth": 3}}

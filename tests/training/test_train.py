@@ -69,6 +69,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(trained, tiny_config, tmp_pa
     assert steps[-1] == 6
 
 
+@pytest.mark.slow
 def test_8_devices_equal_1(trained, tiny_config, tmp_path, monkeypatch):
     """The fixture ran on eight devices; a run on one differs by the order of sums alone."""
     config = from_dict(tiny_config)
