@@ -8,7 +8,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from etils import epath
 
@@ -18,26 +17,13 @@ from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.state import abstract_state, init_state
+from diffussm_jax.training.state import init_state
 from diffussm_jax.workdir import integrity
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.record import make_record, warn_of_other_versions
 from diffussm_jax.workdir.retention import kept_steps
 from tests.conftest import merge
-
-
-def abstract(config, mesh=None):
-    mesh = make_mesh(config.mesh) if mesh is None else mesh
-    return abstract_state(config, mesh)
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def restored(config, workdir, **options):
-    with Checkpoints(workdir, config.checkpoint) as checkpoints:
-        return checkpoints.restore(abstract(config), **options)
+from tests.saved_runs import abstract, assert_equal, restored
 
 
 def test_a_record_says_where_the_run_is_and_what_made_it(trained, tiny_config):

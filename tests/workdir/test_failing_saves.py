@@ -15,7 +15,7 @@ from diffussm_jax.errors import CheckpointError
 from diffussm_jax.workdir import integrity
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from tests.conftest import merge
-from tests.training.test_checkpoint import assert_equal, restored
+from tests.saved_runs import assert_equal, restored
 
 # Orbax leaves coroutines of the failed save to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

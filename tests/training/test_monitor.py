@@ -15,12 +15,9 @@ from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, init_state
 from diffussm_jax.training.step import make_train_step
 from tests.conftest import merge
+from tests.saved_runs import assert_equal
 
 GOOD, BAD = 0.0, jnp.nan
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from diffussm_jax.sample import sample
 from diffussm_jax.workdir import layout
 from tests.conftest import merge
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")

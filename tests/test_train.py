@@ -20,6 +20,7 @@ from diffussm_jax.training.step import clean_example, make_train_step
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from tests.conftest import merge
+from tests.saved_runs import assert_equal
 
 
 def read_metrics(workdir):
@@ -31,10 +32,6 @@ def read_state(config, workdir, step=None):
     abstract = abstract_state(config, mesh)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         return checkpoints.restore(abstract, step=step).state
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_a_run_leaves_its_files(trained, tiny_config):

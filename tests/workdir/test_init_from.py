@@ -14,6 +14,7 @@ from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.init_from import init_from
 from diffussm_jax.workdir.weights import load_weights
 from tests.conftest import merge
+from tests.saved_runs import assert_equal
 
 DIGITS = [str(i) for i in range(10)]
 FILL = 7.0
@@ -39,10 +40,6 @@ def begin(tiny_config, folder, changes=None, class_names=DIGITS):
 
 def without_labels(params):
     return {name: value for name, value in params.items() if name != "label"}
-
-
-def assert_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.mark.parametrize("kind", ["run", "export"])
