@@ -34,9 +34,9 @@ from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
 from diffussm_jax.workdir.dump import dump_at_nonfinite
+from diffussm_jax.workdir.ema_snapshots import save_snapshots
 from diffussm_jax.workdir.init_from import init_from
 from diffussm_jax.workdir.record import make_record, require_same_position, warn_of_other_versions
-from diffussm_jax.workdir.snapshots import save_snapshots
 
 logger = logging.getLogger(__name__)
 

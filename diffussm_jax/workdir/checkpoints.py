@@ -24,9 +24,9 @@ from diffussm_jax.errors import CheckpointError, UserError
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir import integrity
+from diffussm_jax.workdir.background_save import Save, one_line
 from diffussm_jax.workdir.layout import CHECKPOINTS_FOLDER
 from diffussm_jax.workdir.record import Record
-from diffussm_jax.workdir.saving import Save, one_line
 from diffussm_jax.workdir.step_folders import RECORD_FILE, StepFolders
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from diffussm_jax.files import read_tensors, sha256_of, write_json, write_text
 from diffussm_jax.parallel.feed import localize, place
 from diffussm_jax.parallel.mesh import make_mesh, state_shardings
 from diffussm_jax.training.state import abstract_model, abstract_state
-from diffussm_jax.workdir import layout, snapshots
+from diffussm_jax.workdir import ema_snapshots, layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.model_card import model_card
 
@@ -83,7 +83,7 @@ def load_weights(
     if ema_length is None:
         return weights
     mesh = make_mesh(weights.config.mesh) if mesh is None else mesh
-    average = snapshots.reconstruct(folder, ema_length, step=weights.step)
+    average = ema_snapshots.reconstruct(folder, ema_length, step=weights.step)
     return weights._replace(params=place(average, state_shardings(mesh, average)))
 
 

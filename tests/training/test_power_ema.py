@@ -9,7 +9,7 @@ import diffussm_jax
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import read_tensors
 from diffussm_jax.training import power_ema
-from diffussm_jax.workdir.snapshots import find_snapshots, reconstruct, save_snapshots
+from diffussm_jax.workdir.ema_snapshots import find_snapshots, reconstruct, save_snapshots
 
 NUM_STEPS = 2000
 

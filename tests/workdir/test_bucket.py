@@ -22,7 +22,7 @@ from diffussm_jax import main
 from diffussm_jax.config import from_dict
 from diffussm_jax.sampling import images
 from diffussm_jax.training.log import JsonlWriter
-from diffussm_jax.workdir import integrity, layout, snapshots
+from diffussm_jax.workdir import ema_snapshots, integrity, layout
 
 run, config = main.as_path("gs://bucket/run"), from_dict({})
 for _ in range(2):
@@ -49,8 +49,8 @@ assert integrity.find_damage(folder) is None
 assert integrity.find_damage(folder) == "state/a is missing"
 assert layout.has_checkpoint(run)
 
-snapshots.save_snapshots(run, [{"a": {"b": jnp.ones(2)}}], [0.1], step=5)
-assert [(x.step, x.width) for x in snapshots.find_snapshots(run)] == [(5, 0.1)]
+ema_snapshots.save_snapshots(run, [{"a": {"b": jnp.ones(2)}}], [0.1], step=5)
+assert [(x.step, x.width) for x in ema_snapshots.find_snapshots(run)] == [(5, 0.1)]
 """
 
 
