@@ -10,11 +10,14 @@ from pathlib import Path
 import nbclient
 import nbformat
 
+from diffussm_jax.parallel.libtpu import let_libtpu_compile
+
 NOTEBOOK = Path(__file__).with_name("diffussm_tpu_demo.ipynb")
 
 
 def main() -> None:
     """Run all cells; an error in one ends the program."""
+    let_libtpu_compile()  # where there is no TPU, the notebook's process finds its libtpu silent
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     start = time.monotonic()
     client = nbclient.NotebookClient(
