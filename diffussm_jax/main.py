@@ -24,6 +24,7 @@ from diffussm_jax.config import Config, from_dict
 from diffussm_jax.config.parsing import check_field
 from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.parallel.distributed import find_processes, joined
+from diffussm_jax.parallel.libtpu import let_libtpu_compile
 from diffussm_jax.parallel.roll_call import Processes
 
 
@@ -68,6 +69,7 @@ _START_TIMEOUT = flags.DEFINE_integer(
 
 def main(argv: list[str]) -> None:
     """Run a mode; its errors end the process in one line, with the exit codes of errors.py."""
+    let_libtpu_compile()
     with errors_in_one_line():
         config, workdir = read_run(argv)
         processes = _find_processes()

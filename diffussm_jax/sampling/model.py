@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from diffussm_jax.autoencoder.weights import find_autoencoder, weights_sha256
 from diffussm_jax.config import Config, SampleConfig, from_dict
+from diffussm_jax.parallel.libtpu import let_libtpu_compile
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.generator import Generator, make_decoder
 from diffussm_jax.sampling.images import ImageArray
@@ -136,6 +137,7 @@ def load(
     """
     workdir = Path(workdir)
     own = layout.read_config(workdir)
+    let_libtpu_compile()
     if jax.process_count() == 1:
         mesh = make_mesh((config or own).mesh)
     else:
