@@ -1,6 +1,6 @@
-"""`--mode=flops`: the multiply-adds of a config's model, and those of the papers' models.
+"""`--mode=flops`: the size and multiply-adds of a config's model, and those of the papers' models.
 
-They are counted in the models' own programs. One multiply-add counts once, as in the "Gflops" of
+Multiply-adds are counted in the models' own programs. One multiply-add counts once, as in the "Gflops" of
 the papers; FLOPs are twice that. Element-wise work is not counted.
 """
 
@@ -8,8 +8,11 @@ import dataclasses
 import sys
 from typing import Any, NamedTuple
 
+import jax
+
 from diffussm_jax.config import DIT_SIZES, SIZES, Config, from_dict
 from diffussm_jax.planning.multiply_adds import multiply_adds
+from diffussm_jax.training.state import abstract_model
 
 
 class Published(NamedTuple):
@@ -17,11 +20,14 @@ class Published(NamedTuple):
 
     Attributes:
         values: its config.
+        millions: 1e6 parameters.
         giga: 1e9 multiply-adds of a forward pass.
+        source: of the multiply-adds.
     """
 
     model: str
     values: dict[str, Any]
+    millions: int
     giga: float
     source: str
 
@@ -37,35 +43,38 @@ def _dit(size: str, image_size: int = 256) -> dict[str, Any]:
     return _latents(image_size, patch_size=2, **model)
 
 
+_VIA_DICO = "DiffuSSM's totals / images, via DiCo"
 _XL = dict(zip(("depth", "width"), SIZES["XL"]))
 PUBLISHED = (
-    Published("DiT-S/2, 256", _dit("S"), 6.06, "DiT, table 4"),
-    Published("DiT-B/2, 256", _dit("B"), 23.01, "DiT, table 4"),
-    Published("DiT-L/2, 256", _dit("L"), 80.71, "DiT, table 4"),
-    Published("DiT-XL/2, 256", _dit("XL"), 118.64, "DiT, table 4"),
-    Published("DiT-XL/2, 512", _dit("XL", 512), 524.60, "DiT, section 5.1"),
-    Published("DiffuSSM-XL, 256", _latents(256, **_XL), 280.3, "DiffuSSM"),
-    Published("DiffuSSM-XL, 512", _latents(512, **_XL), 1066.0, "DiffuSSM"),
+    Published("DiT-S/2, 256", _dit("S"), 33, 6.06, "DiT, table 4"),
+    Published("DiT-B/2, 256", _dit("B"), 130, 23.01, "DiT, table 4"),
+    Published("DiT-L/2, 256", _dit("L"), 458, 80.71, "DiT, table 4"),
+    Published("DiT-XL/2, 256", _dit("XL"), 675, 118.64, "DiT, table 4"),
+    Published("DiT-XL/2, 512", _dit("XL", 512), 675, 524.60, "DiT, section 5.1"),
+    Published("DiffuSSM-XL, 256", _latents(256, **_XL), 673, 280.3, _VIA_DICO),
+    Published("DiffuSSM-XL, 512", _latents(512, **_XL), 673, 1066.2, _VIA_DICO),
 )
-NOTE = (
-    "DiffuSSM's paper does not say what it counts; its formula, 7.5 l d^2 a layer, gives our "
-    "figure, and its\n"
-    "own two are not in the ratio of their tokens (3.80, not 4)."
-)
+NOTE = """\
+DiCo (arXiv 2505.11196) prints 280.3 and 1066.2. They are DiffuSSM's total work divided by its
+images, 1.85e11 / 660M and 3.22e11 / 302M, good to 0.4 %. DiffuSSM does not say what it counts: its
+formula of 7.5 l d^2 a layer gives our figures, and its two are not in the ratio of their tokens
+(3.80, not 4)."""
 
 
 def flops(config: Config) -> None:
-    """Write a config's multiply-adds and FLOPs by part, then the papers' figures beside ours."""
+    """Write a config's parameters, multiply-adds and FLOPs, then the papers' figures beside ours."""
     sys.stdout.write(table_of_parts(config) + "\n\n" + table_of_published() + "\n")
 
 
 def table_of_parts(config: Config) -> str:
-    """The multiply-adds and FLOPs of one config's model, by part."""
+    """The parameters of one config's model, and its multiply-adds and FLOPs by part."""
     model, (height, width, channels) = config.model, config.grid
     counts = multiply_adds(config)
     grid = f"{config.num_tokens} tokens of {height} x {width} x {channels}"
     rows = [
-        f"{model.name}, {model.depth} layers of width {model.width}: one image, {grid}, forward",
+        f"{model.name}, {model.depth} layers of width {model.width}: "
+        f"{num_parameters(config):,} parameters",
+        f"one image, {grid}, forward",
         f"{'':12}{'G multiply-adds':>16}{'GFLOPs':>12}",
     ]
     parts = dataclasses.asdict(counts) | {"total": counts.total}
@@ -78,11 +87,22 @@ def table_of_parts(config: Config) -> str:
 
 
 def table_of_published() -> str:
-    """The multiply-adds of the papers' models, as the papers say and as counted here."""
-    rows = [f"{'G multiply-adds':20}{'paper':>8}{'here':>8}{'with ssm':>10}"]
-    for model, values, giga, source in PUBLISHED:
-        counts = multiply_adds(from_dict(values))
+    """The papers' models, as the papers say and as counted here."""
+    rows = [
+        f"{'':20}{'M parameters':^16}{'G multiply-adds':^26}",
+        f"{'':20}{'paper':>8}{'here':>8}{'paper':>8}{'here':>8}{'with ssm':>10}",
+    ]
+    for model, values, millions, giga, source in PUBLISHED:
+        config = from_dict(values)
+        counts = multiply_adds(config)
+        size = f"{millions:8}{num_parameters(config) / 1e6:8.1f}"
         with_ssm = f"{counts.total / 1e9:10.1f}" if counts.ssm else f"{'':10}"
-        here = f"{counts.without_ssm / 1e9:8.1f}"
-        rows.append(f"{model:20}{giga:8.1f}{here}{with_ssm}  {source}")
+        work = f"{giga:8.1f}{counts.without_ssm / 1e9:8.1f}{with_ssm}"
+        rows.append(f"{model:20}{size}{work}  {source}")
     return "\n".join([*rows, NOTE])
+
+
+def num_parameters(config: Config) -> int:
+    """Count the parameters of a config's model, without making them."""
+    _, params = abstract_model(config)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -40,7 +40,7 @@ class SSM(NamedTuple):
 
     Attributes:
         poles: dt A, real part negative.
-        gains: C (exp(dt A) - 1) / A; the factor 2 Re(...) is the operator's.
+        gains: B C (exp(dt A) - 1) / A; the factor 2 Re(...) is the operator's.
         skip: the direct term D.
     """
 

@@ -10,12 +10,13 @@ def s4d(
     log_dt: torch.Tensor,
     log_neg_a_re: torch.Tensor,
     a_im: torch.Tensor,
+    b: torch.Tensor,
     c: torch.Tensor,
     skip: torch.Tensor,
 ) -> torch.Tensor:
     """Apply both directions to u [b l d]: [b l 2d], forward outputs first, in u's precision."""
     length = u.shape[1]
-    dt_a, gains = discretize(log_dt, log_neg_a_re, a_im, c)
+    dt_a, gains = discretize(log_dt, log_neg_a_re, a_im, b, c)
     powers = torch.exp(dt_a[..., None] * torch.arange(length, dtype=u.dtype))
     kernels = 2 * torch.einsum("rhn,rhnl->rhl", gains, powers).real
     x = u.transpose(1, 2)
@@ -30,12 +31,17 @@ def s4d(
 
 
 def discretize(
-    log_dt: torch.Tensor, log_neg_a_re: torch.Tensor, a_im: torch.Tensor, c: torch.Tensor
+    log_dt: torch.Tensor,
+    log_neg_a_re: torch.Tensor,
+    a_im: torch.Tensor,
+    b: torch.Tensor,
+    c: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The poles dt A and the gains C (exp(dt A) - 1) / A, complex."""
+    """The poles dt A and the gains B C (exp(dt A) - 1) / A, complex."""
     a = torch.complex(-torch.exp(log_neg_a_re), a_im)
     dt_a = a * torch.exp(log_dt)[..., None]
-    return dt_a, torch.view_as_complex(c) * (torch.exp(dt_a) - 1) / a
+    b_c = torch.view_as_complex(b) * torch.view_as_complex(c)
+    return dt_a, b_c * (torch.exp(dt_a) - 1) / a
 
 
 def tensors(raw: Raw, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:

@@ -28,6 +28,8 @@ class S4D(nnx.Module):
         self.a_im = nnx.Param(
             jnp.broadcast_to(jnp.pi * jnp.arange(n, dtype=jnp.float32), (r, d, n))
         )
+        # The paper learns A, B, C and Delta. B starts at 1, as in S4D.
+        self.b = nnx.Param(jnp.zeros((r, d, n, 2)).at[..., 0].set(1.0))
         # Variance 1 for each complex entry.
         self.c = nnx.Param(jax.random.normal(rngs.params(), (r, d, n, 2)) / jnp.sqrt(2.0))
         self.skip = nnx.Param(jax.random.normal(rngs.params(), (r, d)))
@@ -39,6 +41,7 @@ class S4D(nnx.Module):
             self.log_dt[...],
             self.log_neg_a_re[...],
             self.a_im[...],
+            self.b[...],
             self.c[...],
             self.skip[...],
             dt_rate=self.config.dt_rate,

@@ -119,13 +119,15 @@ def discretize(
     log_dt: Float32[Array, "r d"],
     log_neg_a_re: Float32[Array, "r d n"],
     a_im: Float32[Array, "r d n"],
+    b: Float32[Array, "r d n 2"],
     c: Float32[Array, "r d n 2"],
     skip: Float32[Array, "r d"],
     *,
     dt_rate: float = 1.0,
 ) -> SSM:
-    """Discretise A = -exp(log_neg_a_re) + i a_im, B = 1 by zero-order hold (S4D, table 1).
+    """Discretise A = -exp(log_neg_a_re) + i a_im, B and C by zero-order hold (S4D, table 1).
 
+    B and C meet in a product, since the state is diagonal: the gains are B C (exp(dt A) - 1) / A.
     `skip`, the direct term D, stays as it is. `dt_rate` multiplies the steps dt: 0.5 makes a model
     trained on l tokens read 2 l tokens as the same signal.
     """
@@ -134,7 +136,8 @@ def discretize(
     poles = dt * a[0], dt * a[1]
     inverse_norm = 1 / (jnp.square(a[0]) + jnp.square(a[1]))
     inverse = a[0] * inverse_norm, -a[1] * inverse_norm
-    gains = pairs.multiply(pairs.unpack(c), pairs.multiply(pairs.expm1(poles), inverse))
+    hold = pairs.multiply(pairs.expm1(poles), inverse)
+    gains = pairs.multiply(pairs.multiply(pairs.unpack(b), pairs.unpack(c)), hold)
     return SSM(pairs.pack(poles), pairs.pack(gains), skip)
 
 

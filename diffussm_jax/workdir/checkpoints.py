@@ -223,7 +223,7 @@ def _require_same_shapes(folder: epath.Path, metadata: Any, abstract_state: Trai
             raise UserError(
                 f"checkpoint {folder} is of another model: {name} is {saved.get(name, 'missing')} "
                 f"there and {ours.get(name, 'missing')} in this config; use the config that the "
-                "run was started with"
+                "run was started with, and the version of diffussm_jax that wrote it"
             )
 
 

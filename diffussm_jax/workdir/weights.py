@@ -149,7 +149,7 @@ def require_same_tensors(
         if ours != theirs:
             raise UserError(
                 f"{path} is of another model: {name} is {theirs} there and {ours} in the model of "
-                "its config"
+                "its config; use the version of diffussm_jax that wrote it"
             )
 
 

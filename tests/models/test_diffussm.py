@@ -33,7 +33,7 @@ OPTIONS = [
     {"ssm_implementation": "scan"},
 ]
 IMAGENET = {"data": {"space": "latents", "image_size": 256, "num_classes": 1000, "channels": 3}}
-XL_PARAMETERS = 668_812_048
+XL_PARAMETERS = 673_088_272
 
 
 def count(values) -> int:

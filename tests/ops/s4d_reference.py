@@ -14,13 +14,14 @@ from diffussm_jax.shapes import SSM
 
 
 def make_ssm(r, d, n, seed=0):
-    """An S4D-Lin layer with random C, as a model starts with it."""
+    """An S4D-Lin layer with random C; B is random too, as in a model that has been trained."""
     rng = np.random.default_rng(seed)
     log_dt = rng.uniform(np.log(1e-3), np.log(1e-1), (r, d))
     frequencies = np.broadcast_to(np.pi * np.arange(n), (r, d, n))
     c = rng.normal(size=(r, d, n, 2)) / np.sqrt(2)
     skip = rng.normal(size=(r, d))
-    raw = (log_dt, np.full((r, d, n), np.log(0.5)), frequencies, c, skip)
+    b = np.stack([np.ones((r, d, n)), np.zeros((r, d, n))], -1) + 0.3 * rng.normal(size=c.shape)
+    raw = (log_dt, np.full((r, d, n), np.log(0.5)), frequencies, b, c, skip)
     return discretize(*(jnp.asarray(x, jnp.float32) for x in raw))
 
 

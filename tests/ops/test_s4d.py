@@ -232,14 +232,15 @@ def test_discretize_matches_complex_float64():
     log_dt = rng.uniform(-9, 0, (2, 5)).astype(np.float32)
     log_re = rng.normal(size=(2, 5, 7)).astype(np.float32)
     a_im = (50 * rng.normal(size=(2, 5, 7))).astype(np.float32)
-    c = rng.normal(size=(2, 5, 7, 2)).astype(np.float32)
+    b, c = rng.normal(size=(2, 2, 5, 7, 2)).astype(np.float32)
     skip = rng.normal(size=(2, 5)).astype(np.float32)
     poles, gains, same_skip = discretize(
-        *map(jnp.asarray, (log_dt, log_re, a_im, c, skip)), dt_rate=0.5
+        *map(jnp.asarray, (log_dt, log_re, a_im, b, c, skip)), dt_rate=0.5
     )
     a = -np.exp(log_re.astype(np.float64)) + 1j * a_im
     dt_a = 0.5 * np.exp(log_dt.astype(np.float64))[..., None] * a
-    expected = (c[..., 0] + 1j * c[..., 1]) * (np.exp(dt_a) - 1) / a
+    b, c = (x[..., 0] + 1j * x[..., 1] for x in (b, c))
+    expected = b * c * (np.exp(dt_a) - 1) / a
     assert error(poles, np.stack([dt_a.real, dt_a.imag], -1)) < 1e-6
     np.testing.assert_allclose(gains[..., 0], expected.real, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(gains[..., 1], expected.imag, rtol=1e-4, atol=1e-6)

@@ -47,7 +47,7 @@ def test_warmup():
     assert learning_rate(OptimizerConfig(learning_rate=2.0))(0) == 2.0
 
 
-@pytest.mark.parametrize("name", ["log_dt", "log_neg_a_re", "a_im", "c", "skip"])
+@pytest.mark.parametrize("name", ["log_dt", "log_neg_a_re", "a_im", "b", "c", "skip"])
 def test_every_ssm_parameter_of_a_model_is_in_the_ssm_group(name):
     _, params = abstract_model(from_dict({"model": TINY_MODEL}))
     labels = label_parameters(params)

@@ -118,6 +118,18 @@ def test_where_none_is_whole_nothing_is_made_anew(trained, tiny_config, tmp_path
     assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
 
 
+def test_a_checkpoint_of_before_b_was_trained_is_refused(trained, tiny_config, tmp_path):
+    config = from_dict(tiny_config)
+    state = restored(config, trained).state
+    params = jax.tree.map(lambda x: x, state.params)
+    del params["blocks"]["ssm"]["b"]
+    with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+        checkpoints.save(1, dataclasses.replace(state, params=params), make_record(config, 1))
+        checkpoints.wait()
+    with pytest.raises(UserError, match=r"blocks/ssm/b is missing there and .* the version of"):
+        restored(config, tmp_path)
+
+
 @pytest.mark.slow
 def test_a_first_save_that_was_killed_is_made_again(trained, tiny_config, tmp_path):
     """Between Orbax's end and the manifest; the same without its mark would be damage."""
