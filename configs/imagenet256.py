@@ -1,7 +1,7 @@
 """ImageNet at 256 x 256: class-conditional DiffuSSM-XL on VAE latents.
 
 Reproduces:     FID 9.07, sFID 5.52, IS 118.3 after 660M images; with guidance FID 2.28, sFID 4.49,
-                IS 259.1.
+                IS 259.1, precision 0.86, recall 0.56.
 Latents first:  the command below with --mode=encode instead of --workdir, once
 Command:        python -m diffussm_jax.main --config=configs/imagenet256.py --workdir=runs/in256
 Other sizes:    configs/imagenet256.py:S, :B, :L

@@ -1,7 +1,7 @@
 """`--mode=flops`: the size and multiply-adds of a config's model, and those of the papers' models.
 
-Multiply-adds are counted in the models' own programs. One multiply-add counts once, as in the "Gflops" of
-the papers; FLOPs are twice that. Element-wise work is not counted.
+Multiply-adds are counted in the models' own programs. One multiply-add counts once, as in the
+"Gflops" of the papers; FLOPs are twice that. Element-wise work is not counted.
 """
 
 import dataclasses
@@ -55,14 +55,14 @@ PUBLISHED = (
     Published("DiffuSSM-XL, 512", _latents(512, **_XL), 673, 1066.2, _VIA_DICO),
 )
 NOTE = """\
-DiCo (arXiv 2505.11196) prints 280.3 and 1066.2. They are DiffuSSM's total work divided by its
-images, 1.85e11 / 660M and 3.22e11 / 302M, good to 0.4 %. DiffuSSM does not say what it counts: its
-formula of 7.5 l d^2 a layer gives our figures, and its two are not in the ratio of their tokens
-(3.80, not 4)."""
+DiCo (arXiv 2505.11196) prints 280.3 and 1066.2: most likely DiffuSSM's total work divided by its
+images, 1.85e11 / 660M and 3.22e11 / 302M, and so good to 0.4 %. What was counted is not known:
+DiffuSSM's formula of 7.5 l d^2 a layer gives our figures, and these two are not in the ratio of
+their tokens (3.80, not 4)."""
 
 
 def flops(config: Config) -> None:
-    """Write a config's parameters, multiply-adds and FLOPs, then the papers' figures beside ours."""
+    """Write a config's parameters and multiply-adds, then the papers' figures beside ours."""
     sys.stdout.write(table_of_parts(config) + "\n\n" + table_of_published() + "\n")
 
 
@@ -71,9 +71,9 @@ def table_of_parts(config: Config) -> str:
     model, (height, width, channels) = config.model, config.grid
     counts = multiply_adds(config)
     grid = f"{config.num_tokens} tokens of {height} x {width} x {channels}"
+    name = f"{model.name}, {model.depth} layers of width {model.width}"
     rows = [
-        f"{model.name}, {model.depth} layers of width {model.width}: "
-        f"{num_parameters(config):,} parameters",
+        f"{name}: {num_parameters(config):,} parameters",
         f"one image, {grid}, forward",
         f"{'':12}{'G multiply-adds':>16}{'GFLOPs':>12}",
     ]

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 
 import diffussm_jax
-from benchmarks import sampling
+from benchmarks import residual, sampling
 from benchmarks.ssm import __main__ as ssm
 from benchmarks.ssm import host
 from tests.ops.s4d_reference import error, make_input, make_ssm, recurrence
@@ -27,6 +27,18 @@ def test_a_table_a_file_and_a_plot(tmp_path, monkeypatch, capsys):
     assert all(row["error"] < 2e-5 and row["both_ms"] > 0 for row in rows)
     assert (tmp_path / "ssm.png").stat().st_size > 1000
     assert "fft / chunked" in capsys.readouterr().out
+
+
+def test_errors_of_precisions(trained, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["residual", str(trained), "--images=2"])
+    residual.main()
+    title, growth, _, *rows = capsys.readouterr().out.splitlines()
+    assert title == "2 blocks of width 16, 64 tokens"
+    assert growth.startswith("the stream's RMS grows 1.")
+    assert [row.split()[:2] for row in rows] == [["bfloat16", "bfloat16"], ["bfloat16", "float32"]]
+    errors = np.array([row.split()[2:] for row in rows], float)
+    assert ((errors > 1e-4) & (errors < 0.05)).all()
+    assert errors[1, 0] < errors[0, 0]
 
 
 def test_figures_of_samplers(trained):

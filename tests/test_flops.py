@@ -45,7 +45,9 @@ def test_dit_is_its_formula_part_by_part(size):
 @pytest.mark.parametrize("published", flops.PUBLISHED, ids=lambda x: x.model)
 def test_published_models(published):
     """DiT's table; DiffuSSM's paper counts something else, 5 to 11 % less."""
-    giga = multiply_adds(from_dict(published.values)).without_ssm / 1e9
+    config = from_dict(published.values)
+    assert flops.num_parameters(config) / 1e6 == pytest.approx(published.millions, abs=0.5)
+    giga = multiply_adds(config).without_ssm / 1e9
     if published.values["model"].get("name") == "dit":
         assert giga == pytest.approx(published.giga, rel=1e-3)
     else:
@@ -80,7 +82,8 @@ def test_equal_to_xlas_count_of_an_unrolled_model(tiny_config, model):
 def test_the_table_of_a_config(tiny_config, capsys):
     flops.flops(merge(tiny_config, {"model": {"name": "dit", "num_heads": 4}}))
     text = capsys.readouterr().out
-    assert "dit, 2 layers of width 16: one image, 64 tokens of 8 x 8 x 1" in text
+    assert "dit, 2 layers of width 16: 14,866 parameters" in text
+    assert "one image, 64 tokens of 8 x 8 x 1" in text
     assert "ssm" not in text.split("\n\n")[0]
     (row,) = (line for line in text.splitlines() if "DiT-XL/2, 256" in line)
-    assert row.split() == ["DiT-XL/2,", "256", "118.6", "118.6", "DiT,", "table", "4"]
+    assert row.split("256")[1].split() == ["675", "674.8", "118.6", "118.6", "DiT,", "table", "4"]

@@ -8,7 +8,8 @@ imported, so that models import without the tools of training.
 import dataclasses
 from typing import Literal
 
-# Depth and width by size: DiT's sizes with one layer more, as the paper has for XL.
+# Depth and width by size: DiT's sizes with one layer more, as the paper has for XL. The paper
+# studies S, L and XL of widths 384, 768 and 1152 and no B: its L is as wide as B here.
 SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
 # Depth, width and number of heads of DiT by size (its table 1).
 DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
@@ -25,6 +26,8 @@ class ModelConfig:
     patch_size: int = 1  # side of a token in pixels or latent positions; the paper's is 1
     position: Literal["sincos2d", "none"] = "sincos2d"  # position code added to the tokens
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
+    # Of x, to which each block adds its output, as in the paper's mixed precision.
+    residual_dtype: Literal["bfloat16", "float32"] = "float32"
     # Which activations the backward pass recomputes to save memory: none, all but those of matrix
     # products (dots), or all of a block (full).
     remat: Literal["none", "dots", "full"] = "none"
@@ -55,7 +58,7 @@ class DiffusionConfig:
     prediction: Literal["eps", "v", "x0"] = "eps"
     # Of the reverse process: learned between two bounds, or fixed at the lower or the upper one.
     variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range"
-    clip_x0: bool = False  # whether sampling clamps predictions of x0 to [-1, 1], as pixels are
+    clip_x0: bool = False  # whether sampling clamps predictions of x0 to [-1, 1]; training never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +200,7 @@ class EvaluateConfig:
     """What `--mode=evaluate` scores, and against which reference."""
 
     # Replaces fields of `sample` as evaluation/presets.py says; None samples as `sample` says.
-    preset: Literal["paper", "dit_guided", "fast"] | None = None
+    preset: Literal["paper", "paper_guided", "dit_guided", "fast"] | None = None
     name: str | None = None  # of the file of results; None is the preset's, or `default`
     # inception, pixels, classifier, or module:function from uint8 images [b h w c] to
     # {"pool": [b d]} (evaluation/features.py).

@@ -89,6 +89,7 @@ def config_of(weights: Mapping[str, np.ndarray]) -> Config:
         "width": width,
         "patch_size": patch_size,
         "num_heads": num_heads,
+        "dtype": "float32",  # in which DiT's scores were measured
     }
     data = {
         "name": "imagenet2012",

@@ -35,7 +35,8 @@ class Diffusion:
             (Salimans & Ho 2022) or the clean image.
         variance: of p(x_{t-1} | x_t). With "learned_range" the second half of the output channels
             interpolates between log beta-tilde_t and log beta_t; the others take one of the two.
-        clip_x0: clamp the predicted clean image to [-1, 1], for models of pixels.
+        clip_x0: clamp the predicted clean image to [-1, 1] while sampling, for models of pixels.
+            The training loss does without, as those of iDDPM, ADM and DiT do.
     """
 
     schedule: Schedule
@@ -102,7 +103,8 @@ def training_loss(
     mse = _mean(jnp.square(prediction - target))
     if diffusion.variance != "learned_range":
         return {"loss": mse, "mse": mse}
-    frozen = _interpret(diffusion, jax.lax.stop_gradient(prediction), log_variance, x_t, t)
+    unclipped = dataclasses.replace(diffusion, clip_x0=False)
+    frozen = _interpret(unclipped, jax.lax.stop_gradient(prediction), log_variance, x_t, t)
     vlb = variational_bound(schedule, frozen, x0, x_t, t)
     return {"loss": mse + vlb * schedule.num_steps / 1000, "mse": mse, "vlb": vlb}
 

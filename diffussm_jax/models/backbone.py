@@ -85,7 +85,7 @@ class Backbone(nnx.Module):
             c = self.timestep(t)
             if y is not None:
                 c = c + self.label(y)
-        x = self.run_blocks(x, c)
+        x = self.run_blocks(x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype)), c)
         with jax.named_scope("embeddings"):
             x = self.head(modulate(x, *self.modulation(c)))
         return ungroup(x.astype(jnp.float32), height, width, p)

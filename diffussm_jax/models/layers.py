@@ -90,16 +90,16 @@ class Modulation(nnx.Module):
 
 
 def modulate(x: Groups, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]) -> Groups:
-    """Apply LayerNorm without parameters, then x (1 + scale) + shift."""
-    return layer_norm(x) * (1 + scale) + shift
+    """Apply LayerNorm without parameters, then x (1 + scale) + shift, in the dtype of these."""
+    return layer_norm(x, dtype=shift.dtype) * (1 + scale) + shift
 
 
-def layer_norm(x: Groups) -> Groups:
-    """Normalise over the width, with float32 statistics whatever the dtype of x."""
+def layer_norm(x: Groups, *, dtype: jnp.dtype) -> Groups:
+    """Normalise over the width, with float32 statistics whatever the dtypes of x and the result."""
     x32 = x.astype(jnp.float32)
     centred = x32 - x32.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
-    return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
+    return (centred * jax.lax.rsqrt(variance + 1e-6)).astype(dtype)
 
 
 def sinusoids(

@@ -152,11 +152,11 @@ def read_data_facts(workdir: Path) -> DataFacts:
 def require_same_model(workdir: Path, config: Config) -> None:
     """Raise UserError if the run in `workdir` has another model or diffusion process.
 
-    The dtype of activations may differ: a model trained in float32 samples in bfloat16 too.
+    The dtypes of activations may differ: a model trained in float32 samples in bfloat16 too.
     """
     names = parsing.field_names(Config)
     of_the_model = [n for n in names if n.startswith(("model.", "diffusion."))]
-    _require_same(workdir, config, [n for n in of_the_model if n != "model.dtype"])
+    _require_same(workdir, config, [n for n in of_the_model if not n.endswith("dtype")])
 
 
 def require_same_run(workdir: Path, config: Config) -> None:

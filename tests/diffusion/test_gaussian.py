@@ -89,6 +89,27 @@ def test_learned_variance_interpolates_between_its_bounds():
         np.testing.assert_allclose(step.log_variance, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_training_does_not_clip(prediction):
+    """The bound of a learned variance sees predictions beyond [-1, 1] as they are."""
+    rng = np.random.default_rng(0)
+    x0, eps = (jnp.asarray(rng.normal(size=(4, 2, 2, 1)), jnp.float32) for _ in range(2))
+    output = jnp.asarray(3 * rng.normal(size=(4, 2, 2, 2)), jnp.float32)
+    t = jnp.array([0, 10, 500, 999])
+    clipped, plain = (
+        training_loss(
+            Diffusion(SCHEDULE, prediction, "learned_range", clip_x0=clip),
+            lambda x, t, y: output,
+            x0,
+            t,
+            eps,
+            None,
+        )
+        for clip in (True, False)
+    )
+    np.testing.assert_array_equal(clipped["loss"], plain["loss"])
+
+
 def test_kl_is_the_integral():
     m1, s1, m2, s2 = 0.3, 0.5, -0.2, 0.9
 

@@ -28,6 +28,7 @@ OPTIONS = [
     {"position": "none"},
     {"share_ssm": True},
     {"dtype": "bfloat16"},
+    {"dtype": "bfloat16", "residual_dtype": "bfloat16"},
     {"remat": "full"},
     {"remat": "dots", "scan_unroll": 2},
     {"ssm_implementation": "scan"},

@@ -1,5 +1,6 @@
 """Checkpoints: placed on any mesh, kept by rule, and never read when damaged."""
 
+import dataclasses
 import itertools
 import json
 import logging
