@@ -24,7 +24,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from configs import imagenet256
-from diffussm_jax.config import SIZES, Config, from_dict
+from diffussm_jax.config import Config, from_dict
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.diffusion.gaussian import make_diffusion, q_sample
 from diffussm_jax.models import create_model
@@ -40,7 +40,7 @@ Batch = tuple[Array, Array, Array | None, Array]  # x_t, t, y, the noise to pred
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.residual")
     parser.add_argument("run", nargs="?", type=Path)
-    parser.add_argument("--size", choices=SIZES, default="XL")
+    parser.add_argument("--width", type=int, default=384, help="of 29 blocks; XL's is 1152")
     parser.add_argument("--gain", type=float, default=1.0, help="of the kernels that were zero")
     parser.add_argument("--images", type=int, default=4, help="of a batch")
     arguments = parser.parse_args()
@@ -49,7 +49,9 @@ def main() -> None:
         config, params = weights.config, weights.params
         batch = held_out(config, arguments.images)
     else:
-        config = from_dict(imagenet256.get_config(arguments.size).to_dict())
+        values = imagenet256.get_config()
+        values.model.width = arguments.width
+        config = from_dict(values.to_dict())
         params = like_trained(config, arguments.gain)
         batch = noise(config, arguments.images)
     for line in compare(config, params, batch):
