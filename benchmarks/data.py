@@ -95,7 +95,8 @@ def _make_latents(folder: Path) -> Config:
         write_shard(path, records)
         shards.append(json.loads(path.with_suffix(".json").read_text()))
     manifest = latents.shared_fields(config, "train")
-    manifest |= {"class_names": None, "shards": shards}
+    fingerprint = {"data_set": "random moments", "num_images": NUM_LATENTS, "sha256": ""}
+    manifest |= {"class_names": None, "fingerprint": fingerprint, "shards": shards}
     (cache / latents.CACHE_MANIFEST).write_text(json.dumps(manifest))
     return config
 

@@ -25,6 +25,7 @@ from diffussm_jax.data.latents import (
     cache_folder,
     read_manifest,
     record_dtype,
+    require_images_at_hand,
     require_same,
     shared_fields,
 )
@@ -70,7 +71,7 @@ def _encode_split(
     source = open_images(config, split)
     folder = cache_folder(config, split)
     facts = _facts(config, split, source, autoencoder)
-    _begin(folder, facts)
+    _begin(config, split, facts)
     size = config.data.shard_size
     num_shards = ceil_div(len(source), size)
     faults = Faults(config.data.on_error, num_records=len(source))
@@ -112,11 +113,15 @@ def _facts(
     return json.loads(json.dumps(facts))  # as it will be read: tuples become lists
 
 
-def _begin(folder: Path, facts: dict[str, Any]) -> None:
+def _begin(config: Config, split: str, facts: dict[str, Any]) -> None:
     """Create a cache without shards, or accept the existing one if it has the same facts."""
+    folder = cache_folder(config, split)
     manifest = read_manifest(folder)
     if manifest is not None:
-        require_same(manifest.facts, facts, folder)
+        require_images_at_hand(config, split, manifest.fingerprint)
+        # Elsewhere the same images have another name.
+        compared = {k: v for k, v in facts.items() if k not in ("source", "fingerprint")}
+        require_same(manifest.facts, compared, folder)
         return
     with writing_to(folder, field="config.data.latents_dir"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,9 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from diffussm_jax.config import Config
 from diffussm_jax.config.parsing import ConfigError, from_object, get_field, read_as
+from diffussm_jax.data.at_hand import require_same_images
 from diffussm_jax.data.faults import BadRecordError
+from diffussm_jax.data.fingerprint import Fingerprint
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.data.sources import Example, check_num_classes
 from diffussm_jax.errors import UserError
@@ -62,10 +64,12 @@ class Manifest(NamedTuple):
 
     Attributes:
         facts: what its latents depend on and what they are of, as JSON.
+        fingerprint: of the images; among the facts too.
         shards: its files; empty until all are written.
     """
 
     facts: dict[str, Any]
+    fingerprint: Fingerprint
     shards: list[Shard]
 
 
@@ -74,6 +78,7 @@ class _CheckedFields:
     """The fields of a manifest that are used besides being compared."""
 
     shards: list[Shard]
+    fingerprint: Fingerprint
     class_names: list[str] | None = None
 
 
@@ -119,18 +124,38 @@ def read_manifest(folder: Path) -> Manifest | None:
     """Read the manifest of a cache; None if there is none.
 
     Raises:
-        UserError: it is damaged, or lists files outside its folder.
+        UserError: it is damaged, lists files outside its folder, or is of a version that stored
+            labels only where the config had classes.
     """
     path, mend = folder / CACHE_MANIFEST, f"remove {folder}"
     try:
         facts = read_as(path, dict, mend=mend)
-        checked = from_object(_CheckedFields, facts)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if "fingerprint" not in facts:
+        raise UserError(
+            f"{path} does not say which images its latents are of, as an earlier version wrote it, "
+            f"so that their labels may be missing: {mend} and {ENCODE_HINT}"
+        )
+    try:
+        checked = from_object(_CheckedFields, facts)
     except ConfigError as error:
         raise UserError(f"{path} is no manifest of latents: {error}; {mend}") from error
     del facts["shards"]
-    return Manifest(facts, checked.shards)
+    return Manifest(facts, checked.fingerprint, checked.shards)
+
+
+def require_images_at_hand(config: Config, split: str, fingerprint: Fingerprint) -> None:
+    """Raise UserError if the images at hand are not those that a split's cache was made from."""
+    folder = cache_folder(config, split)
+    require_same_images(
+        config,
+        split,
+        fingerprint,
+        made=f"the latents in {folder} were encoded from",
+        mend="restore them, change config.data.latents_dir to keep both, or remove that folder and "
+        "encode again",
+    )
 
 
 class LatentSource:
@@ -139,13 +164,14 @@ class LatentSource:
     An example has `mean` and `std`, float16 [h, w, c], and `label`, int32.
 
     Raises:
-        UserError: the cache is missing, unfinished, damaged, or made from other images or with
-            another autoencoder.
+        UserError: the cache is missing, unfinished, damaged, or made from other images than those
+            at hand or with another autoencoder.
     """
 
     def __init__(self, config: Config, split: str):
         folder = cache_folder(config, split)
-        self.facts, shards = _finished_manifest(config, split, folder)
+        self.facts, fingerprint, shards = _finished_manifest(config, split, folder)
+        require_images_at_hand(config, split, fingerprint)
         check_num_classes(config.data, self.facts.get("class_names"))
         paths = [str(folder / shard.file) for shard in shards]
         _allow_open_files(len(paths))
@@ -168,7 +194,7 @@ class LatentSource:
             record = np.frombuffer(data, self._dtype)[0]
         except (RuntimeError, ValueError, IndexError) as error:
             raise BadRecordError(f"latents {index} of {self._folder}: {error}") from error
-        label = np.asarray(record["label"] if self._num_classes else 0, np.int32)
+        label = np.asarray(record["label"], np.int32)
         if self._num_classes and not 0 <= label < self._num_classes:
             raise BadRecordError(
                 f"latents {index} of {self._folder}: label {label} is not below "

@@ -1,5 +1,6 @@
 """Data sets as random-access sources of examples: images through TFDS, or cached latents."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from diffussm_jax.data.datasets.digits import digits_dataset_builder
 from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
 from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
 from diffussm_jax.data.faults import BadRecordError
-from diffussm_jax.data.names import FOLDER
+from diffussm_jax.data.fingerprint import of_records
+from diffussm_jax.data.names import FOLDER, portable_name
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import writing_to
 
@@ -32,8 +34,8 @@ class Source(Protocol):
     """Random access to examples.
 
     Attributes:
-        facts: what the work directory keeps about it: its origin, and `class_names`, which are
-            None without labels.
+        facts: what the work directory keeps about it: its origin, the `fingerprint` of its images,
+            and `class_names`, which are None without labels.
     """
 
     facts: dict[str, Any]
@@ -52,8 +54,8 @@ class Source(Protocol):
 class ImageSource:
     """Images of a prepared TFDS data set, cropped to a square.
 
-    An example has `image`, uint8 [h, w, c], and `label`, int32: the class, or 0 where the model
-    takes no labels.
+    An example has `image`, uint8 [h, w, c], and `label`, int32: the class, also where the model
+    takes no labels, or 0 where the data set has none.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class ImageSource:
         # Pillow's decoders and the record reader raise anything at all for damaged bytes.
         except Exception as error:
             raise BadRecordError(f"{self._name(index, record)}: {error}") from error
-        label = int(record["label"]) if self._config.num_classes else 0
+        label = int(record.get("label", 0))
         if self._config.num_classes and not 0 <= label < self._config.num_classes:
             raise BadRecordError(
                 f"{self._name(index, record)}: label {label} is not below "
@@ -100,7 +102,8 @@ def open_images(config: Config, split: str) -> ImageSource:
         UserError: the data set or split does not exist, is not prepared, or does not fit the
             config.
     """
-    builder = _builder(config.data)
+    builder = make_builder(config.data)
+    _prepare(config.data, builder)
     try:
         num_images = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
@@ -115,37 +118,44 @@ def open_images(config: Config, split: str) -> ImageSource:
     if config.data.in_memory and config.data.space == "pixels":
         logger.info("reading %d records of %s into memory", num_images, builder.name)
         records = list(records)
+    if isinstance(builder, image_folder_dataset_builder.Builder):
+        fingerprint, name = builder.fingerprint(), portable_name(config.data.name)
+    else:
+        name = builder.info.full_name
+        fingerprint = of_records(name, records)
     facts = {
-        "source": f"{builder.info.full_name}, {num_images} images",
+        "source": f"{name}, {num_images} images",
         "class_names": _class_names(config.data, builder),
+        "fingerprint": dataclasses.asdict(fingerprint),
     }
     return ImageSource(records, config.data, facts=facts)
 
 
-def _builder(config: DataConfig) -> tfds.core.DatasetBuilder:
-    """The builder of a data set that is prepared.
+def make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
+    """Make the builder of a data set. A folder, LSUN or the digits may not be prepared yet.
 
-    Folders, LSUN and the digits are prepared here on first use, because that downloads nothing.
+    Raises:
+        UserError: there is no such data set, or it is TFDS's own and not prepared.
     """
     name, _, category = config.name.partition("/")
     options = {"data_dir": config.data_dir, "file_format": ARRAY_RECORD}
     if config.name.startswith(FOLDER):
         folder = Path(os.path.expanduser(config.name.removeprefix(FOLDER)))
-        builder = image_folder_dataset_builder.Builder(
+        return image_folder_dataset_builder.Builder(
             folder, allow_empty_classes=config.on_error == "skip", **options
         )
-    elif name == "lsun":
-        builder = lsun_dataset_builder.open_builder(category, **options)
-    elif name == "digits":
-        builder = digits_dataset_builder.Builder(**options)
-    else:
-        return _tfds_builder(config)
-    _prepare(config.name, builder)
-    return builder
+    if name == "lsun":
+        return lsun_dataset_builder.open_builder(category, **options)
+    if name == "digits":
+        return digits_dataset_builder.Builder(**options)
+    return _tfds_builder(config)
 
 
-def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
-    """Prepare a data set once: of the processes that share a disk one does it, the others wait."""
+def _prepare(config: DataConfig, builder: tfds.core.DatasetBuilder) -> None:
+    """Prepare a data set on its first use, if that downloads nothing.
+
+    Of the processes that share a disk one does it, and the others wait.
+    """
     if builder.is_prepared():
         return
     folder = Path(builder.data_dir)
@@ -153,7 +163,7 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
             if not builder.is_prepared():
-                logger.info("preparing %s in %s (once)", name, folder)
+                logger.info("preparing %s in %s (once)", config.name, folder)
                 tfds.disable_progress_bar()
                 builder.download_and_prepare()
 

@@ -228,6 +228,7 @@ class SourceImages(ImageSet):
         self._faults = Faults(config.data.on_error, num_records=len(self._source))
         self._facts = {
             "source": self._source.facts["source"],
+            "fingerprint": self._source.facts["fingerprint"]["sha256"],
             "split": split,
             "image_size": config.data.image_size,
             "crop": "ADM: box halving, bicubic, centre",

@@ -13,6 +13,7 @@ from tests.conftest import merge
 
 LATENTS = {"space": "latents", "image_size": 32, "channels": 3, "num_classes": 3}
 NUM_IMAGES = 150
+FINGERPRINT = {"data_set": "pictures/1.0.0", "num_images": NUM_IMAGES, "sha256": "0" * 64}
 
 
 def config_of(tiny_config, tmp_path, **data):
@@ -44,6 +45,7 @@ def config(tiny_config, tmp_path, moments):
         shards.append(json.loads(path.with_suffix(".json").read_text()))
     manifest = latents.shared_fields(config, "train") | {
         "class_names": ["a", "b", "c"],
+        "fingerprint": FINGERPRINT,
         "shards": shards,
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -122,9 +124,13 @@ def test_a_manifest_that_does_not_match_names_the_field(config, field, value):
     assert "\n" not in str(error.value)
 
 
-def test_unlabelled_training_from_labelled_latents(tiny_config, config, tmp_path):
-    source = LatentSource(config_of(tiny_config, tmp_path, num_classes=0), "train")
-    assert source.example(1, mirrored=False)["label"] == 0
+def test_a_cache_of_before_labels_were_always_stored_is_refused(config):
+    path = cache_folder(config, "train") / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["fingerprint"]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="labels may be missing: remove .* with --mode=encode"):
+        LatentSource(config, "train")
 
 
 def test_what_is_damaged_is_refused(config):
@@ -150,7 +156,8 @@ def test_what_is_damaged_is_refused(config):
     [
         ("{", "manifest.json is damaged: .*; remove"),
         ("[]", "manifest.json is damaged: it is not a JSON object; remove"),
-        ('{"shards": 3}', "is no manifest of latents: shards must be a list, .*; remove"),
+        ("{}", "does not say which images .*: remove"),
+        ('{"fingerprint": 3}', "is no manifest of latents: .* is missing; remove"),
     ],
 )
 def test_a_damaged_manifest_is_named(config, text, message):

@@ -124,7 +124,8 @@ def whole_cache(tiny_config, tmp_path_factory):
     record = np.zeros((), record_dtype(config)).tobytes()
     write_shard(path, iter([(record, record)] * 4))
     shard = json.loads(path.with_suffix(".json").read_text())
-    names = {"class_names": ["a", "b"], "shards": [shard]}
+    fingerprint = {"data_set": "pictures/1.0.0", "num_images": 4, "sha256": "0" * 64}
+    names = {"class_names": ["a", "b"], "fingerprint": fingerprint, "shards": [shard]}
     manifest = latents.shared_fields(config, "train") | names
     (folder / "manifest.json").write_text(json.dumps(manifest))
     LatentSource(config, "train")
@@ -196,6 +197,22 @@ def test_classes_of_a_manifest(cache, names):
     config, folder = cache
     edit(folder, class_names=names)
     error_of(lambda: LatentSource(config, "train"))
+
+
+@pytest.mark.parametrize(
+    "fingerprint",
+    [
+        *(None, 3, "x", [], {}),
+        {"data_set": "x", "num_images": 4},
+        {"data_set": "x", "num_images": "4", "sha256": "0"},
+        {"data_set": ["x"], "num_images": 4, "sha256": "0"},
+        {"data_set": "x", "num_images": 4, "sha256": None},
+    ],
+)
+def test_fingerprints_of_a_manifest(cache, fingerprint):
+    config, folder = cache
+    edit(folder, fingerprint=fingerprint)
+    assert "fingerprint" in error_of(lambda: LatentSource(config, "train"))
 
 
 @pytest.mark.parametrize("damage", ["emptied", "torn", "zeros", "missing"])

@@ -9,12 +9,22 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from diffussm_jax.config.parsing import read_as
+from diffussm_jax.data.fingerprint import (
+    Checksums,
+    Fingerprint,
+    describe_changes,
+    key_of_files,
+    of_folder,
+)
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import sha256_of, write_json
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
 logger = logging.getLogger(__name__)
 
+CHECKSUMS_FILE = "checksums.json"  # beside the records
 EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 
 
@@ -22,20 +32,21 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     """Builder of a folder's data set.
 
     Files go into the records unchanged and are decoded when they are read. A folder whose files
-    change is another data set, and is prepared again.
+    change is another data set, and is prepared again. The checksum of each file is kept beside the
+    records.
 
     Raises:
         UserError: the folder has no images, a class has none, or images lie beside the classes.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     def __init__(self, folder: Path, *, allow_empty_classes: bool = False, **options: Any):
         self._folder = folder
         self._files, self._classes = _list_images(folder, allow_empty_classes)
         # Files and folders of the prepared data set begin with the name.
         label = re.sub(r"\W+", "_", folder.resolve().name)
-        self.name = f"folder_{label}_{_fingerprint(folder, self._files)}"
+        self.name = f"folder_{label}_{key_of_files(folder, self._files)}"
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -56,12 +67,53 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Examples:
+        checksums = {}
         for index, file in enumerate(self._files):
-            path = file.relative_to(self._folder)
-            example = {"image": file.read_bytes(), "file_name": str(path)}
+            path, data = file.relative_to(self._folder), file.read_bytes()
+            checksums[path.as_posix()] = hashlib.sha256(data).hexdigest()
+            example = {"image": data, "file_name": str(path)}
             if self._classes:
                 example["label"] = path.parts[0]
             yield index, example
+        write_json(Path(self.data_dir) / CHECKSUMS_FILE, checksums)
+
+    def fingerprint(self) -> Fingerprint:
+        """The fingerprint of the folder's images; they are read unless they are prepared."""
+        return of_folder(self.info.full_name, self._checksums())
+
+    def find_changes(self, before: Fingerprint) -> str | None:
+        """Say how the folder's images differ from those of a fingerprint; None if they do not.
+
+        Files are read only where their names, sizes and times leave it open.
+        """
+        if self.info.full_name == before.data_set:
+            return None
+        known = _read_checksums(Path(self.data_dir_root) / before.data_set)
+        names = dict.fromkeys((x.relative_to(self._folder).as_posix() for x in self._files), "")
+        if known is not None and known.keys() != names.keys():
+            return describe_changes(dict.fromkeys(known, ""), names)
+        if len(names) != before.num_images:
+            return f"{len(names)} now and {before.num_images} then"
+        now = self._checksums()
+        if of_folder(self.info.full_name, now).has_images_of(before):
+            return None
+        return describe_changes(known, now) if known else f"{len(names)} as then, but not the same"
+
+    def _checksums(self) -> Checksums:
+        kept = _read_checksums(Path(self.data_dir))
+        if kept is not None:
+            return kept
+        logger.info("reading the %d images of %s to compare them", len(self._files), self._folder)
+        folder = self._folder
+        return {file.relative_to(folder).as_posix(): sha256_of(file) for file in self._files}
+
+
+def _read_checksums(prepared: Path) -> Checksums | None:
+    """The checksums beside prepared records; None where there are none."""
+    try:
+        return read_as(prepared / CHECKSUMS_FILE, dict)
+    except (OSError, UserError):
+        return None
 
 
 def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[list[Path], list[str]]:
@@ -99,13 +151,3 @@ def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[list[Path], l
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-
-
-def _fingerprint(folder: Path, files: list[Path]) -> str:
-    """A hash of the names, sizes and modification times of all files."""
-    digest = hashlib.sha256()
-    for file in files:
-        stat = file.stat()
-        line = f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-        digest.update(line.encode(errors="surrogateescape"))
-    return digest.hexdigest()[:12]

@@ -1,0 +1,61 @@
+"""Whether the images at hand are those that a cache of latents or a run was made from."""
+
+import logging
+import os
+from pathlib import Path
+
+from diffussm_jax.config import Config, DataConfig
+from diffussm_jax.config.parsing import from_object
+from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
+from diffussm_jax.data.fingerprint import Fingerprint
+from diffussm_jax.data.names import FOLDER
+from diffussm_jax.data.sources import make_builder, open_images
+from diffussm_jax.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def require_same_images(
+    config: Config, split: str, before: Fingerprint, *, made: str, mend: str
+) -> None:
+    """Raise UserError, with what differs, if the images at hand are not those of a fingerprint.
+
+    Nothing is prepared for it. Where the images are not at hand, the log says what stands for them.
+
+    Args:
+        made: what the fingerprint belongs to, with a verb: "the latents of X were encoded from".
+        mend: what the user can do.
+    """
+    if not _are_at_hand(config.data):
+        logger.info(
+            "%s is not at hand, so it is not compared with the %d images of %s that %s",
+            config.data.name,
+            before.num_images,
+            before.data_set,
+            made,
+        )
+        return
+    changes = _find_changes(config, split, before)
+    if changes is not None:
+        raise UserError(
+            f"config.data.name: the images of {config.data.name!r} are not those that {made}: "
+            f"{changes}; {mend}"
+        )
+
+
+def _are_at_hand(config: DataConfig) -> bool:
+    if config.name.startswith(FOLDER):
+        folder = Path(os.path.expanduser(config.name.removeprefix(FOLDER)))
+        return folder.is_dir() and any(folder.iterdir())
+    try:
+        return make_builder(config).is_prepared()
+    except UserError:
+        return False
+
+
+def _find_changes(config: Config, split: str, before: Fingerprint) -> str | None:
+    builder = make_builder(config.data)
+    if isinstance(builder, image_folder_dataset_builder.Builder):
+        return builder.find_changes(before)
+    now = from_object(Fingerprint, open_images(config, split).facts["fingerprint"])
+    return now.difference_from(before)

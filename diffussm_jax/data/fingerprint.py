@@ -1,0 +1,100 @@
+"""What tells the images of a source from any others, on any machine and at any later time.
+
+A cache of latents and a run keep the fingerprint of the images that they were made from.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NUM_PROBES = 64
+
+# The SHA-256 of each file of a folder, by its name in the folder, in the order of the records.
+Checksums = dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Fingerprint:
+    """Which images a source has, and in which order.
+
+    Attributes:
+        data_set: name and version; a folder's name has a hash of its files' names, sizes and times.
+        num_images: in the folder, or in the split of any other data set.
+        sha256: of a folder, over the name and the content of every file. Of any other data set,
+            whose version vouches for its content, over the bytes and labels of a few records.
+    """
+
+    data_set: str
+    num_images: int
+    sha256: str
+
+    def has_images_of(self, other: "Fingerprint") -> bool:
+        """Whether the images and their order are the same; where they lie does not matter."""
+        return (self.num_images, self.sha256) == (other.num_images, other.sha256)
+
+    def difference_from(self, before: "Fingerprint") -> str | None:
+        """Say how the images differ from those of an earlier fingerprint; None if they do not."""
+        if self.has_images_of(before):
+            return None
+        now, then = (f"{x.num_images} of {x.data_set}" for x in (self, before))
+        if now == then:
+            return f"{now} as then, but others or in another order"
+        return f"{now} now and {then} then"
+
+
+def of_records(data_set: str, records: Sequence[dict[str, Any]]) -> Fingerprint:
+    """Fingerprint a split of a prepared data set by records that are spread evenly over it."""
+    digest = hashlib.sha256()
+    for index in probes(len(records)):
+        try:
+            record = records[index]
+            digest.update(b"%d " % int(record.get("label", -1)) + record["image"])
+        # A bad record is named when it is used; its reader raises anything at all.
+        except Exception:  # noqa: BLE001
+            digest.update(b"unreadable")
+    return Fingerprint(data_set, len(records), digest.hexdigest())
+
+
+def of_folder(data_set: str, checksums: Checksums) -> Fingerprint:
+    """Fingerprint a folder of images."""
+    digest = hashlib.sha256(json.dumps(list(checksums.items())).encode())
+    return Fingerprint(data_set, len(checksums), digest.hexdigest())
+
+
+def key_of_files(folder: Path, files: Sequence[Path]) -> str:
+    """Hash the names, sizes and modification times of all files, and the content of a few.
+
+    The content tells folders apart whose files have one size and one time, as archives leave them.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat()
+        line = f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    for index in probes(len(files)):
+        with contextlib.suppress(OSError):  # a bad file is named when it is used
+            digest.update(files[index].read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def probes(num: int) -> list[int]:
+    """At most `NUM_PROBES` of the indices 0 .. num, spread evenly."""
+    return np.unique(np.linspace(0, num - 1, NUM_PROBES, dtype=int)).tolist()
+
+
+def describe_changes(before: Checksums, now: Checksums) -> str:
+    """Say how many files were added, removed and changed, and name one of each."""
+    both = before.keys() & now.keys()
+    groups = {
+        "added": now.keys() - before.keys(),
+        "removed": before.keys() - now.keys(),
+        "changed": {name for name in both if before[name] != now[name]},
+    }
+    parts = [f"{len(names)} {what} ({min(names)})" for what, names in groups.items() if names]
+    return ", ".join(parts) or "in another order"
