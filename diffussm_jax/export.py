@@ -11,13 +11,13 @@ from pathlib import Path
 from flax.traverse_util import flatten_dict
 
 from diffussm_jax.config import Config, MeshConfig
-from diffussm_jax.config.parsing import read_as
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.workdir import layout
+from diffussm_jax.workdir.data_facts import read_all_facts
 from diffussm_jax.workdir.weights import (
     CARD_FILE,
     CHECKED_FILES,
@@ -47,8 +47,7 @@ def export(config: Config, workdir: Path) -> None:
     tensors = {name: to_host(x) for name, x in flatten_dict(weights.params, sep=".").items()}
     if not is_first():
         return
-    path = workdir / layout.DATA_FILE
-    facts = read_as(path, dict) if path.exists() else {}  # all of them, beyond `layout.DataFacts`
+    facts = read_all_facts(workdir)
     with writing_to(folder, field="config.export.folder"):
         write_export(folder, _without_paths(weights.config), facts, tensors, weights.step)
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)

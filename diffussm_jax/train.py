@@ -31,7 +31,7 @@ from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state, init_state
 from diffussm_jax.training.step import DeviceBatch, TrainStep, compile_train_step, make_eval_step
 from diffussm_jax.training.watchdog import Watchdog
-from diffussm_jax.workdir import layout
+from diffussm_jax.workdir import data_facts, layout
 from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
 from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.ema_snapshots import save_snapshots
@@ -123,7 +123,7 @@ def set_up(config: Config, workdir: Path) -> Run:
     Raises:
         UserError: the work directory or the data does not fit the config.
     """
-    source = open_source(config, config.data.split)
+    source = _open_source_of_run(config, workdir)
     mesh = make_mesh(config.mesh)
     check_divides(config, mesh)
     layout.begin(workdir, config)
@@ -132,13 +132,25 @@ def set_up(config: Config, workdir: Path) -> Run:
     train_step = compile_train_step(config, graphdef, abstract, mesh)
     evaluate = make_evaluation(config, graphdef, mesh)
     if is_first():
-        layout.write_data_facts(workdir, source.facts)
+        data_facts.begin_data_facts(workdir, source.facts)
     periodic = [
         Action(config.training.eval_every, evaluate),
         *_drawing_actions(config, workdir, graphdef, mesh),
         *_snapshot_actions(config, workdir),
     ]
     return Run(config, mesh, source, abstract, train_step, periodic)
+
+
+def _open_source_of_run(config: Config, workdir: Path) -> Source:
+    """Open the training split; where a run goes on, it must be what that run began with."""
+    goes_on = layout.has_checkpoint(workdir)
+    if goes_on:
+        layout.require_same_run(workdir, config)
+        data_facts.require_same_folder(workdir, config)
+    source = open_source(config, config.data.split)
+    if goes_on:
+        data_facts.require_same_data(workdir, config, source.facts)
+    return source
 
 
 def first_state(run: Run, checkpoints: Checkpoints) -> Saved:

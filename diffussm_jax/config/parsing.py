@@ -148,6 +148,8 @@ def _convert(hint: Any, value: Any, path: str, *, root: Any) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, path, root=root)
     for option in _options(hint):
+        if dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            return _build(option, value, path, root=root)
         kind, items = typing.get_origin(option), typing.get_args(option)
         if kind is list and isinstance(value, list):
             return [_convert(items[0], x, f"{path}[{i}]", root=root) for i, x in enumerate(value)]

@@ -20,7 +20,7 @@ from diffussm_jax.parallel.feed import split_rows, to_host
 from diffussm_jax.sampling.images import ImageArray, LabelArray
 from diffussm_jax.sampling.inputs import image_labels
 from diffussm_jax.sampling.program import images_per_call, sampling_program
-from diffussm_jax.workdir import layout
+from diffussm_jax.workdir.data_facts import read_data_facts
 from diffussm_jax.workdir.weights import Weights, load_weights
 
 Decoder = Callable[[jax.Array], jax.Array]
@@ -35,7 +35,7 @@ def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
     if config.data.space == "pixels":
         return lambda pixels: pixels
     autoencoder = Autoencoder(config, mesh)
-    encoded_by = layout.read_data_facts(workdir).autoencoder_sha256
+    encoded_by = read_data_facts(workdir).autoencoder_sha256
     if encoded_by not in (None, autoencoder.sha256):
         raise UserError(
             f"config.autoencoder.name: the weights of {config.autoencoder.name!r} are not those "

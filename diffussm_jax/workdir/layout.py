@@ -7,7 +7,6 @@ metrics.jsonl           one line per log event; TensorBoard events beside it
 samples/                grids of the training run and what --mode=sample draws
 """
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,10 @@ import jax
 from diffussm_jax.config import Config, from_dict, parsing, to_json
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import write_json, write_text
+from diffussm_jax.files import write_text
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 
 CONFIG_FILE = "config.json"
-DATA_FILE = "data.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 # Fields and complete sections that may change while a run stays the same run: how and where it is
@@ -63,21 +61,6 @@ MAY_DIFFER = frozenset(
         "export",
     }
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFacts:
-    """What the program reads of data.json; the file may say more.
-
-    Attributes:
-        class_names: the name of each label; None where the data has no labels.
-        source: what the images are and where they come from.
-        autoencoder_sha256: of the weights that encoded the images; None for pixels.
-    """
-
-    class_names: list[str] | None = None
-    source: str = "not recorded"
-    autoencoder_sha256: str | None = None
 
 
 def begin(workdir: Path, config: Config) -> None:
@@ -130,23 +113,6 @@ def read_config(workdir: Path) -> Config:
     # A UserError is a ValueError; so are damaged JSON and text.
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged or of another version: {error}") from error
-
-
-def write_data_facts(workdir: Path, facts: dict[str, Any]) -> None:
-    """Keep what a source says of itself beside the run that learns from it."""
-    write_json(workdir / DATA_FILE, facts)
-
-
-def read_data_facts(workdir: Path) -> DataFacts:
-    """Read what `write_data_facts` kept; the defaults where there is no such file.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        return parsing.read_as(workdir / DATA_FILE, DataFacts, mend="remove it")
-    except (FileNotFoundError, NotADirectoryError):
-        return DataFacts()
 
 
 def require_same_model(workdir: Path, config: Config) -> None:

@@ -4,7 +4,7 @@ import flax
 import jax
 
 from diffussm_jax.config import Config
-from diffussm_jax.workdir.layout import DataFacts
+from diffussm_jax.workdir.data_facts import DataFacts
 
 MAX_CLASSES = 20  # that are named; data.json has all
 

@@ -27,11 +27,12 @@ from diffussm_jax.parallel.mesh import make_mesh, state_shardings
 from diffussm_jax.training.state import abstract_model, abstract_state
 from diffussm_jax.workdir import ema_snapshots, layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
+from diffussm_jax.workdir.data_facts import DATA_FILE, read_data_facts, write_data_facts
 from diffussm_jax.workdir.model_card import model_card
 
 EXPORT_FILE, WEIGHTS_FILE, CARD_FILE = "export.json", "model.safetensors", "README.md"
 # Files with a noted checksum: a model card may be edited.
-CHECKED_FILES = (WEIGHTS_FILE, layout.CONFIG_FILE, layout.DATA_FILE)
+CHECKED_FILES = (WEIGHTS_FILE, layout.CONFIG_FILE, DATA_FILE)
 FORMAT = 1
 
 
@@ -101,7 +102,7 @@ def _read_run(folder: Path, mesh: Mesh | None, step: int | None, ema: bool) -> W
     if saved is None:
         raise UserError(f"{folder} has no checkpoint yet: train first, or lower checkpoint.every")
     params = saved.state.ema if ema else saved.state.params
-    class_names = layout.read_data_facts(folder).class_names
+    class_names = read_data_facts(folder).class_names
     return Weights(config, params, int(saved.state.step), class_names)
 
 
@@ -134,7 +135,7 @@ def load_export(folder: str | Path) -> Weights:
     _, shapes = abstract_model(config)
     require_same_tensors(tensors, flatten_dict(shapes, sep="."), folder / WEIGHTS_FILE)
     params = unflatten_dict(tensors, sep=".")
-    return Weights(config, params, step, layout.read_data_facts(folder).class_names)
+    return Weights(config, params, step, read_data_facts(folder).class_names)
 
 
 def require_same_tensors(
@@ -168,9 +169,9 @@ def write_export(
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
     write_text(folder / layout.CONFIG_FILE, to_json(config))
-    layout.write_data_facts(folder, facts)
+    write_data_facts(folder, facts)
     num_parameters = sum(x.size for x in tensors.values())
-    known = layout.read_data_facts(folder)
+    known = read_data_facts(folder)
     card = model_card(config, known, step=step, num_parameters=num_parameters)
     write_text(folder / CARD_FILE, card)
     summary = ExportSummary(

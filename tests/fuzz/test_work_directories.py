@@ -14,7 +14,7 @@ from diffussm_jax.export import export
 from diffussm_jax.files import sha256_of
 from diffussm_jax.replay import replay
 from diffussm_jax.sample import sample
-from diffussm_jax.workdir.layout import read_data_facts
+from diffussm_jax.workdir.data_facts import read_data_facts
 from diffussm_jax.workdir.weights import CHECKED_FILES, load_export
 from tests.conftest import merge
 from tests.fuzz.one_line import JSON_DAMAGE, SAFETENSORS, error_of, files_of
@@ -77,6 +77,8 @@ NO_OBJECTS = set(JSON_DAMAGE) - {"unknown", "nan", "huge", "section"}
         b'{"class_names": ["a", null]}',
         b'{"autoencoder.sha256": 3}',
         b'{"source": 3}',
+        b'{"fingerprint": 3}',
+        b'{"fingerprint": {"data_set": "x"}}',
     ],
 )
 def test_the_data_facts_of_a_run(run, replaced, facts):
