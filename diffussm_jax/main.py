@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from diffussm_jax.config import Config, from_dict
 from diffussm_jax.config.parsing import check_field
+from diffussm_jax.data.placement import require_apart
 from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.libtpu import let_libtpu_compile
@@ -146,7 +147,9 @@ def read_run(argv: list[str]) -> tuple[Config, Path | None]:
         values = _CONFIG.value.to_dict()
     except OSError as error:  # a config file that cannot be read speaks up only here
         raise UserError(f"--config: {_one_line(error)}") from error
-    return from_dict(values), _find_workdir()
+    config, workdir = from_dict(values), _find_workdir()
+    require_apart(config, workdir)
+    return config, workdir
 
 
 def _find_workdir() -> Path | None:

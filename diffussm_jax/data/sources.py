@@ -19,6 +19,7 @@ from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
 from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.fingerprint import of_records
 from diffussm_jax.data.names import FOLDER, portable_name
+from diffussm_jax.data.placement import require_outside
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import writing_to
 
@@ -141,9 +142,11 @@ def make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     options = {"data_dir": config.data_dir, "file_format": ARRAY_RECORD}
     if config.name.startswith(FOLDER):
         folder = Path(os.path.expanduser(config.name.removeprefix(FOLDER)))
-        return image_folder_dataset_builder.Builder(
+        builder = image_folder_dataset_builder.Builder(
             folder, allow_empty_classes=config.on_error == "skip", **options
         )
+        require_outside(folder, builder.data_dir, field="config.data.data_dir")  # the default too
+        return builder
     if name == "lsun":
         return lsun_dataset_builder.open_builder(category, **options)
     if name == "digits":
