@@ -44,12 +44,12 @@ def require_same_images(
 
 
 def _are_at_hand(config: DataConfig) -> bool:
-    if config.name.startswith(FOLDER):
+    try:
+        if not config.name.startswith(FOLDER):
+            return make_builder(config).is_prepared()
         folder = Path(os.path.expanduser(config.name.removeprefix(FOLDER)))
         return folder.is_dir() and any(folder.iterdir())
-    try:
-        return make_builder(config).is_prepared()
-    except UserError:
+    except (OSError, UserError):  # it cannot be read, or is not prepared
         return False
 
 

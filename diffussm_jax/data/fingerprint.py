@@ -67,12 +67,13 @@ def of_folder(data_set: str, checksums: Checksums) -> Fingerprint:
     return Fingerprint(data_set, len(checksums), digest.hexdigest())
 
 
-def key_of_files(folder: Path, files: Sequence[Path]) -> str:
-    """Hash the names, sizes and modification times of all files, and the content of a few.
+def key_of_folder(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> str:
+    """Hash the classes, the names, sizes and modification times of all files, and a few contents.
 
-    The content tells folders apart whose files have one size and one time, as archives leave them.
+    The contents tell folders apart whose files have one size and one time, as archives leave them.
+    A class without images moves the labels of others.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for file in files:
         stat = file.stat()
         line = f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"

@@ -101,6 +101,8 @@ def test_folders_that_do_not_fit(folder, tmp_path, break_it, options, message):
 
 
 def test_an_empty_class_may_be_kept(folder, tmp_path):
+    before = config_of(f"folder:{folder}", tmp_path, num_classes=2)
+    assert int(open_images(before, "train").example(3)["label"]) == 1
     (folder / "aa").mkdir()
     config = config_of(f"folder:{folder}", tmp_path, on_error="skip", num_classes=3)
     source = open_images(config, "train")

@@ -14,7 +14,7 @@ from diffussm_jax.data.fingerprint import (
     Checksums,
     Fingerprint,
     describe_changes,
-    key_of_files,
+    key_of_folder,
     of_folder,
 )
 from diffussm_jax.errors import UserError
@@ -46,7 +46,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         self._files, self._classes = _list_images(folder, allow_empty_classes)
         # Files and folders of the prepared data set begin with the name.
         label = re.sub(r"\W+", "_", folder.resolve().name)
-        self.name = f"folder_{label}_{key_of_files(folder, self._files)}"
+        self.name = f"folder_{label}_{key_of_folder(folder, self._files, self._classes)}"
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
