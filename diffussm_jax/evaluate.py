@@ -13,7 +13,12 @@ from diffussm_jax.config import Config
 from diffussm_jax.evaluation.features import Extractor, make_extractor
 from diffussm_jax.evaluation.image_sets import DrawnImages, ImageSet, open_given
 from diffussm_jax.evaluation.presets import sample_options
-from diffussm_jax.evaluation.reference import Reference, read_reference, reference_path
+from diffussm_jax.evaluation.reference import (
+    Reference,
+    note_other_images,
+    read_reference,
+    reference_path,
+)
 from diffussm_jax.evaluation.score import score
 from diffussm_jax.files import write_json
 from diffussm_jax.parallel.distributed import is_first
@@ -40,6 +45,7 @@ def evaluate(config: Config, workdir: Path) -> None:
     reference = read_reference(
         reference_path(config, workdir), extractor, mesh, batch_size=config.evaluate.batch_size
     )
+    note_other_images(reference, workdir)
     images = _open_images(config, workdir)
     scores = score(config, images, extractor, reference, mesh)
     result = {"scores": scores} | ingredients(config, images, extractor, reference)

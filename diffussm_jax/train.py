@@ -143,7 +143,7 @@ def set_up(config: Config, workdir: Path) -> Run:
 
 def _open_source_of_run(config: Config, workdir: Path) -> Source:
     """Open the training split; where a run goes on, it must be what that run began with."""
-    goes_on = layout.has_checkpoint(workdir)
+    goes_on = layout.holds_run(workdir)
     if goes_on:
         layout.require_same_run(workdir, config)
         data_facts.require_same_folder(workdir, config)

@@ -73,6 +73,8 @@ class DataConfig:
     num_classes: int = 10  # 0 trains without labels
     split: str = "train"  # or a part of one, as train[1%:]
     eval_split: str | None = "test"  # held out for the evaluation loss; None evaluates nothing
+    # Nothing may be written among the images: this folder, latents_dir and the work directory lie
+    # outside a folder that `name` has.
     data_dir: str | None = None  # folder of prepared data sets; None is TFDS's own default
     latents_dir: str | None = None  # folder of cached latents; None is `latents` in data_dir
     shard_size: int = 1000  # images per file of cached latents

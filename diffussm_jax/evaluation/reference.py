@@ -8,6 +8,7 @@ facts            JSON of the images' origin and of the extractor; ADM's files la
 
 import dataclasses
 import json
+import logging
 import os
 import zipfile
 from pathlib import Path
@@ -26,6 +27,9 @@ from diffussm_jax.evaluation.metrics import Moments
 from diffussm_jax.evaluation.statistics import Statistics, measure
 from diffussm_jax.files import replacing, sha256_of
 from diffussm_jax.sampling.images import save_npz
+from diffussm_jax.workdir.data_facts import read_data_facts
+
+logger = logging.getLogger(__name__)
 
 _BATCH = 256  # images in memory at a time
 MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -151,3 +155,18 @@ def reference_path(config: Config, workdir: Path | None) -> Path:
         )
     features = config.evaluate.features.replace(":", "-")
     return workdir / "evaluation" / f"reference-{features}.npz"
+
+
+def note_other_images(reference: Reference, workdir: Path) -> None:
+    """Say on the log where a reference is of other images than the run in `workdir` began with."""
+    run, origin = read_data_facts(workdir), reference.facts["of"]
+    if run.fingerprint is None or "fingerprint" not in origin:
+        return
+    if origin["fingerprint"] != run.fingerprint.sha256:
+        logger.info(
+            "%s is of other images (%s, split %s) than the run learnt from (%s)",
+            reference.facts["file"],
+            origin.get("source"),
+            origin.get("split"),
+            run.source,
+        )

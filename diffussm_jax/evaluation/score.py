@@ -11,7 +11,12 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor, make_extractor
 from diffussm_jax.evaluation.image_sets import ArrayImages, ImageSet
 from diffussm_jax.evaluation.presets import sample_options
-from diffussm_jax.evaluation.reference import Reference, read_reference, reference_path
+from diffussm_jax.evaluation.reference import (
+    Reference,
+    note_other_images,
+    read_reference,
+    reference_path,
+)
 from diffussm_jax.evaluation.statistics import measure, scores
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.generator import Generator
@@ -67,6 +72,7 @@ def make_scorer(config: Config, workdir: Path, generator: Generator) -> Scorer:
     mesh, extractor = make_mesh(), make_extractor(config, workdir)
     path, batch_size = reference_path(config, workdir), config.evaluate.batch_size
     reference = read_reference(path, extractor, mesh, batch_size=batch_size)
+    note_other_images(reference, workdir)
     num = config.evaluate.training_num
     options = dataclasses.replace(sample_options(config), num=num)
 

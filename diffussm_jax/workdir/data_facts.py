@@ -73,7 +73,7 @@ def read_all_facts(workdir: Path) -> dict[str, Any]:
 
 def begin_data_facts(workdir: Path, facts: dict[str, Any]) -> None:
     """Write the facts of a run that begins; those of one that goes on stay as they were."""
-    is_kept = layout.has_checkpoint(workdir) and read_data_facts(workdir).fingerprint is not None
+    is_kept = layout.holds_run(workdir) and read_data_facts(workdir).fingerprint is not None
     if not is_kept:
         write_data_facts(workdir, facts)
 
@@ -107,7 +107,7 @@ def require_same_data(workdir: Path, config: Config, facts: dict[str, Any]) -> N
             raise _refusal(workdir, difference)
     if config.data.num_classes and checked.class_names is not None:
         _require_same_classes(workdir, checked.class_names, facts["class_names"] or [])
-    for name in before.keys() & facts.keys() - _COMPARED_ABOVE:
+    for name in sorted((before.keys() & facts.keys()) - _COMPARED_ABOVE):
         if before[name] != facts[name]:
             change = f"{name} was {before[name]!r} and is {facts[name]!r}"
             if name in _MUST_BE_EQUAL:

@@ -1,7 +1,7 @@
 """A work directory: everything about one run.
 
 config.json             the resolved config, written before the first step
-data.json               the names of the classes, and what the data was made of
+data.json               what the images are and the names of their classes, written when it begins
 checkpoints/<step>/     what a run resumes from
 metrics.jsonl           one line per log event; TensorBoard events beside it
 samples/                grids of the training run and what --mode=sample draws
@@ -72,8 +72,7 @@ def begin(workdir: Path, config: Config) -> None:
         UserError: it cannot be written, holds another run, or is not shared by all processes.
     """
     path = workdir / CONFIG_FILE
-    # A run that saved nothing starts over, so that a mistake in its first config can be mended.
-    if path.exists() and has_checkpoint(workdir):
+    if holds_run(workdir):
         require_same_run(workdir, config)
     if is_first():
         _create(workdir, config)
@@ -91,6 +90,14 @@ def _create(workdir: Path, config: Config) -> None:
         write_text(workdir / CONFIG_FILE, to_json(config))
     except (OSError, ValueError) as error:  # a ValueError: a NUL in the name
         raise UserError(f"--workdir={workdir} cannot be written: {error}") from error
+
+
+def holds_run(workdir: Path) -> bool:
+    """Whether a work directory holds a run to go on with.
+
+    A run that saved nothing starts over, so that a mistake in its first config can be mended.
+    """
+    return (workdir / CONFIG_FILE).exists() and has_checkpoint(workdir)
 
 
 def has_checkpoint(workdir: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import typing
 
 import numpy as np
@@ -12,7 +13,9 @@ from diffussm_jax.config import EvaluateConfig
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluate import evaluate
 from diffussm_jax.evaluation import classifier
+from diffussm_jax.evaluation.metrics import Moments
 from diffussm_jax.evaluation.presets import PRESETS, sample_options
+from diffussm_jax.evaluation.reference import Reference, note_other_images
 from diffussm_jax.refstats import refstats
 from diffussm_jax.train import train
 from tests.conftest import merge
@@ -129,6 +132,22 @@ def test_the_model_is_scored(scored_values, reference, trained, tmp_path):
     assert before
     assert run(config, trained) == result
     assert [path.stat().st_mtime_ns for path in files] == before
+
+
+def test_a_reference_of_other_images_than_the_runs_is_told(reference, trained, tmp_path, caplog):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    data = json.loads((workdir / "data.json").read_text())
+    facts = {"file": "reference.npz", "of": {"fingerprint": data["fingerprint"]["sha256"]}}
+    moments = Moments(np.zeros(2), np.eye(2))
+    with caplog.at_level("INFO", "diffussm_jax"):
+        note_other_images(Reference(moments, None, None, facts), workdir)
+        assert not caplog.text
+        facts["of"] = {"fingerprint": "0", "source": "folder:pets, 3 images", "split": "train"}
+        note_other_images(Reference(moments, None, None, facts), workdir)
+    assert "reference.npz is of other images (folder:pets, 3 images, split train)" in caplog.text
+    with np.load(reference[1]) as file:
+        made = json.loads(str(file["facts"]))
+    assert made["fingerprint"] == data["fingerprint"]["sha256"]
 
 
 def test_a_run_is_scored_while_it_trains(scored_values, reference, tmp_path):
