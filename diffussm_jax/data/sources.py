@@ -159,16 +159,17 @@ def _prepare(config: DataConfig, builder: tfds.core.DatasetBuilder) -> None:
 
     Of the processes that share a disk one does it, and the others wait.
     """
-    if builder.is_prepared():
-        return
     folder = Path(builder.data_dir)
-    with writing_to(folder, field="config.data.data_dir"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-            if not builder.is_prepared():
-                logger.info("preparing %s in %s (once)", config.name, folder)
-                tfds.disable_progress_bar()
-                builder.download_and_prepare()
+    if not builder.is_prepared():
+        with writing_to(folder, field="config.data.data_dir"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
+                if not builder.is_prepared():
+                    logger.info("preparing %s in %s (once)", config.name, folder)
+                    tfds.disable_progress_bar()
+                    builder.download_and_prepare()
+    if not builder.info.splits:  # another process prepared it after this builder had been made
+        builder.info.read_from_directory(folder)
 
 
 def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:

@@ -13,6 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from diffussm_jax.config import from_dict
+from diffussm_jax.data import sources
 from diffussm_jax.data.datasets.digits import digits_dataset_builder
 from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
 from diffussm_jax.data.pipeline import open_source, train_batches
@@ -81,6 +82,18 @@ def test_a_changed_folder_is_prepared_again(folder, tmp_path):
     write_image(folder / "a" / "new.png", 9)
     assert len(open_images(config, "train")) == 5
     assert len(open_images(config, "train[:40%]")) == 2
+
+
+def test_another_process_may_prepare_a_folder_meanwhile(folder, tmp_path, monkeypatch):
+    make_builder = sources.make_builder
+
+    def make_before_the_other_has_finished(config):
+        builder = make_builder(config)
+        make_builder(config).download_and_prepare()
+        return builder
+
+    monkeypatch.setattr(sources, "make_builder", make_before_the_other_has_finished)
+    assert len(open_images(config_of(f"folder:{folder}", tmp_path), "train")) == 4
 
 
 @pytest.mark.parametrize(
