@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
+from diffussm_jax.data.latents import LatentSource, require_images_at_hand
 from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.diffusion.gaussian import make_diffusion
@@ -142,12 +143,17 @@ def set_up(config: Config, workdir: Path) -> Run:
 
 
 def _open_source_of_run(config: Config, workdir: Path) -> Source:
-    """Open the training split; where a run goes on, it must be what that run began with."""
+    """Open the training split.
+
+    Latents must be of the images at hand, and where a run goes on, its data what it began with.
+    """
     goes_on = layout.holds_run(workdir)
     if goes_on:
         layout.require_same_run(workdir, config)
         data_facts.require_same_folder(workdir, config)
     source = open_source(config, config.data.split)
+    if isinstance(source, LatentSource) and is_first():
+        require_images_at_hand(config, config.data.split, source.fingerprint)
     if goes_on:
         data_facts.require_same_data(workdir, config, source.facts)
     return source

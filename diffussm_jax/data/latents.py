@@ -164,14 +164,13 @@ class LatentSource:
     An example has `mean` and `std`, float16 [h, w, c], and `label`, int32.
 
     Raises:
-        UserError: the cache is missing, unfinished, damaged, or made from other images than those
-            at hand or with another autoencoder.
+        UserError: the cache is missing, unfinished, damaged, or made from another data set or with
+            another autoencoder.
     """
 
     def __init__(self, config: Config, split: str):
         folder = cache_folder(config, split)
-        self.facts, fingerprint, shards = _finished_manifest(config, split, folder)
-        require_images_at_hand(config, split, fingerprint)
+        self.facts, self.fingerprint, shards = _finished_manifest(config, split, folder)
         check_num_classes(config.data, self.facts.get("class_names"))
         paths = [str(folder / shard.file) for shard in shards]
         _allow_open_files(len(paths))

@@ -11,7 +11,7 @@ from diffussm_jax.autoencoder.weights import save_autoencoder
 from diffussm_jax.data.latents import cache_folder
 from diffussm_jax.data.pipeline import open_source
 from diffussm_jax.encode import encode
-from diffussm_jax.train import train
+from diffussm_jax.train import set_up, train
 from examples.photos import random_autoencoder
 from tests.command_line import read
 from tests.data.test_sources import write_image
@@ -84,18 +84,26 @@ CHANGES = {
     ),
 }
 
+QUICK = {"another folder", "added", "swapped"}
 
-@pytest.mark.parametrize("change", CHANGES)
+
+@pytest.mark.parametrize(
+    "change", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in CHANGES]
+)
 def test_a_changed_folder_is_not_trained_on_by_its_old_latents(encoded, folder, change):
-    break_it, difference = CHANGES[change]
-    break_it(folder)
-    config = config_of(encoded, folder)
-    for use in (lambda: train(config, encoded / "run"), lambda: encode(config)):
-        line = error_of(use)
-        assert "config.data.name: the images of" in line
-        assert difference in line
-        assert "remove that folder and encode again" in line
+    make, difference = CHANGES[change]
+    make(folder)
+    line = error_of(lambda: train(config_of(encoded, folder), encoded / "run"))
+    assert "config.data.name: the images of" in line
+    assert difference in line
+    assert "remove that folder and encode again" in line
     assert not (encoded / "run").exists()
+
+
+def test_two_folders_of_one_name_do_not_share_latents(encoded, folder):
+    replace_all(folder)
+    line = error_of(lambda: encode(config_of(encoded, folder)))
+    assert "6 changed (cat/0.png); restore them, change config.data.latents_dir to keep" in line
 
 
 def test_where_nobody_kept_the_list_of_files_the_numbers_are_told(encoded, folder, tmp_path):
@@ -104,18 +112,19 @@ def test_where_nobody_kept_the_list_of_files_the_numbers_are_told(encoded, folde
         encoded, folder, elsewhere, f"--config.data.latents_dir={encoded}/tfds/latents"
     )
     write_image(folder / "cat" / "0.png", 99)
-    assert "6 as then, but not the same" in error_of(lambda: open_source(config, "train"))
+    run = tmp_path / "run"
+    assert "6 as then, but not the same" in error_of(lambda: train(config, run))
     write_image(folder / "cat" / "new.png")
-    assert "7 now and 6 then" in error_of(lambda: open_source(config, "train"))
+    assert "7 now and 6 then" in error_of(lambda: train(config, run))
     assert not (tmp_path / "tfds").exists()
 
 
-def test_a_copy_with_other_times_has_the_same_images(encoded, folder, caplog):
+def test_a_copy_with_other_times_has_the_same_images(encoded, folder, tmp_path, caplog):
     for path in folder.rglob("*.png"):
         path.write_bytes(path.read_bytes())
     config = config_of(encoded, folder)
     with caplog.at_level("INFO", "diffussm_jax"):
-        assert len(open_source(config, "train")) == 6
+        assert len(set_up(config, tmp_path / "run").source) == 6
         encode(config)
     assert "reading the 6 images of" in caplog.text
 
@@ -124,17 +133,17 @@ def test_a_copy_with_other_times_has_the_same_images(encoded, folder, caplog):
     "absent", [shutil.rmtree, lambda f: [shutil.rmtree(x) for x in f.iterdir()]]
 )
 def test_where_the_folder_is_absent_the_log_says_what_stands_for_it(
-    encoded, folder, absent, caplog
+    encoded, folder, absent, tmp_path, caplog
 ):
     absent(folder)
     with caplog.at_level("INFO", "diffussm_jax"):
-        assert len(open_source(config_of(encoded, folder), "train")) == 6
+        assert len(set_up(config_of(encoded, folder), tmp_path / "run").source) == 6
     assert (
         "is not at hand, so it is not compared with the 6 images of folder_images_" in caplog.text
     )
 
 
-def test_other_images_of_a_tfds_data_set_are_seen_too(encoded, data_dir, tiny_config):
+def test_other_images_of_a_tfds_data_set_are_seen_too(encoded, data_dir, tmp_path):
     """The latents of digits, after the digits were prepared in another way."""
     flags = "--config.data.name=digits", f"--config.data.data_dir={data_dir}"
     limited = "--config.data.split=train[:8]", f"--config.data.latents_dir={encoded}/latents"
@@ -146,7 +155,7 @@ def test_other_images_of_a_tfds_data_set_are_seen_too(encoded, data_dir, tiny_co
     manifest = json.loads(path.read_text())
     manifest["fingerprint"]["sha256"] = "0" * 64
     path.write_text(json.dumps(manifest))
-    for use in (lambda: open_source(config, config.data.split), lambda: encode(config)):
+    for use in (lambda: train(config, tmp_path / "run"), lambda: encode(config)):
         assert "8 of digits/1.0.0 as then, but others" in error_of(use)
 
 

@@ -80,7 +80,12 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+QUICK = {"added", "class names"}
+
+
+@pytest.mark.parametrize(
+    "change", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in CHANGES]
+)
 def test_what_changes_labels_or_the_order_is_refused_by_name(run, change):
     make, difference = CHANGES[change]
     make(run)
