@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 NUM_PROBES = 64
+PROBE_BYTES = 2**20  # of a file
 
 # The SHA-256 of each file of a folder, by its name in the folder, in the order of the records.
 Checksums = dict[str, str]
@@ -71,7 +72,7 @@ def key_of_folder(folder: Path, files: Sequence[Path], classes: Sequence[str]) -
     """Hash the classes, the names, sizes and modification times of all files, and a few contents.
 
     The contents tell folders apart whose files have one size and one time, as archives leave them.
-    A class without images moves the labels of others.
+    The classes may have one without images, which moves the labels of those behind it.
     """
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
     for file in files:
@@ -79,8 +80,9 @@ def key_of_folder(folder: Path, files: Sequence[Path], classes: Sequence[str]) -
         line = f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
         digest.update(line.encode(errors="surrogateescape"))
     for index in probes(len(files)):
-        with contextlib.suppress(OSError):  # a bad file is named when it is used
-            digest.update(files[index].read_bytes())
+        # A file that cannot be read is named when it is used.
+        with contextlib.suppress(OSError), files[index].open("rb") as opened:
+            digest.update(opened.read(PROBE_BYTES))
     return digest.hexdigest()[:12]
 
 
