@@ -168,7 +168,8 @@ def _prepare(config: DataConfig, builder: tfds.core.DatasetBuilder) -> None:
                     logger.info("preparing %s in %s (once)", config.name, folder)
                     tfds.disable_progress_bar()
                     builder.download_and_prepare()
-    if not builder.info.splits:  # another process prepared it after this builder had been made
+    # Another process may have prepared it after this builder had been made.
+    if not builder.info.splits and (folder / "dataset_info.json").is_file():
         builder.info.read_from_directory(folder)
 
 
