@@ -4,14 +4,15 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffussm_jax.config import Config
 from diffussm_jax.files import write_text
-from diffussm_jax.planning.estimate import estimate, estimate_sampler
+from diffussm_jax.planning.estimate import chip_and_mesh, estimate, estimate_sampler
 from diffussm_jax.planning.plans import Plan, SamplerPlan
+from diffussm_jax.planning.split_axes import SplitAxes
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ def plan(config: Config, workdir: Path | None) -> None:
         UserError: a topology is unknown, or the mesh does not divide it or the batch.
     """
     topologies = config.plan.topologies or (config.plan.topology,)
+    for topology in topologies:  # before the minutes that compiling takes
+        chip_and_mesh(config, topology)
     plans = []
     for topology in topologies:
         plans.append(make_plan(config, topology))
@@ -63,12 +66,13 @@ def _smaller(config: Config, num_chips: int) -> Iterator[dict[str, Any]]:
     if config.model.remat != "full":
         changes |= {"model.remat": "full"}
     sequence = config.mesh.sequence
-    fsdp = num_chips // sequence
+    num_slices = config.plan.num_slices
+    fsdp = num_chips // num_slices // sequence
     if config.mesh.fsdp < fsdp:
-        changes |= {"mesh.data": 1, "mesh.fsdp": fsdp}
+        changes |= {"mesh.data": num_slices, "mesh.fsdp": fsdp}
         yield dict(changes)
     num_microbatches = 2 * config.training.num_microbatches
-    while config.training.batch_size % (fsdp * num_microbatches) == 0:
+    while config.training.batch_size % (num_slices * fsdp * num_microbatches) == 0:
         yield changes | {"training.num_microbatches": num_microbatches}
         num_microbatches *= 2
 
@@ -86,11 +90,25 @@ def report(plan: Plan) -> str:
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     rows = [
         f"{plan.topology}: {plan.chips} devices, mesh {axes}",
+        *(_report_split(plan.split_axes) if plan.split_axes else ()),
         f"  batch {plan.batch_size} in {plan.num_microbatches} part(s), remat {plan.remat}",
         *(_report_training(plan) if plan.fits else _report_misfit(plan)),
         *(_report_sampler(plan.sampler) if plan.sampler else ()),
     ]
     return "\n".join(rows)
+
+
+def _report_split(split: SplitAxes) -> Iterator[str]:
+    taken = (f"{axis} takes {_times(sizes)}" for axis, sizes in split.layout.items())
+    yield f"  splits an axis of the {_times(split.chips)} chips: {', '.join(taken)}"
+    slower = [f"{ratio:.3g} over {axis}" for axis, ratio in split.slowdown.items() if ratio > 1]
+    yield f"    times as long for collectives as on whole axes: {', '.join(slower) or '1'}"
+    if split.unsplit_fsdp:
+        yield f"    config.mesh.fsdp={' or '.join(map(str, split.unsplit_fsdp))} splits none"
+
+
+def _times(sizes: Sequence[int]) -> str:
+    return "x".join(map(str, sizes))
 
 
 def _report_misfit(plan: Plan) -> Iterator[str]:

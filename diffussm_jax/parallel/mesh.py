@@ -34,7 +34,8 @@ def make_mesh(
 ) -> Mesh:
     """Make the mesh of a config over the given devices.
 
-    Of several TPU slices only the data axis crosses from one to another, because it has the least
+    Each axis takes whole axes of a TPU slice's chips where such a choice exists, and else parts of
+    them. Of several slices only the data axis crosses from one to another, because it has the least
     traffic.
 
     Args:
@@ -50,13 +51,16 @@ def make_mesh(
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     types = (AxisType.Auto,) * len(AXES)
     if num_slices == 1:
-        return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=types)
     if shape[0] % num_slices:
         raise UserError(
             f"config.mesh.data must be a multiple of the {num_slices} slices, got {shape[0]}"
         )
     within, between = (shape[0] // num_slices, *shape[1:]), (num_slices, 1, 1)
-    grid = mesh_utils.create_hybrid_device_mesh(within, between, devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
+    )
     return Mesh(grid, AXES, axis_types=types)
 
 

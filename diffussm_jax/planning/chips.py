@@ -1,7 +1,8 @@
 """Published figures of TPU chips, which estimates of time are computed from.
 
 Source: the TPU pages of the Cloud documentation, for each chip its peak of bf16 products, its HBM
-and the bandwidth of its links. The clock is the one at which the matrix units reach that peak.
+the bandwidth of its links, and the axes of a slice that close to rings. The clock is the one at
+which the matrix units reach that peak.
 """
 
 import dataclasses
@@ -19,6 +20,8 @@ class Chip:
         peak_flops: operations a second in bf16.
         link_bandwidth: bytes a second over all links of a chip, one way.
         num_cores: how many cores share the steps of a kernel's grid.
+        ring: an axis of a multiple of so many chips closes to a ring.
+        cubes: rings are between cubes: an axis closes only where all do.
     """
 
     name: str
@@ -27,13 +30,19 @@ class Chip:
     hbm_bytes: int
     link_bandwidth: float
     num_cores: int = 1
+    ring: int = 16
+    cubes: bool = False
+
+    def closes(self, chips: tuple[int, ...], axis: int) -> bool:
+        """Whether an axis of a slice of chips [x y z] closes to a ring."""
+        return all(n % self.ring == 0 for n in (chips if self.cubes else chips[axis : axis + 1]))
 
 
 GIB = 2**30
 CHIPS = {
-    "TPU v4": Chip("v4", 275e12, 1.05e9, 32 * GIB, 300e9, 2),
+    "TPU v4": Chip("v4", 275e12, 1.05e9, 32 * GIB, 300e9, 2, ring=4, cubes=True),
     "TPU v5 lite": Chip("v5e", 197e12, 1.5e9, 16 * GIB, 200e9),
-    "TPU v5": Chip("v5p", 459e12, 1.75e9, 95 * GIB, 600e9, 2),
+    "TPU v5": Chip("v5p", 459e12, 1.75e9, 95 * GIB, 600e9, 2, ring=4, cubes=True),
     "TPU v6 lite": Chip("v6e", 918e12, 1.75e9, 32 * GIB, 400e9),
 }
 

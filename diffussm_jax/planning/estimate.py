@@ -21,6 +21,7 @@ from diffussm_jax.planning.chips import GIB, Chip, chip_of
 from diffussm_jax.planning.kernel_cycles import kernel_cycles
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.planning.plans import Memory, Plan, SamplerPlan, Speed
+from diffussm_jax.planning.split_axes import split_axes
 from diffussm_jax.planning.tpu_compiler import TooLarge
 
 logger = logging.getLogger(__name__)
@@ -33,14 +34,21 @@ FLOPS_PER_MULTIPLY_ADD = 6
 _kernel_cycles = functools.cache(kernel_cycles)
 
 
-def estimate(config: Config, topology: str) -> Plan:
-    """The plan of training on one topology, whether it fits or not.
+def chip_and_mesh(config: Config, topology: str) -> tuple[Chip, Mesh]:
+    """The chip of a topology, and the mesh on which a run of the config would train there.
 
     Raises:
         UserError: the topology is unknown, or the mesh does not divide it or the batch.
     """
-    chip, mesh = _chip_and_mesh(config, topology)
+    devices = tpu_compiler.devices(topology, num_slices=config.plan.num_slices)
+    chip, mesh = chip_of(devices[0]), make_mesh(config.mesh, devices)
     check_divides(config, mesh)
+    return chip, mesh
+
+
+def estimate(config: Config, topology: str) -> Plan:
+    """The plan of training on one topology, whether it fits or not; raises as `chip_and_mesh`."""
+    chip, mesh = chip_and_mesh(config, topology)
     work = multiply_adds(config).without_ssm
     logger.info("compiling the train step for %s, %s", topology, dict(mesh.shape))
     start = time.monotonic()
@@ -61,6 +69,7 @@ def estimate(config: Config, topology: str) -> Plan:
         num_microbatches=config.training.num_microbatches,
         multiply_adds=work,
         memory=memory,
+        split_axes=split_axes(mesh, chip),
     )
     try:
         compiled = tpu_compiler.compile_lowered(step.lower(state, batch))
@@ -81,8 +90,8 @@ def estimate(config: Config, topology: str) -> Plan:
 
 
 def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
-    """The plan of drawing one batch on one topology; raises as `estimate`."""
-    chip, mesh = _chip_and_mesh(config, topology)
+    """The plan of drawing one batch on one topology; raises as `chip_and_mesh`."""
+    chip, mesh = chip_and_mesh(config, topology)
     options, batch_size = config.sample, programs.images_per_call(config.sample, mesh)
     plan = SamplerPlan(options.sampler, options.steps, options.cfg_scale, batch_size)
     logger.info("compiling the sampler for %s", topology)
@@ -101,11 +110,6 @@ def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
         step_ms=1e3 * seconds / options.steps,
         images_per_second=batch_size / seconds,
     )
-
-
-def _chip_and_mesh(config: Config, topology: str) -> tuple[Chip, Mesh]:
-    devices = tpu_compiler.devices(topology, num_slices=config.plan.num_slices)
-    return chip_of(devices[0]), make_mesh(config.mesh, devices)
 
 
 def _bytes_on_a_chip(tree: Any) -> int:

@@ -3,11 +3,14 @@
 import dataclasses
 from typing import Any
 
+from diffussm_jax.planning.split_axes import SplitAxes
+
 # The fields of plan.json, in their order.
 FIELDS = (
     "topology",
     "chips",
     "mesh",
+    "split_axes",
     "num_steps",
     "batch_size",
     "remat",
@@ -101,6 +104,7 @@ class Plan:
     """What the compiler says of training on one slice, and of sampling if that was asked for.
 
     Attributes:
+        split_axes: None where the mesh takes whole axes of the slice's chips.
         multiply_adds: of an image's forward pass, without the SSM operator.
         speed: None where the step did not compile for lack of memory.
         fits_with: the smallest change of the config that makes it fit.
@@ -115,6 +119,7 @@ class Plan:
     num_microbatches: int
     multiply_adds: int
     memory: Memory
+    split_axes: SplitAxes | None = None
     speed: Speed | None = None
     compile_seconds: float = 0.0
     fits_with: dict[str, Any] | None = None

@@ -57,7 +57,9 @@ def devices(topology: str, *, num_slices: int = 1) -> tuple[jax.Device, ...]:
     """
     let_libtpu_compile()
     # By default libtpu shows a v4 chip's two cores as two devices; JAX on v4 has one.
-    options = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}
+    if re.search(r":1x1(x1)?$", topology):  # a host of one chip; by default a host has four
+        options["chips_per_host_bounds"] = (1, 1, 1)
     try:
         description = topologies.get_topology_desc(
             platform="tpu", topology_name=topology, num_slices=num_slices, **options
