@@ -1,9 +1,11 @@
 """The comparison with attention: what is compared is what it says, and every column is filled."""
 
+import json
+
 import pytest
 
 from benchmarks.throughput import __main__ as throughput
-from benchmarks.throughput import host, subjects
+from benchmarks.throughput import gpu, host, subjects
 from diffussm_jax.planning.multiply_adds import multiply_adds
 
 
@@ -60,3 +62,36 @@ def test_ratios_and_growth():
     ]
     assert "0.50 times DiffuSSM's training images/s, 2.00 times" in throughput.ratios(rows[::2])
     assert "DiffuSSM, training: 256 to 1024 tokens as l^1.00" in throughput.growth(rows)
+
+
+@pytest.mark.slow
+def test_figures_of_a_gpu(tmp_path):
+    """Of any backend; the same model is trained and then sampled from."""
+    models = {"DiT": tiny()[subjects.PATCHES]}
+    rows = gpu.report(models, tmp_path, budget_s=600, rounds=1, shapes=((1, 16, 4),), peak_side=32)
+    assert [row["measured"] for row in rows] == [
+        "peak",
+        "chunked, (1, 16, 4)",
+        "fft, (1, 16, 4)",
+        "DiT, training",
+        "DiT, sampling",
+        "associative_scan, (1, 16, 4)",
+    ]
+    assert not [row for row in rows if "failed" in row]
+    assert max(row["error"] for row in rows if "error" in row) < 2e-5
+    training = rows[3]
+    work = 6e-9 * multiply_adds(models["DiT"]).without_ssm * training["images/s"]
+    assert training["tflops"] == pytest.approx(work / 1e3)
+    assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
+
+
+def test_what_a_gpu_does_not_reach_or_fails_at_leaves_the_rest(tmp_path, monkeypatch):
+    def fail(side, rounds):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")
+
+    monkeypatch.setattr(gpu, "_peak", fail)
+    rows = gpu.report({}, tmp_path, budget_s=60, rounds=1, shapes=())
+    assert rows[0]["failed"] == "RuntimeError: RESOURCE_EXHAUSTED: out of memory"
+    rows = gpu.report({"DiT": tiny()[subjects.PATCHES]}, tmp_path, budget_s=0)
+    assert {row["failed"] for row in rows} == {"not reached"}
+    assert "| DiT, training |" in (tmp_path / "gpu.md").read_text()

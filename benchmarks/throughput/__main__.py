@@ -1,6 +1,6 @@
 """DiffuSSM beside attention.
 
-python -m benchmarks.throughput [--count] [--tpu v5e:4x4] [--lengths-tpu v5e:2x2]
+python -m benchmarks.throughput [--count] [--tpu v5e:4x4] [--lengths-tpu v5e:2x2] [--gpu]
 
 Times training and sampling of DiffuSSM and of DiT at equal tokens, at equal multiply-adds and with
 patches, side by side in one run; then two layers of each as the tokens grow. Prints Markdown tables
@@ -20,15 +20,17 @@ from typing import Any
 import jax
 import matplotlib
 
-from benchmarks.throughput import host, tpu
+from benchmarks.throughput import gpu, host, tpu
 from benchmarks.throughput.subjects import (
     DIFFUSSM,
     SAME_FLOPS,
     extra_large,
     of_one_depth,
     of_side,
+    on_gpu,
     on_host,
 )
+from benchmarks.throughput.tables import table
 from diffussm_jax.planning.multiply_adds import multiply_adds
 
 COUNTED_SIDES = (16, 32, 64, 128, 192, 256)
@@ -64,6 +66,14 @@ def main() -> None:
     parser.add_argument(
         "--lengths-tpu", help="a topology: print estimates of a block as the tokens grow instead"
     )
+    parser.add_argument(
+        "--gpu",
+        nargs="*",
+        metavar="MODEL",
+        choices=on_gpu(),
+        help="time the published sizes and the operator on a GPU instead",
+    )
+    parser.add_argument("--budget", type=float, default=220, help="of --gpu, in seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -71,6 +81,10 @@ def main() -> None:
         print(table(counts()))
     elif args.tpu or args.lengths_tpu:
         by_compiler(args)
+    elif args.gpu is not None:
+        models = on_gpu()
+        chosen = {name: models[name] for name in args.gpu or models}
+        gpu.report(chosen, args.out, budget_s=args.budget)
     else:
         on_this_backend(args)
 
@@ -131,22 +145,6 @@ def on_this_backend(args: argparse.Namespace) -> None:
     text = json.dumps(results, indent=1, default=dataclasses.asdict)
     (args.out / "throughput.json").write_text(text)
     print(f"\nwrote {args.out / 'throughput.json'} and throughput.png")
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table with a column for each key of the rows."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    lines += ["| " + " | ".join(_cell(row.get(x)) for x in names) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def ratios(rows: list[host.Row]) -> str:
