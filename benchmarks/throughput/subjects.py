@@ -64,7 +64,15 @@ def on_gpu() -> dict[str, Config]:
     for config, batch_size in configs.values():
         config.training.batch_size = config.sample.num = config.sample.batch_size = batch_size
         config.sample.update(sampler="ddim", steps=5, cfg_scale=1.0)
-    return {name: from_dict(config.to_dict()) for name, (config, _) in configs.items()}
+    models = {name: from_dict(config.to_dict()) for name, (config, _) in configs.items()}
+    xl, small = models["DiffuSSM-XL"], models["DiffuSSM-S"]
+    return models | {
+        "DiffuSSM-XL, x in bfloat16": changed(xl, residual_dtype="bfloat16"),
+        "DiffuSSM-XL, by FFT": changed(xl, ssm_implementation="fft"),
+        "DiffuSSM-XL, remat full": changed(xl, remat="full"),
+        "DiffuSSM-S, by FFT": changed(small, ssm_implementation="fft"),
+        "DiffuSSM-S, remat none": changed(small, remat="none"),
+    }
 
 
 def of_side(config: Config, side: int) -> Config:
