@@ -15,6 +15,41 @@ import safetensors.numpy
 
 from diffussm_jax.errors import UserError
 
+# What desktops, file servers and notebooks leave in folders, in lower case.
+_LITTER = frozenset(
+    {
+        "$recycle.bin",
+        "#recycle",
+        ".appledouble",
+        ".directory",
+        ".ds_store",
+        ".fseventsd",
+        ".ipynb_checkpoints",
+        ".localized",
+        ".picasa.ini",
+        ".spotlight-v100",
+        ".temporaryitems",
+        ".thumbnails",
+        ".trashes",
+        "@eadir",
+        "__macosx",
+        "desktop.ini",
+        "ehthumbs.db",
+        "icon\r",
+        "lost+found",
+        "picasa.ini",
+        "system volume information",
+        "thumbs.db",
+    }
+)
+_LITTER_PREFIXES = ("._", ".trash-", ".nfs", ".fuse_hidden")
+
+
+def is_desktop_litter(name: str) -> bool:
+    """Whether a file or folder of this name was left by a desktop system, and is nobody's."""
+    name = name.lower()
+    return name in _LITTER or name.startswith(_LITTER_PREFIXES)
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
