@@ -19,11 +19,12 @@ from diffussm_jax.evaluation.reference import (
     read_reference,
     reference_path,
 )
-from diffussm_jax.evaluation.score import score
+from diffussm_jax.evaluation.score import drawn_shape, score
 from diffussm_jax.files import write_json
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.model import sample_run
+from diffussm_jax.workdir.layout import read_config
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ def evaluate(config: Config, workdir: Path) -> None:
         reference_path(config, workdir), extractor, mesh, batch_size=config.evaluate.batch_size
     )
     note_other_images(reference, workdir)
+    if config.evaluate.images is None:  # known before they are drawn, which takes long
+        reference.require_shape(drawn_shape(read_config(workdir)))
     images = _open_images(config, workdir)
     scores = score(config, images, extractor, reference, mesh)
     result = {"scores": scores} | ingredients(config, images, extractor, reference)
@@ -66,7 +69,7 @@ def result_path(config: Config, workdir: Path) -> Path:
 
 def _open_images(config: Config, workdir: Path) -> ImageSet:
     if config.evaluate.images is not None:
-        return open_given(config.evaluate.images, channels=config.data.channels)
+        return open_given(config.evaluate.images, config.data)
     # Not named after the result, which may be one of several of the same images.
     folder = workdir / "evaluation" / (config.evaluate.preset or "default")
     return DrawnImages(sample_run(config, workdir, sample_options(config), folder))

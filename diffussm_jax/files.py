@@ -6,6 +6,8 @@ JSON is read by `config.parsing.read_as`.
 import contextlib
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ import numpy as np
 import safetensors.numpy
 
 from diffussm_jax.errors import UserError
+
+# What NumPy and zipfile raise for a file that is no npz, or a damaged one.
+NPZ_ERRORS = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 # What desktops, file servers and notebooks leave in folders, in lower case.
 _LITTER = frozenset(
@@ -75,12 +80,17 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def writing_to(path: Path, *, field: str | None = None) -> Iterator[None]:
-    """Turn the OSErrors of writing to `path` into UserErrors that name the field that chose it."""
+    """Turn the errors of writing to `path` into UserErrors that name the field that chose it.
+
+    They are OSErrors, safetensors' own, and the RuntimeErrors of array_record. JAX raises
+    RuntimeErrors too: what computes does not belong into the block.
+    """
     try:
         yield
-    except OSError as error:
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         name = f"{field}: {path}" if field else f"{path}"
-        raise UserError(f"{name} cannot be written: {error.strerror or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{name} cannot be written: {reason}") from error
 
 
 def sha256_of(path: Path) -> str:

@@ -15,7 +15,7 @@ from diffussm_jax.evaluation.features import make_extractor
 from diffussm_jax.evaluation.image_sets import SourceImages
 from diffussm_jax.evaluation.reference import reference_path, write_reference
 from diffussm_jax.evaluation.statistics import measure
-from diffussm_jax.files import writing_to
+from diffussm_jax.files import NPZ_ERRORS, writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
 
@@ -64,7 +64,7 @@ def _is_there(path: Path, facts: dict[str, Any]) -> bool:
     try:
         with np.load(path) as file:
             present = from_json(dict, str(file["facts"]))
-    except (OSError, ValueError, KeyError):
+    except NPZ_ERRORS:
         present = None
     if present == json.loads(json.dumps(facts)):  # lists for tuples, as they were read
         return True

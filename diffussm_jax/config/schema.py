@@ -79,6 +79,7 @@ class DataConfig:
     latents_dir: str | None = None  # folder of cached latents; None is `latents` in data_dir
     shard_size: int = 1000  # images per file of cached latents
     flip: bool = True  # whether half of the images are mirrored, at random
+    max_pixels: int = 180_000_000  # of a picture; a larger one is a bad record, and takes gigabytes
     on_error: Literal["fail", "skip"] = "fail"  # at a bad record; skip allows 1 % of them
     workers: int | None = None  # threads that read and decode; None is one per core, at most 16
     in_memory: bool = False  # whether each host keeps all records in memory

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,7 @@ from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.fingerprint import of_records
 from diffussm_jax.data.names import FOLDER, portable_name
 from diffussm_jax.data.placement import require_outside
+from diffussm_jax.data.prepared import damaged, require_complete, require_description
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import writing_to
 
@@ -72,7 +74,9 @@ class ImageSource:
         record: dict[str, Any] = {}
         try:
             record = self._records[index]
-            image = transforms.decode_image(record["image"], channels=self._config.channels)
+            image = transforms.decode_image(
+                record["image"], channels=self._config.channels, max_pixels=self._config.max_pixels
+            )
             pixels = transforms.centre_crop(image, self._config.image_size)
         # Pillow's decoders and the record reader raise anything at all for damaged bytes.
         except Exception as error:
@@ -91,7 +95,7 @@ class ImageSource:
     def _name(self, index: int, record: dict[str, Any]) -> str:
         file = record.get("file_name", b"")
         where = f"record {index} of {self._config.name}"
-        return f"{where} ({file.decode()})" if file else where
+        return f"{where} ({file.decode(errors='backslashreplace')})" if file else where
 
 
 def open_images(config: Config, split: str) -> ImageSource:
@@ -105,6 +109,7 @@ def open_images(config: Config, split: str) -> ImageSource:
     """
     builder = make_builder(config.data)
     _prepare(config.data, builder)
+    require_description(builder)
     try:
         num_images = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
@@ -115,6 +120,7 @@ def open_images(config: Config, split: str) -> ImageSource:
         ) from error
     if not num_images:
         raise UserError(f"split {split!r} of data set {config.data.name!r} has no images")
+    require_complete(builder, split)
     records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     if config.data.in_memory and config.data.space == "pixels":
         logger.info("reading %d records of %s into memory", num_images, builder.name)
@@ -177,13 +183,18 @@ def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     name, data_dir = config.name, config.data_dir
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError as error:
-        raise UserError(f"config.data.name: TFDS has no data set {name!r}") from error
-    except ValueError as error:  # a page on how names are written
-        raise UserError(
-            f"config.data.name: {name!r} is no name of a TFDS data set, folder:<path> or "
-            "lsun/<category>"
-        ) from error
+    except Exception as error:
+        folder = _prepared_folder(name, data_dir)
+        if folder is not None:  # TFDS raises anything at all for a damaged description
+            raise damaged(folder, error, is_local=False) from error
+        if isinstance(error, tfds.core.registered.DatasetNotFoundError):
+            raise UserError(f"config.data.name: TFDS has no data set {name!r}") from error
+        if isinstance(error, ValueError):  # a page on how names are written
+            raise UserError(
+                f"config.data.name: {name!r} is no name of a TFDS data set, folder:<path> or "
+                "lsun/<category>"
+            ) from error
+        raise
     where = f", data_dir={data_dir!r}" if data_dir else ""
     if not builder.is_prepared():
         raise UserError(
@@ -202,6 +213,13 @@ def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
             "--config.data.data_dir=NEW"
         )
     return builder
+
+
+def _prepared_folder(name: str, data_dir: str | None) -> Path | None:
+    """The folder of a TFDS data set of this name, prepared or begun; None if there is none."""
+    word = re.match(r"\w+", name)
+    folder = Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+    return folder / word[0] if word and (folder / word[0]).is_dir() else None
 
 
 def _class_names(config: DataConfig, builder: tfds.core.DatasetBuilder) -> list[str] | None:

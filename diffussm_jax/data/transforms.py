@@ -1,29 +1,40 @@
 """From an encoded image to its array in a batch: decode, crop as ADM does, mirror."""
 
+import contextlib
 import io
 
 import numpy as np
 from jaxtyping import Array, Bool, Float32, UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from diffussm_jax.config import DataConfig
+from diffussm_jax.data.formats import set_up_pillow
 
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
 MAX_ASPECT = 16  # of a picture that is resized at its full length
 
 
-def decode_image(data: bytes, *, channels: int) -> Image.Image:
+def decode_image(
+    data: bytes, *, channels: int, max_pixels: int = DataConfig.max_pixels
+) -> Image.Image:
     """Decode an image of any mode as 8-bit grey (1 channel) or RGB (3).
 
     It is turned upright as its EXIF tag says, transparent parts become white, and 16 bits become
     8 by scaling (Pillow alone would clip them).
 
     Raises:
-        ValueError, OSError and anything else that Pillow raises: `data` is empty, truncated or no
-            image.
+        ValueError, OSError and anything else that Pillow raises: `data` is empty, truncated, no
+            image, or one of more than `max_pixels`.
     """
-    if not data:
-        raise ValueError("the file is empty")
-    image: Image.Image = Image.open(io.BytesIO(data))
-    ImageOps.exif_transpose(image, in_place=True)
+    image = _open(data)
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"it has {image.width} x {image.height} pixels, more than config.data.max_pixels = "
+            f"{max_pixels}"
+        )
+    image.load()
+    with contextlib.suppress(Exception):  # an EXIF block that cannot be read turns no picture
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         values = np.clip(np.asarray(image) / 257, 0, 255)
         image = Image.fromarray(np.round(values).astype(np.uint8))
@@ -34,6 +45,18 @@ def decode_image(data: bytes, *, channels: int) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert(PILLOW_MODES[channels])
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ValueError("the file is empty")
+    set_up_pillow()
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"no image that Pillow reads, or one whose head is damaged: {data[:12]!r} ..."
+        ) from error
 
 
 def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "h w c"]:

@@ -3,6 +3,7 @@
 import abc
 import functools
 import hashlib
+import logging
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,20 +13,23 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, DataConfig
 from diffussm_jax.data.faults import Faults
+from diffussm_jax.data.image_files import find_images, read_file, readable, sha256_of_image
 from diffussm_jax.data.pipeline import MAX_WORKERS, read_good
 from diffussm_jax.data.sources import open_images
+from diffussm_jax.data.transforms import decode_image
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import sha256_of
+from diffussm_jax.files import NPZ_ERRORS, sha256_of
 from diffussm_jax.sampling.images import ImageArray
 from diffussm_jax.sampling.job import Samples
 
 Rows = Int[np.ndarray, " b"]
 
-SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+logger = logging.getLogger(__name__)
+
+FIELD = "config.evaluate.images"
 
 
 class ImageSet(abc.ABC):
@@ -98,22 +102,28 @@ class NpzImages(ImageSet):
 
     The images are read a batch at a time, from the first to the last.
 
+    Args:
+        field: the field of the config that names the file, for errors.
+
     Raises:
         UserError: the file is missing, damaged or of another form.
     """
 
-    def __init__(self, path: str | Path):
-        self._path = Path(path)
+    def __init__(self, path: str | Path, *, field: str = FIELD):
+        self._path, self._name = Path(path), f"{field}: {path}"
         try:
             self._archive = zipfile.ZipFile(self._path)
             self._file = self._archive.open("arr_0.npy")
             self._shape, dtype = _read_header(self._file)
             self.labels = _read_labels(self._path, self._shape[0])
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is not an npz of images in `arr_0`: {error}") from error
-        if dtype != np.uint8 or len(self._shape) != 4 or self._shape[3] not in (1, 3):
+        except NPZ_ERRORS as error:
             raise UserError(
-                f"{path}: arr_0 must be uint8 [num, height, width, 1 or 3], got {dtype} "
+                f"{self._name} is not an npz of images in `arr_0`, or a damaged one: {error}"
+            ) from error
+        is_image = len(self._shape) == 4 and self._shape[3] in (1, 3) and 0 not in self._shape
+        if dtype != np.uint8 or not is_image:
+            raise UserError(
+                f"{self._name}: arr_0 must be uint8 [num, height, width, 1 or 3], got {dtype} "
                 f"{list(self._shape)}"
             )
         self._start = self._file.tell()
@@ -121,16 +131,24 @@ class NpzImages(ImageSet):
     def __len__(self) -> int:
         return self._shape[0]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (h, w, c) of an image."""
+        return self._shape[1:]
+
     def facts(self) -> dict[str, Any]:
         return {"file": self._path.name, "sha256": sha256_of(self._path)}
 
     def read(self, rows: Rows) -> ImageArray:
         first, last = int(rows[0]), int(rows[-1])
         size = int(np.prod(self._shape[1:]))
-        self._file.seek(self._start + first * size)
-        data = self._file.read((last + 1 - first) * size)
+        try:
+            self._file.seek(self._start + first * size)
+            data = self._file.read((last + 1 - first) * size)
+        except NPZ_ERRORS as error:
+            raise UserError(f"{self._name} is damaged at image {first}: {error}") from error
         if len(data) < (last + 1 - first) * size:
-            raise UserError(f"{self._path} ends before its image {last}")
+            raise UserError(f"{self._name} ends before its image {last}")
         images = np.frombuffer(data, np.uint8).reshape(-1, *self._shape[1:])
         return images[rows - first]
 
@@ -160,24 +178,18 @@ def _read_labels(path: Path, num: int) -> np.ndarray | None:
 class FileImages(ImageSet):
     """The images of a folder and its sub-folders, in the order of their names.
 
-    They are read as RGB, or as grey if both they and the run's data are grey. All must have one
-    size: resizing takes a filter, and the scores depend on which.
-
-    Args:
-        channels: of the run's data.
+    They are found and decoded as training does, but all must have one size: resizing takes a
+    filter, and the scores depend on which.
 
     Raises:
         UserError: the folder has no images, or one that cannot be read or has another size.
     """
 
-    def __init__(self, folder: str | Path, *, channels: int):
-        self._folder = Path(folder)
-        files = (path for path in self._folder.rglob("*") if path.is_file())
-        self._paths = sorted(x for x in files if x.suffix.lower() in SUFFIXES)
-        if not self._paths:
-            raise UserError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
-        self._mode: str | None = None
-        self._mode = "L" if channels == 1 and self._decode(0).ndim == 2 else "RGB"
+    def __init__(self, folder: str | Path, config: DataConfig):
+        self._folder, self._config = Path(folder), config
+        self._paths = find_images(self._folder, field=FIELD).paths
+        if config.channels == 1 and _has_colours(self._decode(0, channels=3)):
+            logger.warning("the colours of %s are scored as grey: config.data.channels = 1", folder)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -185,33 +197,37 @@ class FileImages(ImageSet):
     def facts(self) -> dict[str, Any]:
         digest = hashlib.sha256()
         for path in self._paths:
-            name = path.relative_to(self._folder).as_posix()
-            digest.update(f"{name} {sha256_of(path)}\n".encode())
-        return {"folder": self._folder.resolve().name, "sha256": digest.hexdigest()}
+            name = os.fsencode(path.relative_to(self._folder))
+            digest.update(b"%s %s\n" % (name, sha256_of_image(path, field=FIELD).encode()))
+        return {"folder": readable(self._folder.resolve().name), "sha256": digest.hexdigest()}
 
     @functools.cached_property
-    def _size(self) -> tuple[int, ...]:
-        return self._decode(0).shape
+    def _shape(self) -> tuple[int, ...]:
+        return self._decode(0, channels=self._config.channels).shape
 
-    def _decode(self, row: int) -> UInt8[np.ndarray, "..."]:
-        """One image: [h w 3], or [h w] where it is grey."""
+    def _decode(self, row: int, *, channels: int) -> UInt8[np.ndarray, "h w c"]:
+        path = self._paths[row]
+        data = read_file(path, field=FIELD)
         try:
-            with Image.open(self._paths[row]) as image:
-                return np.asarray(image.convert(self._mode))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self._paths[row]} cannot be read: {error}") from error
+            image = decode_image(data, channels=channels, max_pixels=self._config.max_pixels)
+        except Exception as error:  # Pillow's decoders raise anything at all for damaged bytes
+            raise UserError(f"{FIELD}: {readable(path)} cannot be read: {error}") from error
+        return np.asarray(image).reshape(image.height, image.width, channels)
 
     def read(self, rows: Rows) -> ImageArray:
-        images = _in_threads(self._decode, rows)
+        images = _in_threads(functools.partial(self._decode, channels=self._config.channels), rows)
         for row, image in zip(rows, images):
-            if image.shape != self._size:
+            if image.shape != self._shape:
+                ours, first = readable(self._paths[row]), readable(self._paths[0])
                 raise UserError(
-                    f"{self._paths[row]} is {image.shape[1]} x {image.shape[0]}, and "
-                    f"{self._paths[0]} is {self._size[1]} x {self._size[0]}: bring all images to "
-                    "one size first"
+                    f"{FIELD}: {ours} is {image.shape[1]} x {image.shape[0]}, and {first} is "
+                    f"{self._shape[1]} x {self._shape[0]}: bring all images to one size first"
                 )
-        stacked = np.stack(images)
-        return stacked[..., None] if self._mode == "L" else stacked
+        return np.stack(images)
+
+
+def _has_colours(image: UInt8[np.ndarray, "h w 3"]) -> bool:
+    return bool((image != image[..., :1]).any())
 
 
 class SourceImages(ImageSet):
@@ -250,21 +266,21 @@ class SourceImages(ImageSet):
         return np.stack(images), np.stack(labels)
 
 
-def open_given(path: str | Path, *, channels: int) -> ImageSet:
+def open_given(path: str | Path, config: DataConfig) -> ImageSet:
     """Open the images at a path that a user gives: an npz, or a folder of images.
 
     Args:
-        channels: of the run's data, as for `FileImages`.
+        config: how images of a folder are decoded.
 
     Raises:
         UserError: there is neither.
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        return FileImages(path, channels=channels)
+        return FileImages(path, config)
     if path.is_file():
         return NpzImages(path)
-    raise UserError(f"there are no images at {path}: give an npz or a folder")
+    raise UserError(f"{FIELD}: there are no images at {path}: give an npz or a folder")
 
 
 def _in_threads(function: Callable, rows: Rows) -> list:

@@ -23,15 +23,16 @@ from diffussm_jax.config.parsing import from_json
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor
 from diffussm_jax.evaluation.image_sets import ImageSet, NpzImages, Rows, batches_of
-from diffussm_jax.evaluation.metrics import Moments
+from diffussm_jax.evaluation.metrics import NEIGHBOURS, Moments
 from diffussm_jax.evaluation.statistics import Statistics, measure
-from diffussm_jax.files import replacing, sha256_of
+from diffussm_jax.files import NPZ_ERRORS, replacing, sha256_of
 from diffussm_jax.sampling.images import save_npz
 from diffussm_jax.workdir.data_facts import read_data_facts
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 256  # images in memory at a time
+FIELD = "config.evaluate.reference"
 MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
@@ -43,13 +44,27 @@ class Reference:
         pool: moments of the pool features.
         spatial: moments of the spatial features; None where there are none.
         features: the pool features of the file's images; None where it has none.
+        image_shape: (h, w, c) of these images.
         facts: JSON of the file and what is in it.
     """
 
     pool: Moments
     spatial: Moments | None
     features: Float32[np.ndarray, "n d"] | None
+    image_shape: tuple[int, ...] | None
     facts: dict[str, Any]
+
+    def require_shape(self, shape: tuple[int, ...]) -> None:
+        """Raise UserError unless images to score have the shape (h, w, c) of the file's own.
+
+        Features need not tell: Inception enlarges or reduces what it sees to one size.
+        """
+        if self.image_shape not in (None, shape):
+            theirs, ours = (" x ".join(map(str, x)) for x in (self.image_shape, shape))
+            raise UserError(
+                f"{FIELD}: the images of {self.facts['file']} are {theirs} (height, width, "
+                f"channels), and those to score {ours}: make another with --mode=refstats"
+            )
 
 
 def read_reference(path: Path, extractor: Extractor, mesh: Mesh, *, batch_size: int) -> Reference:
@@ -60,10 +75,14 @@ def read_reference(path: Path, extractor: Extractor, mesh: Mesh, *, batch_size: 
     """
     arrays, origin, has_images = _read(path)
     _require_same_features(path, origin, extractor)
-    measured = None
+    measured = shape = None
     if has_images:
-        images = NpzImages(path)
+        images = NpzImages(path, field=FIELD)
+        if len(images) <= NEIGHBOURS:
+            least = NEIGHBOURS + 1
+            raise UserError(f"{FIELD}: {path} has {len(images)} images, and it takes {least}")
         measured = measure(extractor, images, mesh, batch_size=batch_size, keep_features=True)
+        shape = images.shape
     # Without facts the moments are ADM's, of Inception.
     has_moments = "mu" in arrays and (origin or extractor.facts["features"] == "inception")
     if has_moments:
@@ -73,8 +92,8 @@ def read_reference(path: Path, extractor: Extractor, mesh: Mesh, *, batch_size: 
         pool, spatial = measured.pool, measured.spatial
     else:
         raise UserError(
-            f"{path} has neither moments of {extractor.facts['features']} features nor images in "
-            "arr_0"
+            f"{FIELD}: {path} has neither moments of {extractor.facts['features']} features nor "
+            "images in arr_0"
         )
     facts = {
         "file": path.name,
@@ -83,25 +102,40 @@ def read_reference(path: Path, extractor: Extractor, mesh: Mesh, *, batch_size: 
         "num_images": 0 if measured is None else measured.num,
         "moments_of": "file" if has_moments else "arr_0",
     }
-    return Reference(pool, spatial, None if measured is None else measured.features, facts)
+    features = None if measured is None else measured.features
+    return Reference(pool, spatial, features, shape, facts)
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any], bool]:
     """The moments of a reference, its facts, and whether it has images."""
     try:
-        with np.load(path) as file:
+        # Not np.load, which reads an .npy too, and takes anything else for a pickle.
+        with path.open("rb") as data, np.lib.npyio.NpzFile(data) as file:
             present = set(file.files)
-            names = present & {name for pair in MOMENTS.values() for name in pair}
-            arrays = {name: np.asarray(file[name]) for name in names}
+            pairs = [pair for pair in MOMENTS.values() if pair[0] in present]
+            arrays = {name: np.asarray(file[name]) for pair in pairs for name in pair}
             facts = from_json(dict, str(file["facts"])) if "facts" in present else {}
+        for mean, covariance in pairs:
+            _check_moments(arrays[mean], arrays[covariance])
     except FileNotFoundError as error:
         raise UserError(
-            f"config.evaluate.reference: there is no {path}: make it with --mode=refstats, or name "
+            f"{FIELD}: there is no {path}: make it with --mode=refstats, or name "
             "an npz of ADM's form"
         ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"config.evaluate.reference: {path} cannot be read: {error}") from error
+    except NPZ_ERRORS as error:
+        raise UserError(f"{FIELD}: {path} cannot be read as an npz: {error}") from error
     return arrays, facts, "arr_0" in present
+
+
+def _check_moments(mean: np.ndarray, covariance: np.ndarray) -> None:
+    dim = mean.shape[:1]
+    if not dim or mean.shape != dim or covariance.shape != dim * 2:
+        raise ValueError(
+            f"its moments must be [d] and [d d], got {list(mean.shape)} and "
+            f"{list(covariance.shape)}"
+        )
+    if not all(x.dtype.kind == "f" and np.isfinite(x).all() for x in (mean, covariance)):
+        raise ValueError("its moments are not all finite floats")
 
 
 def _moments(arrays: dict[str, np.ndarray], which: str) -> Moments:
@@ -111,10 +145,12 @@ def _moments(arrays: dict[str, np.ndarray], which: str) -> Moments:
 
 def _require_same_features(path: Path, origin: dict[str, Any], extractor: Extractor) -> None:
     theirs = origin.get("extractor", extractor.facts)
+    if not isinstance(theirs, dict):
+        theirs = {}
     for name, value in extractor.facts.items():
         if theirs.get(name) != value:
             raise UserError(
-                f"config.evaluate.reference: {path} was made with {name} = {theirs.get(name)!r}, "
+                f"{FIELD}: {path} was made with {name} = {theirs.get(name)!r}, "
                 f"and now it is {value!r}: make another with --mode=refstats"
             )
 
@@ -150,9 +186,7 @@ def reference_path(config: Config, workdir: Path | None) -> Path:
     if config.evaluate.reference is not None:
         return Path(os.path.expanduser(config.evaluate.reference))
     if workdir is None:
-        raise UserError(
-            "config.evaluate.reference: name a file, or give the --workdir that keeps it"
-        )
+        raise UserError(f"{FIELD}: name a file, or give the --workdir that keeps it")
     features = config.evaluate.features.replace(":", "-")
     return workdir / "evaluation" / f"reference-{features}.npz"
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
@@ -34,6 +35,7 @@ def score(
     Raises:
         UserError: the images are too few, or do not fit the extractor or the reference.
     """
+    reference.require_shape(images.read(np.arange(1)).shape[1:])
     statistics = measure(
         extractor,
         images,
@@ -59,6 +61,11 @@ def score(
     return by_name
 
 
+def drawn_shape(config: Config) -> tuple[int, int, int]:
+    """The shape (h, w, c) of an image that a model of the config draws."""
+    return config.data.image_size, config.data.image_size, config.data.channels
+
+
 def make_scorer(config: Config, workdir: Path, generator: Generator) -> Scorer:
     """For `training.evaluate_every`: a function from parameters to scores by name.
 
@@ -73,6 +80,7 @@ def make_scorer(config: Config, workdir: Path, generator: Generator) -> Scorer:
     path, batch_size = reference_path(config, workdir), config.evaluate.batch_size
     reference = read_reference(path, extractor, mesh, batch_size=batch_size)
     note_other_images(reference, workdir)
+    reference.require_shape(drawn_shape(config))
     num = config.evaluate.training_num
     options = dataclasses.replace(sample_options(config), num=num)
 

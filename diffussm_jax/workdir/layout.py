@@ -36,6 +36,7 @@ MAY_DIFFER = frozenset(
         "data.data_dir",
         "data.latents_dir",
         "data.shard_size",  # of an encoding
+        "data.max_pixels",
         "data.on_error",
         "data.workers",
         "data.in_memory",

@@ -21,6 +21,7 @@ from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.data.transforms import centre_crop
 from diffussm_jax.errors import UserError
 from tests.conftest import merge
+from tests.fuzz.one_line import error_of
 
 SIZE = 16
 
@@ -103,7 +104,7 @@ def test_another_process_may_prepare_a_folder_meanwhile(folder, tmp_path, monkey
         (lambda f: write_image(f / "x.png"), {}, r"x.png\) beside sub-folders \(a\)"),
         (lambda f: (f / "c").mkdir(), {}, "class 'c' of .* has no images"),
         (lambda f: f, {"num_classes": 3}, "set --config.data.num_classes=2, or 0"),
-        (lambda f: [shutil.rmtree(f / x) for x in "ab"], {}, r"has no images \(.bmp"),
+        (lambda f: [shutil.rmtree(f / x) for x in "ab"], {}, "has no images; left out 1: 1 hid"),
     ],
 )
 def test_folders_that_do_not_fit(folder, tmp_path, break_it, options, message):
@@ -207,6 +208,60 @@ def test_lsun_is_read_from_the_official_lmdb(lsun, tmp_path):
     for index, photo in enumerate(lsun):
         expected = centre_crop(Image.fromarray(photo), SIZE)
         np.testing.assert_array_equal(source.example(index)["image"], expected)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[: len(data) // 2], "is not complete: it has .* of .* bytes; unzip it"),
+        (lambda data: data[:8192] + bytes(len(data) - 8192), "cannot be read: .*; unzip it again"),
+        (lambda data: b"", "cannot be read: .*; unzip it again"),
+    ],
+)
+def test_a_damaged_lsun_is_named(lsun, tmp_path, damage, message):
+    """Half of the file was a bus error: LMDB maps what its header says."""
+    path = tmp_path / "tfds" / "downloads" / "manual" / "church_outdoor_train_lmdb" / "data.mdb"
+    path.write_bytes(damage(path.read_bytes()))
+    error = error_of(lambda: open_images(config_of("lsun/church_outdoor", tmp_path), "train"))
+    assert re.search(message, error)
+
+
+PREPARED_DAMAGE = {
+    "torn description": lambda folder: tear(folder / "dataset_info.json"),
+    "no description": lambda folder: (folder / "dataset_info.json").unlink(),
+    "missing shard": lambda folder: next(folder.glob("*array_record*")).unlink(),
+    "torn shard": lambda folder: tear(next(folder.glob("*array_record*"))),
+}
+
+
+def tear(path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("damage", PREPARED_DAMAGE)
+def test_a_damaged_prepared_data_set_says_what_mends_it(folder, tmp_path, damage):
+    config = config_of(f"folder:{folder}", tmp_path)
+    open_images(config, "train")
+    (prepared,) = (tmp_path / "tfds").glob("folder_*/[0-9]*")
+    PREPARED_DAMAGE[damage](prepared)
+    error = error_of(lambda: open_images(config, "train"))
+    assert "is damaged: " in error
+    assert f"; remove {prepared}, and the same command prepares it again" in error
+    shutil.rmtree(prepared)
+    assert len(open_images(config, "train")) == 4
+
+
+@pytest.mark.parametrize("damage", ["dataset_info.json", "features.json", "digits-train*"])
+def test_a_damaged_data_set_that_is_not_prepared_here(damage, tiny_config, tmp_path, data_dir):
+    """TFDS knows it by its files alone, so that it must be copied or prepared again."""
+    foreign = tmp_path / "digits_of_others" / "1.0.0"
+    shutil.copytree(f"{data_dir}/digits/1.0.0", foreign)
+    next(foreign.glob(damage)).unlink()
+    data = {"name": "digits_of_others", "data_dir": str(tmp_path)}
+    config = merge(tiny_config, {"data": data})
+    error = error_of(lambda: open_images(config, "train"))
+    assert f"the prepared data set in {foreign.parent}" in error
+    assert "; copy its files again, or remove that folder and prepare it again" in error
 
 
 def test_lsun_that_is_not_there_says_where_to_get_it(tmp_path):

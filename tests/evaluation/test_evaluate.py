@@ -110,7 +110,7 @@ def test_a_folder_scores_as_its_npz(scored_values, digits, tmp_path, channels):
     results = []
     for images in (tmp_path / "folder", write_npz(tmp_path / "x.npz", samples)):
         changes = {"images": str(images), "reference": reference}
-        config = merge(scored_values, {"evaluate": changes})
+        config = merge(scored_values, {"evaluate": changes, "data": {"channels": channels}})
         results.append(run(config, tmp_path))
     assert results[0]["scores"] == results[1]["scores"]
     y = as_pixels(real)
@@ -140,14 +140,24 @@ def test_a_reference_of_other_images_than_the_runs_is_told(reference, trained, t
     facts = {"file": "reference.npz", "of": {"fingerprint": data["fingerprint"]["sha256"]}}
     moments = Moments(np.zeros(2), np.eye(2))
     with caplog.at_level("INFO", "diffussm_jax"):
-        note_other_images(Reference(moments, None, None, facts), workdir)
+        note_other_images(Reference(moments, None, None, None, facts), workdir)
         assert not caplog.text
         facts["of"] = {"fingerprint": "0", "source": "folder:pets, 3 images", "split": "train"}
-        note_other_images(Reference(moments, None, None, facts), workdir)
+        note_other_images(Reference(moments, None, None, None, facts), workdir)
     assert "reference.npz is of other images (folder:pets, 3 images, split train)" in caplog.text
     with np.load(reference[1]) as file:
         made = json.loads(str(file["facts"]))
     assert made["fingerprint"] == data["fingerprint"]["sha256"]
+
+
+def test_a_reference_of_another_size_is_refused_before_images_are_drawn(
+    scored_values, trained, tmp_path
+):
+    path = write_npz(tmp_path / "x.npz", np.zeros((9, 16, 16, 1), np.uint8))
+    config = merge(scored_values, {"evaluate": {"reference": path, "preset": "fast"}})
+    with pytest.raises(UserError, match="are 16 x 16 x 1 .*, and those to score 8 x 8 x 1"):
+        evaluate(config, trained)
+    assert not (trained / "evaluation" / "fast").exists()
 
 
 def test_a_run_is_scored_while_it_trains(scored_values, reference, tmp_path):
@@ -264,7 +274,9 @@ def test_files_of_another_form_are_named(scored_values, reference, digits, tmp_p
     write_npz(path, digits[0][:3])
     attempt("scores take 4 images or more, got 3", images=str(path))
     write_npz(path, np.repeat(digits[0][:9], 3, axis=3))
-    attempt("images have 192 pixels features, and the reference", images=str(path))
+    attempt(
+        "are 8 x 8 x 1 .height, width, channels., and those to score 8 x 8 x 3", images=str(path)
+    )
     for name, size in zip("abcd", ((8, 8), (8, 9), (8, 8), (8, 8))):
         Image.new("L", size).save(tmp_path / "empty" / f"{name}.png")
     attempt("b.png is 8 x 9, and .*a.png is 8 x 8", images=str(tmp_path / "empty"))

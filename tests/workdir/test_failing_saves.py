@@ -15,6 +15,7 @@ from diffussm_jax.errors import CheckpointError
 from diffussm_jax.workdir import integrity
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from tests.conftest import merge
+from tests.disks import disk_of
 from tests.saved_runs import assert_equal, restored
 
 # Orbax leaves coroutines of the failed save to the garbage collector.
@@ -55,13 +56,8 @@ def test_a_failed_save_ends_the_run_soon(
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 16 MiB of its own, for the checkpoints of a run."""
-    disk = tmp_path / "run" / "checkpoints"
-    disk.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", disk]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
+    with disk_of(tmp_path / "run" / "checkpoints", megabytes=16) as disk:
+        yield disk
 
 
 def fill(disk: Path) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from sklearn.datasets import load_digits
 
+from diffussm_jax.data.prepared import LocalBuilder
+
 _DESCRIPTION = """
 8x8 grey images of handwritten digits with 17 ink levels, 0 (paper) to 16, stored as 0 .. 255.
 Every sixth image is held out as the test split.
@@ -27,7 +29,7 @@ INK_LEVELS = 16
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(LocalBuilder):
     """Builder of the `digits` data set."""
 
     VERSION = tfds.core.Version("1.0.0")

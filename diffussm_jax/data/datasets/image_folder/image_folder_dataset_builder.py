@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +18,26 @@ from diffussm_jax.data.fingerprint import (
     key_of_folder,
     of_folder,
 )
+from diffussm_jax.data.image_files import (
+    find_images,
+    read_file,
+    readable,
+    sha256_of_image,
+    sub_folders,
+)
+from diffussm_jax.data.prepared import LocalBuilder
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import sha256_of, write_json
+from diffussm_jax.files import write_json
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
 logger = logging.getLogger(__name__)
 
 CHECKSUMS_FILE = "checksums.json"  # beside the records
-EXTENSIONS = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+FIELD = "config.data.name"
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Builder(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Builder of a folder's data set.
 
     Files go into the records unchanged and are decoded when they are read. A folder whose files
@@ -69,11 +78,11 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
     def _generate_examples(self) -> Examples:
         checksums = {}
         for index, file in enumerate(self._files):
-            path, data = file.relative_to(self._folder), file.read_bytes()
+            path, data = file.relative_to(self._folder), read_file(file, field=FIELD)
             checksums[path.as_posix()] = hashlib.sha256(data).hexdigest()
-            example = {"image": data, "file_name": str(path)}
+            example: dict[str, Any] = {"image": data, "file_name": os.fsencode(path)}
             if self._classes:
-                example["label"] = path.parts[0]
+                example["label"] = _class_of(path)
             yield index, example
         write_json(Path(self.data_dir) / CHECKSUMS_FILE, checksums)
 
@@ -104,8 +113,10 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         if kept is not None:
             return kept
         logger.info("reading the %d images of %s to compare them", len(self._files), self._folder)
-        folder = self._folder
-        return {file.relative_to(folder).as_posix(): sha256_of(file) for file in self._files}
+        return {
+            file.relative_to(self._folder).as_posix(): sha256_of_image(file, field=FIELD)
+            for file in self._files
+        }
 
 
 def _read_checksums(prepared: Path) -> Checksums | None:
@@ -118,36 +129,26 @@ def _read_checksums(prepared: Path) -> Checksums | None:
 
 def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[list[Path], list[str]]:
     """The images in the order of their names, and the classes, of which there may be none."""
-    if not folder.is_dir():
-        raise UserError(f"config.data.name: there is no folder {folder}")
-    beside = [file for file in folder.iterdir() if _is_image(file)]
-    classes = sorted(
-        child
-        for child in folder.iterdir()
-        if child.is_dir() and not child.name.startswith((".", "_"))
-    )
+    files = find_images(folder, field=FIELD).paths
+    beside = [file for file in files if file.parent == folder]
+    classes = [readable(child.name) for child in sub_folders(folder)]
     if beside and classes:
         raise UserError(
-            f"config.data.name: {folder} has images ({min(beside).name}) beside sub-folders "
-            f"({classes[0].name}): put every image into a sub-folder, one for each class, or none"
+            f"{FIELD}: {folder} has images ({beside[0].name}) beside sub-folders "
+            f"({classes[0]}): put every image into a sub-folder, one for each class, or none"
         )
-    inside = {child: sorted(filter(_is_image, child.rglob("*"))) for child in classes}
-    for child, images in inside.items():
-        if not images and not allow_empty_classes:
+    with_images = {_class_of(file.relative_to(folder)) for file in files}
+    for name in classes:
+        if name not in with_images and not allow_empty_classes:
             raise UserError(
-                f"config.data.name: class {child.name!r} of {folder} has no images: add some, "
-                "remove the sub-folder, or keep the class without examples with "
-                "--config.data.on_error=skip"
+                f"{FIELD}: class {name!r} of {folder} has no images: add some, remove the "
+                "sub-folder, or keep the class without examples with --config.data.on_error=skip"
             )
-        if not images:
-            logger.warning("class %r of %s has no images", child.name, folder)
-    files = sorted(beside) + [image for images in inside.values() for image in images]
-    if not files:
-        raise UserError(
-            f"config.data.name: {folder} has no images ({', '.join(sorted(EXTENSIONS))})"
-        )
-    return files, [child.name for child in classes]
+        if name not in with_images:
+            logger.warning("class %r of %s has no images", name, folder)
+    return files, classes
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
+def _class_of(file: Path) -> str:
+    """The class of an image, by its path in the folder."""
+    return readable(file.parts[0])

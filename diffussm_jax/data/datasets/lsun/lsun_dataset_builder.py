@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import lmdb
 import tensorflow_datasets as tfds
 
+from diffussm_jax.data.prepared import LocalBuilder
 from diffussm_jax.errors import UserError
 
 _DESCRIPTION = """
@@ -39,12 +40,13 @@ CATEGORIES = (
     "restaurant",
     "tower",
 )
+UNZIP = "unzip it again"
 OFFICIAL_SPLITS = {"train": "train", "validation": "val"}
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
 
-class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Builder(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Builder of `lsun/<category>`. It is not registered, because TFDS has one of this name."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -78,16 +80,24 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type:
         return {split: self._generate_examples(split) for split in OFFICIAL_SPLITS}
 
     def _generate_examples(self, split: str) -> Examples:
-        folder = str(self.lmdb_folder(split))
+        folder = self.lmdb_folder(split)
         try:
-            with (
-                lmdb.open(folder, readonly=True, lock=False, readahead=False) as data,
-                data.begin() as transaction,
-            ):
-                for index, (key, value) in enumerate(transaction.cursor()):
-                    yield index, {"image": bytes(value), "file_name": key}
+            with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as data:
+                _require_complete(data, folder / "data.mdb")
+                with data.begin() as transaction:
+                    for index, (key, value) in enumerate(transaction.cursor()):
+                        yield index, {"image": bytes(value), "file_name": key}
         except lmdb.Error as error:
-            raise UserError(f"{folder}/data.mdb is damaged: {error}") from error
+            raise UserError(f"{folder}/data.mdb cannot be read: {error}; {UNZIP}") from error
+
+
+def _require_complete(data: lmdb.Environment, path: Path) -> None:
+    """Compare a file's size with its header, because reading beyond its end is a bus error."""
+    num_bytes = (data.info()["last_pgno"] + 1) * data.stat()["psize"]
+    if path.stat().st_size < num_bytes:
+        raise UserError(
+            f"{path} is not complete: it has {path.stat().st_size} of {num_bytes} bytes; {UNZIP}"
+        )
 
 
 def open_builder(category: str, **options: Any) -> Builder:
