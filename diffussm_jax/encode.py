@@ -1,6 +1,7 @@
 """`--mode=encode`: images to cached latents, once, in shards that survive a kill."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 # One record a chunk, so that reading one decompresses nothing else; moments do not compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
+
+_FIELD = "config.data.latents_dir"
 
 Sides = tuple[bytes, bytes]  # the records of an image and of its mirror
 
@@ -123,7 +126,7 @@ def _begin(config: Config, split: str, facts: dict[str, Any]) -> None:
         compared = {k: v for k, v in facts.items() if k not in ("source", "fingerprint")}
         require_same(manifest.facts, compared, folder)
         return
-    with writing_to(folder, field="config.data.latents_dir"):
+    with writing_to(folder, field=_FIELD):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CACHE_MANIFEST, facts | {"shards": []})
 
@@ -177,16 +180,20 @@ def _pack(
 def write_shard(path: Path, records: Iterator[Sides]) -> None:
     """Write a shard and its summary. The shard's name appears when both are complete."""
     with replacing(path) as temporary:
-        writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+        writing = functools.partial(writing_to, path, field=_FIELD)
+        with writing():
+            writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
         num_images = 0
         for sides in records:
-            for record in sides:
-                writer.write(record)
+            with writing():
+                for record in sides:
+                    writer.write(record)
             num_images += 1
-        writer.close()
-        num_bytes = temporary.stat().st_size
-        shard = Shard(path.name, num_images, num_bytes, sha256_of(temporary))
-        write_json(_summary_path(path), dataclasses.asdict(shard))
+        with writing():
+            writer.close()
+            num_bytes = temporary.stat().st_size
+            shard = Shard(path.name, num_images, num_bytes, sha256_of(temporary))
+            write_json(_summary_path(path), dataclasses.asdict(shard))
 
 
 def _is_finished(path: Path) -> bool:
@@ -214,7 +221,8 @@ def _finish(folder: Path, facts: dict[str, Any], num_source: int) -> None:
         "num_skipped": num_skipped,
         "shards": [dataclasses.asdict(shard) for shard in shards],
     }
-    write_json(folder / CACHE_MANIFEST, manifest)
+    with writing_to(folder, field=_FIELD):
+        write_json(folder / CACHE_MANIFEST, manifest)
     logger.info("latents of %d images are in %s", num_images, folder)
     if num_skipped:
         logger.warning("%d images were skipped", num_skipped)

@@ -27,6 +27,8 @@ from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.workdir.data_facts import read_data_facts, write_data_facts
 from examples.photos import random_autoencoder
 from tests.conftest import merge
+from tests.disks import disk_of
+from tests.fuzz.one_line import error_of
 
 ROOT = Path(__file__).parents[1]
 AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
@@ -155,6 +157,16 @@ def test_what_does_not_fit_is_named(tiny_config, weights, tmp_path, changes, mes
     with pytest.raises(UserError, match=message) as error:
         encode(with_data(tiny_config, weights, tmp_path, **changes))
     assert "\n" not in str(error.value)
+
+
+def test_a_disk_that_fills_while_latents_are_written(tmp_path):
+    side = bytes(30_000)
+    with disk_of(tmp_path / "latents", megabytes=1) as disk:
+        path = disk / "moments-00000-of-00001.array_record"
+        error = error_of(lambda: encode_lib.write_shard(path, iter([(side, side)] * 50)))
+        assert not path.exists()
+    assert "config.data.latents_dir: " in error
+    assert "No space left on device" in error
 
 
 def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch):
