@@ -33,11 +33,12 @@ from diffussm_jax.data.latents import (
 from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.errors import Preempted, UserError
-from diffussm_jax.files import replacing, sha256_of, write_json, writing_to
+from diffussm_jax.files import replacing, require_only, sha256_of, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.shapes import ceil_div
+from diffussm_jax.workdir.lock import LOCK_FILE, held
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,24 @@ def _encode_split(
     source = open_images(config, split)
     folder = cache_folder(config, split)
     facts = _facts(config, split, source, autoencoder)
-    _begin(config, split, facts)
+    _require_same_cache_or_new(config, split, facts)
+    with held(folder, named=f"config.data.latents_dir: {folder}"):
+        _encode_to(folder, config, split, source, facts, autoencoder, notice)
+
+
+def _encode_to(
+    folder: Path,
+    config: Config,
+    split: str,
+    source: ImageSource,
+    facts: dict[str, Any],
+    autoencoder: Autoencoder,
+    notice: PreemptionNotice,
+) -> None:
+    if is_first() and read_manifest(folder) is None:
+        with writing_to(folder, field="config.data.latents_dir"):
+            write_json(folder / CACHE_MANIFEST, facts | {"shards": []})
+    wait_for_all(f"encoding {split} begun")
     size = config.data.shard_size
     num_shards = ceil_div(len(source), size)
     faults = Faults(config.data.on_error, num_records=len(source))
@@ -116,8 +134,7 @@ def _facts(
     return json.loads(json.dumps(facts))  # as it will be read: tuples become lists
 
 
-def _begin(config: Config, split: str, facts: dict[str, Any]) -> None:
-    """Create a cache without shards, or accept the existing one if it has the same facts."""
+def _require_same_cache_or_new(config: Config, split: str, facts: dict[str, Any]) -> None:
     folder = cache_folder(config, split)
     manifest = read_manifest(folder)
     if manifest is not None:
@@ -125,10 +142,9 @@ def _begin(config: Config, split: str, facts: dict[str, Any]) -> None:
         # Elsewhere the same images have another name.
         compared = {k: v for k, v in facts.items() if k not in ("source", "fingerprint")}
         require_same(manifest.facts, compared, folder)
-        return
-    with writing_to(folder, field=_FIELD):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CACHE_MANIFEST, facts | {"shards": []})
+    elif is_first():
+        ours = {CACHE_MANIFEST, f".{CACHE_MANIFEST}", LOCK_FILE}  # of a kill at the start
+        require_only(folder, ours.__contains__, named=f"config.data.latents_dir: {folder}")
 
 
 def _records(

@@ -1,5 +1,6 @@
 """`--mode=evaluate`: scores of a run's images or of given ones, with everything that made them."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import logging
@@ -23,8 +24,10 @@ from diffussm_jax.evaluation.score import drawn_shape, score
 from diffussm_jax.files import write_json
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
-from diffussm_jax.sampling.model import sample_run
+from diffussm_jax.sampling.model import sampled
 from diffussm_jax.workdir.layout import read_config
+from diffussm_jax.workdir.lock import held
+from diffussm_jax.workdir.ownership import require_ours
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,16 @@ def evaluate(config: Config, workdir: Path) -> None:
     Raises:
         UserError: the run, the images, the reference or the extractor is missing or does not fit.
     """
-    path, mesh = result_path(config, workdir), make_mesh()
+    require_ours(workdir)
+    path = result_path(config, workdir)
+    with contextlib.ExitStack() as stack:
+        named = f"config.evaluate.name: {path}"
+        stack.enter_context(held(path.parent, named=named, file=f".{path.name}.lock"))
+        _evaluate(config, workdir, path, stack)
+
+
+def _evaluate(config: Config, workdir: Path, path: Path, stack: contextlib.ExitStack) -> None:
+    mesh = make_mesh()
     extractor = make_extractor(config, workdir)
     reference = read_reference(
         reference_path(config, workdir), extractor, mesh, batch_size=config.evaluate.batch_size
@@ -49,12 +61,11 @@ def evaluate(config: Config, workdir: Path) -> None:
     note_other_images(reference, workdir)
     if config.evaluate.images is None:  # known before they are drawn, which takes long
         reference.require_shape(drawn_shape(read_config(workdir)))
-    images = _open_images(config, workdir)
+    images = _open_images(config, workdir, stack)
     scores = score(config, images, extractor, reference, mesh)
     result = {"scores": scores} | ingredients(config, images, extractor, reference)
     if not is_first():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     for name, value in scores.items():
         logger.info("%-17s %.4f", name, value)
@@ -67,12 +78,14 @@ def result_path(config: Config, workdir: Path) -> Path:
     return workdir / "evaluation" / f"{name}.json"
 
 
-def _open_images(config: Config, workdir: Path) -> ImageSet:
+def _open_images(config: Config, workdir: Path, stack: contextlib.ExitStack) -> ImageSet:
+    """The images to score; what the model draws is held until the end of `stack`."""
     if config.evaluate.images is not None:
         return open_given(config.evaluate.images, config.data)
     # Not named after the result, which may be one of several of the same images.
     folder = workdir / "evaluation" / (config.evaluate.preset or "default")
-    return DrawnImages(sample_run(config, workdir, sample_options(config), folder))
+    samples = stack.enter_context(sampled(config, workdir, sample_options(config), folder))
+    return DrawnImages(samples)
 
 
 def ingredients(

@@ -12,19 +12,12 @@ from flax.traverse_util import flatten_dict
 
 from diffussm_jax.config import Config, MeshConfig
 from diffussm_jax.data.names import portable_name
-from diffussm_jax.errors import UserError
 from diffussm_jax.files import writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.data_facts import read_all_facts
-from diffussm_jax.workdir.weights import (
-    CARD_FILE,
-    CHECKED_FILES,
-    EXPORT_FILE,
-    load_weights,
-    write_export,
-)
+from diffussm_jax.workdir.weights import load_weights, require_export_or_new, write_export
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +36,7 @@ def export(config: Config, workdir: Path) -> None:
     named = config.export.folder
     folder = Path(os.path.expanduser(named)) if named else workdir / "export"
     if is_first():
-        _require_free(folder)
+        require_export_or_new(folder, named=f"config.export.folder: {folder}")
     tensors = {name: to_host(x) for name, x in flatten_dict(weights.params, sep=".").items()}
     if not is_first():
         return
@@ -65,16 +58,3 @@ def _without_paths(config: Config) -> Config:
         mesh=MeshConfig(),
         export=dataclasses.replace(config.export, folder=None),
     )
-
-
-def _require_free(folder: Path) -> None:
-    """Raise UserError if anything but an earlier export would be overwritten."""
-    ours = {EXPORT_FILE, CARD_FILE, "samples", *CHECKED_FILES}
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"config.export.folder: {folder} is not a folder")
-    others = {path.name for path in folder.iterdir()} - ours if folder.is_dir() else set()
-    if others:
-        raise UserError(
-            f"config.export.folder: {folder} holds {min(others)!r}, which is of no export: choose "
-            "another folder"
-        )

@@ -8,10 +8,11 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import safetensors.numpy
 
@@ -56,6 +57,28 @@ def is_desktop_litter(name: str) -> bool:
     return name in _LITTER or name.startswith(_LITTER_PREFIXES)
 
 
+def require_only(folder: Path, is_ours: Callable[[str], bool], *, named: str) -> None:
+    """Raise UserError, before anything is written, if a folder holds anybody else's files.
+
+    Args:
+        folder: may be missing.
+        is_ours: whether a file or folder of this name is one that the caller may replace.
+        named: what the error calls the folder, as `config.export.folder: weights`.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    except NotADirectoryError as error:
+        raise UserError(f"{named} is not a folder") from error
+    except OSError as error:
+        raise UserError(f"{named} cannot be read: {error.strerror or error}") from error
+    others = [name for name in names if not (is_desktop_litter(name) or is_ours(name))]
+    if others:
+        raise UserError(
+            f"{named} holds {min(others)!r}, which does not belong there: use another folder, or "
+            "move it away"
+        )
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path that replaces `path` on success.
@@ -76,6 +99,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file as a unit."""
     write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def one_writer(path: Path) -> contextlib.AbstractContextManager:
+    """A context that one process at a time is in: those that would make the same file wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(path.with_name(f".{path.name}.lock"))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from diffussm_jax.files import write_text
 from diffussm_jax.planning.estimate import chip_and_mesh, estimate, estimate_sampler
 from diffussm_jax.planning.plans import Plan, SamplerPlan
 from diffussm_jax.planning.split_axes import SplitAxes
+from diffussm_jax.workdir.ownership import require_ours
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +26,8 @@ def plan(config: Config, workdir: Path | None) -> None:
     Raises:
         UserError: a topology is unknown, or the mesh does not divide it or the batch.
     """
+    if workdir is not None:
+        require_ours(workdir)
     topologies = config.plan.topologies or (config.plan.topology,)
     for topology in topologies:  # before the minutes that compiling takes
         chip_and_mesh(config, topology)

@@ -18,6 +18,8 @@ from diffussm_jax.evaluation.statistics import measure
 from diffussm_jax.files import NPZ_ERRORS, writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.workdir.lock import held
+from diffussm_jax.workdir.ownership import require_ours
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +35,14 @@ def refstats(config: Config, workdir: Path | None) -> None:
             another reference.
     """
     path = reference_path(config, workdir)
+    if workdir is not None:
+        require_ours(workdir)
+    named = f"config.evaluate.reference: {path}"
+    with held(path.parent, named=named, file=f".{path.name}.lock"):
+        _write(config, workdir, path)
+
+
+def _write(config: Config, workdir: Path | None, path: Path) -> None:
     extractor = make_extractor(config, workdir)
     images = SourceImages(config, config.data.split)
     num_kept = min(config.evaluate.reference_images, len(images))
@@ -52,7 +62,6 @@ def refstats(config: Config, workdir: Path | None) -> None:
         return
     rows = np.sort(np.random.default_rng(0).permutation(len(images))[:num_kept])
     with writing_to(path, field="config.evaluate.reference"):
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_reference(path, statistics, images, rows, facts)
     logger.info("wrote %s, with %d of the images", path, num_kept)
 

@@ -37,6 +37,7 @@ from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
 from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.ema_snapshots import save_snapshots
 from diffussm_jax.workdir.init_from import init_from
+from diffussm_jax.workdir.ownership import claimed
 from diffussm_jax.workdir.record import make_record, require_same_position, warn_of_other_versions
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ def train(config: Config, workdir: Path) -> None:
     num_steps = config.training.num_steps
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(PreemptionNotice())
+        stack.enter_context(claimed(workdir))
         run = set_up(config, workdir)
         checkpoints = stack.enter_context(Checkpoints(workdir, config.checkpoint))
         watchdog = stack.enter_context(Watchdog(config.training.watchdog_seconds))

@@ -188,12 +188,23 @@ def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch)
     assert len(LatentSource(config, config.data.split)) == 129
 
 
+def begin_as(other, config):
+    """Begin the caches of a config like the finished ones of another, as process 0 does."""
+    for split in filter(None, (config.data.split, config.data.eval_split)):
+        manifest = json.loads((cache_folder(other, split) / "manifest.json").read_text())
+        folder = cache_folder(config, split)
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps(manifest | {"shards": []}))
+
+
 def test_two_processes_write_what_one_writes(tiny_config, weights, tmp_path, monkeypatch):
     """Each in turn, as if it were the other's peer; the barrier is the order of the calls."""
     alone = with_data(tiny_config, weights, tmp_path / "alone")
     encode(alone)
     shared = with_data(tiny_config, weights, tmp_path / "shared")
+    begin_as(alone, shared)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(encode_lib, "wait_for_all", lambda name: None)
     for index in (1, 0):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)

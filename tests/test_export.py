@@ -65,7 +65,7 @@ def test_an_export_can_be_written_again_but_nothing_else(folder, trained, tiny_c
 
 def test_the_work_directory_itself_is_refused(trained, tiny_config):
     config = merge(tiny_config, {"export": {"folder": str(trained)}})
-    with pytest.raises(UserError, match="which is of no export"):
+    with pytest.raises(UserError, match="which does not belong there"):
         export(config, trained)
     assert (trained / "config.json").read_text().count("data_dir") == 1
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import filelock
 import numpy as np
 import tensorflow_datasets as tfds
 
@@ -23,7 +22,7 @@ from diffussm_jax.data.names import FOLDER, portable_name
 from diffussm_jax.data.placement import require_outside
 from diffussm_jax.data.prepared import damaged, require_complete, require_description
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import writing_to
+from diffussm_jax.files import one_writer, writing_to
 
 Example = dict[str, np.ndarray]
 
@@ -167,13 +166,11 @@ def _prepare(config: DataConfig, builder: tfds.core.DatasetBuilder) -> None:
     """
     folder = Path(builder.data_dir)
     if not builder.is_prepared():
-        with writing_to(folder, field="config.data.data_dir"):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(folder.with_name(f".{folder.name}.lock")):
-                if not builder.is_prepared():
-                    logger.info("preparing %s in %s (once)", config.name, folder)
-                    tfds.disable_progress_bar()
-                    builder.download_and_prepare()
+        with writing_to(folder, field="config.data.data_dir"), one_writer(folder):
+            if not builder.is_prepared():
+                logger.info("preparing %s in %s (once)", config.name, folder)
+                tfds.disable_progress_bar()
+                builder.download_and_prepare()
     # Another process may have prepared it after this builder had been made.
     if not builder.info.splits and (folder / "dataset_info.json").is_file():
         builder.info.read_from_directory(folder)

@@ -20,7 +20,7 @@ from diffussm_jax.config import Config
 from diffussm_jax.data.transforms import from_uint8, mirrored
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.image_sets import SourceImages, batches_of
-from diffussm_jax.files import replacing, sha256_of
+from diffussm_jax.files import one_writer, replacing, sha256_of
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.shapes import ceil_div
 
@@ -70,7 +70,9 @@ def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[st
         raise UserError(f"config.evaluate.features: the classifier needs {lacks}")
     path = workdir / "evaluation" / FILE
     if not path.exists() and is_first():
-        _train_to(path, config)
+        with one_writer(path):
+            if not path.exists():
+                _train_to(path, config)
     wait_for_all("classifier")
     return _read(path)
 
@@ -81,7 +83,6 @@ def _train_to(path: Path, config: Config) -> None:
     held_out = config.data.eval_split or config.data.split
     accuracy = _accuracy(params, SourceImages(config, held_out))
     logger.info("it names the class of %.1f %% of %s", 100 * accuracy, held_out)
-    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.asarray(x) for name, x in params.items()}
     facts = {"accuracy": f"{accuracy:.4f}", "accuracy_on": held_out}
     with replacing(path) as temporary:

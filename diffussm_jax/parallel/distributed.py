@@ -102,8 +102,8 @@ def stop_point() -> StopPoint | None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes for all."""
-    return jax.process_index() == 0
+    """Whether this process is the one that writes for all; of one alone no device is touched."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:

@@ -1,6 +1,8 @@
 """Write images to files: a grid, a folder of PNGs, the npz that ADM's evaluator reads."""
 
 import itertools
+import re
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from diffussm_jax.files import replacing
+from diffussm_jax.files import replacing, require_only
 from diffussm_jax.shapes import ceil_div
 
 ImageArray = UInt8[np.ndarray, "b h w c"]
@@ -45,11 +47,25 @@ def save_grid(
         _picture(grid).save(file, format="png")
 
 
+def is_numbered_png(name: str) -> bool:
+    """Whether a file has a name that `save_pngs` gives."""
+    return re.fullmatch(r"\d{6,}\.png", name) is not None
+
+
 def save_pngs(batches: Iterable[np.ndarray], folder: Path) -> None:
-    """Write each image as `000000.png`, `000001.png` ... into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(itertools.chain.from_iterable(batches)):
-        _picture(image).save(folder / f"{index:06d}.png")
+    """Write each image as `000000.png`, `000001.png` ... into a folder that is replaced.
+
+    Raises:
+        UserError: the folder holds anything but such images.
+    """
+    with replacing(folder) as temporary:
+        shutil.rmtree(temporary, ignore_errors=True)  # of a job that was killed
+        temporary.mkdir(parents=True)
+        for index, image in enumerate(itertools.chain.from_iterable(batches)):
+            _picture(image).save(temporary / f"{index:06d}.png")
+        require_only(folder, is_numbered_png, named=str(folder))
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def save_npz(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import Preempted, UserError
-from diffussm_jax.files import replacing, write_json, writing_to
+from diffussm_jax.files import replacing, require_only, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.sampling.images import ImageArray, LabelArray
@@ -135,6 +136,8 @@ def _begin(folder: Path, facts: dict[str, Any], range_size: int) -> None:
         if previous.facts == json.loads(json.dumps(facts)):  # lists for tuples, as it was read
             return
         logger.info("%s holds images of another model or other options: they are replaced", folder)
+    else:
+        require_only(folder, _is_of_a_job, named=str(folder))
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for path in [folder / MANIFEST_FILE, *folder.glob(_file_name("*", "*"))]:
@@ -156,6 +159,14 @@ def _file(folder: Path, part: range) -> Path:
 
 def _file_name(start: str, stop: str) -> str:
     return f"images-{start}-{stop}.npy"
+
+
+def _is_of_a_job(name: str) -> bool:
+    """Whether a file is of a job, perhaps a temporary one, or the lock of the folder."""
+    name = name.removeprefix(".")
+    return name in (MANIFEST_FILE, "lock") or bool(
+        re.fullmatch(_file_name(r"\d{7,}", r"\d{7,}"), name)
+    )
 
 
 def _write(path: Path, images: ImageArray) -> None:

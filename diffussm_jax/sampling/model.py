@@ -1,10 +1,11 @@
 """A trained model to draw from: load a work directory, ask for classes, get images."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from diffussm_jax.sampling.program import images_per_call
 from diffussm_jax.shapes import ceil_div
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir import layout
+from diffussm_jax.workdir.lock import held
 from diffussm_jax.workdir.weights import Weights, load_weights
 
 logger = logging.getLogger(__name__)
@@ -149,20 +151,25 @@ def load(
     return TrainedModel(weights, workdir, mesh)
 
 
-def sample_run(config: Config, workdir: Path, options: SampleConfig, folder: Path) -> Samples:
-    """Draw images from a run into a folder; after a kill the same call goes on.
+@contextlib.contextmanager
+def sampled(
+    config: Config, workdir: Path, options: SampleConfig, folder: Path
+) -> Iterator[Samples]:
+    """Draw images from a run into a folder, and hold them; after a kill the same call goes on.
 
     Args:
         config: must be of the run's model; says how to compute it, on which mesh.
         options: what to draw, and of which average of the weights.
 
     Raises:
-        UserError: there is no run or checkpoint, or it does not fit the config.
+        UserError: there is no run or checkpoint, it does not fit the config, or another job has the
+            folder.
     """
     layout.require_same_model(workdir, config)
-    model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
-    logger.info("sampling %d images from step %d", options.num, model.step)
-    return model.sample_to(folder, options)
+    with held(folder, named=str(folder)):
+        model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
+        logger.info("sampling %d images from step %d", options.num, model.step)
+        yield model.sample_to(folder, options)
 
 
 def params_sha256(params: dict) -> str:

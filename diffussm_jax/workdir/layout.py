@@ -21,6 +21,8 @@ from diffussm_jax.parallel.distributed import is_first, wait_for_all
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
+# What modes other than training write into a run or an export.
+OUTPUTS = ("evaluation", "plan.json", "samples")
 
 # Fields and complete sections that may change while a run stays the same run: how and where it is
 # computed, where its files are, what is logged, kept, measured and drawn. A change of any other

@@ -10,6 +10,7 @@ README.md           a model card
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,18 +20,23 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config, parsing, to_json
+from diffussm_jax.config import Config, to_json
+from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import read_tensors, sha256_of, write_json, write_text
+from diffussm_jax.files import read_tensors, require_only, sha256_of, write_json, write_text
 from diffussm_jax.parallel.feed import localize, place
 from diffussm_jax.parallel.mesh import make_mesh, state_shardings
 from diffussm_jax.training.state import abstract_model, abstract_state
 from diffussm_jax.workdir import ema_snapshots, layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.data_facts import DATA_FILE, read_data_facts, write_data_facts
+from diffussm_jax.workdir.lock import held
 from diffussm_jax.workdir.model_card import model_card
 
+logger = logging.getLogger(__name__)
+
 EXPORT_FILE, WEIGHTS_FILE, CARD_FILE = "export.json", "model.safetensors", "README.md"
+NEW_CARD_FILE = "README.new.md"
 # Files with a noted checksum: a model card may be edited.
 CHECKED_FILES = (WEIGHTS_FILE, layout.CONFIG_FILE, DATA_FILE)
 FORMAT = 1
@@ -154,17 +160,42 @@ def require_same_tensors(
             )
 
 
+def require_export_or_new(folder: Path, *, named: str) -> None:
+    """Raise UserError if writing an export would put it among anybody else's files."""
+    require_only(folder, _is_of_an_export, named=named)
+
+
+def _is_of_an_export(name: str) -> bool:
+    """Whether a file is of an export, perhaps a temporary one, or what a mode wrote beside it."""
+    ours = {EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES, "lock", *layout.OUTPUTS}
+    return name.removeprefix(".") in ours
+
+
 def write_export(
     folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, np.ndarray], step: int
 ) -> None:
-    """Write the files of an export.
+    """Write the files of an export, into a new folder or over an earlier one.
+
+    A model card that was edited is kept, and the new one is written beside it.
 
     Args:
         facts: what data.json says of the data.
         tensors: parameters, float32, named as `blocks.w0.kernel`.
         step: number of updates made.
+
+    Raises:
+        UserError: the folder holds anything else, or another process writes into it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    named = f"the export's folder {folder}"
+    require_export_or_new(folder, named=named)
+    with held(folder, named=named):
+        _write_files(folder, config, facts, tensors, step)
+
+
+def _write_files(
+    folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, np.ndarray], step: int
+) -> None:
+    card_path = folder / (NEW_CARD_FILE if _has_edited_card(folder) else CARD_FILE)
     (folder / EXPORT_FILE).unlink(missing_ok=True)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
@@ -173,18 +204,33 @@ def write_export(
     num_parameters = sum(x.size for x in tensors.values())
     known = read_data_facts(folder)
     card = model_card(config, known, step=step, num_parameters=num_parameters)
-    write_text(folder / CARD_FILE, card)
-    summary = ExportSummary(
-        FORMAT, step, {name: _checksum(folder / name) for name in CHECKED_FILES}
-    )
+    write_text(card_path, card)
+    checksums = {name: _checksum(folder / name) for name in CHECKED_FILES}
+    checksums[CARD_FILE] = _checksum(card_path)  # to tell later whether it was edited
+    summary = ExportSummary(FORMAT, step, checksums)
     write_json(folder / EXPORT_FILE, dataclasses.asdict(summary))
+    if card_path.name != CARD_FILE:
+        logger.warning("%s was edited and is kept: %s is new", folder / CARD_FILE, card_path)
+    if beside := [name for name in layout.OUTPUTS if (folder / name).exists()]:
+        logger.warning("%s in %s may be of the weights before", " and ".join(beside), folder)
+
+
+def _has_edited_card(folder: Path) -> bool:
+    """Whether there is a model card that is not the one which was written with the export."""
+    if not (folder / CARD_FILE).exists():
+        return False
+    try:
+        noted = read_as(folder / EXPORT_FILE, ExportSummary).sha256.get(CARD_FILE)
+    except (FileNotFoundError, UserError):
+        return True
+    return noted != _checksum(folder / CARD_FILE)
 
 
 def _check_files(folder: Path) -> int:
     """Raise UserError unless the files have the checksums in export.json; give its step."""
     path = folder / EXPORT_FILE
     try:
-        summary = parsing.read_as(path, ExportSummary, mend="export again")
+        summary = read_as(path, ExportSummary, mend="export again")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{folder} is no whole export ({EXPORT_FILE} is missing): export again"
