@@ -76,7 +76,7 @@ def _encode_split(
     folder = cache_folder(config, split)
     facts = _facts(config, split, source, autoencoder)
     _require_same_cache_or_new(config, split, facts)
-    with held(folder, named=f"config.data.latents_dir: {folder}"):
+    with held(folder, named=f"{_FIELD}: {folder}"):
         _encode_to(folder, config, split, source, facts, autoencoder, notice)
 
 
@@ -90,7 +90,7 @@ def _encode_to(
     notice: PreemptionNotice,
 ) -> None:
     if is_first() and read_manifest(folder) is None:
-        with writing_to(folder, field="config.data.latents_dir"):
+        with writing_to(folder, field=_FIELD):
             write_json(folder / CACHE_MANIFEST, facts | {"shards": []})
     wait_for_all(f"encoding {split} begun")
     size = config.data.shard_size
@@ -144,7 +144,7 @@ def _require_same_cache_or_new(config: Config, split: str, facts: dict[str, Any]
         require_same(manifest.facts, compared, folder)
     elif is_first():
         ours = {CACHE_MANIFEST, f".{CACHE_MANIFEST}", LOCK_FILE}  # of a kill at the start
-        require_only(folder, ours.__contains__, named=f"config.data.latents_dir: {folder}")
+        require_only(folder, ours.__contains__, named=f"{_FIELD}: {folder}")
 
 
 def _records(

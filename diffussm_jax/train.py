@@ -37,6 +37,7 @@ from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
 from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.ema_snapshots import save_snapshots
 from diffussm_jax.workdir.init_from import init_from
+from diffussm_jax.workdir.leftovers import drop_after
 from diffussm_jax.workdir.ownership import claimed
 from diffussm_jax.workdir.record import make_record, require_same_position, warn_of_other_versions
 
@@ -95,6 +96,8 @@ def train(config: Config, workdir: Path) -> None:
         if start_step >= num_steps:
             logger.info(DONE, workdir, start_step, num_steps)
             return
+        if is_first():
+            drop_after(start_step, workdir)
         logger.info("\n%s", get_parameter_overview(run.abstract.params, include_stats=False))
         num_examples = len(run.source)
         log = stack.enter_context(TrainingLog(config, workdir, record, num_examples=num_examples))

@@ -26,7 +26,7 @@ from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir import integrity
 from diffussm_jax.workdir.background_save import Save, one_line
 from diffussm_jax.workdir.layout import CHECKPOINTS_FOLDER
-from diffussm_jax.workdir.record import Record
+from diffussm_jax.workdir.record import Record, require_complete
 from diffussm_jax.workdir.step_folders import RECORD_FILE, StepFolders
 
 logger = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def resume(self, abstract_state: TrainState) -> Saved | None:
         """Read the newest undamaged checkpoint, to go on from; None where there is none at all.
 
-        Newer, damaged ones are reported and deleted: the run comes to their steps again.
+        Newer, damaged ones are reported and set aside: the run comes to their steps again.
 
         Raises:
             UserError: all checkpoints are damaged, or the model is another.
@@ -139,7 +139,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             self._folders.delete_unfinished()
         saved, damaged = self._read_newest(abstract_state)
         for step in damaged if is_first() else []:
-            self._folders.delete(step)
+            self._folders.set_aside(step)
         return saved
 
     def restore(self, abstract_state: Any, *, step: int | None = None) -> Saved | None:
@@ -155,26 +155,28 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             return self._read_newest(abstract_state)[0]
         if step not in (steps := self.steps()):
             raise UserError(f"no checkpoint of step {step} in {self._folders.path}; it has {steps}")
-        if damage := self._find_damage(step):
+        saved, damage = self._read(step, abstract_state)
+        if saved is None:
             raise UserError(f"checkpoint {self._folders.folder(step)} is damaged: {damage}")
-        return self._read(step, abstract_state)
+        return saved
 
     def _read_newest(self, abstract_state: Any) -> tuple[Saved | None, list[int]]:
         """Read the newest undamaged checkpoint, and list the steps of the damaged ones after it."""
-        damaged: list[int] = []
+        damages: dict[int, str] = {}
         for step in self._agreed_steps():
-            damage = self._find_damage(step)
-            if damage is None:
-                return self._read(step, abstract_state), damaged
+            saved, damage = self._read(step, abstract_state)
+            if saved is not None:
+                return saved, list(damages)
             folder = self._folders.folder(step)
             logger.warning(
                 "checkpoint %s is damaged (%s): the one before it is used", folder, damage
             )
-            damaged.append(step)
-        if damaged:
+            damages[step] = damage
+        if damages:
+            newest, damage = next(iter(damages.items()))
             raise UserError(
-                f"no checkpoint in {self._folders.path} is whole: put back a copy, or remove the "
-                "folder to start anew"
+                f"no checkpoint in {self._folders.path} is whole (of step {newest}, {damage}): put "
+                "back a copy, or remove the folder to start anew"
             )
         return None, []
 
@@ -188,30 +190,46 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             mine = steps[i] if is_first() else 0
             yield int(multihost_utils.broadcast_one_to_all(np.int32(mine)))
 
-    def _find_damage(self, step: int) -> str | None:
-        """Say what is wrong with a checkpoint; each process reads a part, and all get an answer."""
+    def _read(self, step: int, abstract_state: Any) -> tuple[Saved | None, str]:
+        """Read a checkpoint; None and what is wrong where any process finds it damaged.
+
+        Each process compares its part of the checksums. A checkpoint that cannot be read is
+        damaged whatever they say: two runs in one folder may have written it.
+
+        Raises:
+            UserError: it is of another model.
+        """
         index, num = jax.process_index(), jax.process_count()
         folder = self._folders.folder(step)
-        damage = integrity.find_damage(folder, part=index, num_parts=num)
-        if num > 1:
-            is_damaged = multihost_utils.process_allgather(np.int32(damage is not None))
-            damage = damage or ("as another process sees" if is_damaged.any() else None)
-        return damage
+        if damage := _agree(integrity.find_damage(folder, part=index, num_parts=num)):
+            return None, damage
+        try:
+            saved, damage = self._load(folder, abstract_state), None
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 - Orbax and what it reads raise anything
+            saved, damage = None, f"cannot be read: {one_line(error)}"
+        if damage := _agree(damage):
+            return None, damage
+        self._last_whole = step
+        return saved, ""
 
-    def _read(self, step: int, abstract_state: Any) -> Saved:
-        folder = self._folders.folder(step)
+    def _load(self, folder: epath.Path, abstract_state: Any) -> Saved:
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract_state), record=ocp.args.JsonRestore()
         )
-        try:
-            _require_same_shapes(folder, self._orbax.metadata(folder), abstract_state)
-            restored = self._orbax.restore(folder, args=items)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"checkpoint {folder} cannot be read: {one_line(error)}") from error
-        self._last_whole = step
+        _require_same_shapes(folder, self._orbax.metadata(folder), abstract_state)
+        restored = self._orbax.restore(folder, args=items)
+        require_complete(restored.record, int(folder.name))
         return Saved(restored.state, restored.record)
+
+
+def _agree(damage: str | None) -> str | None:
+    """The damage that this process sees, or that another one sees what it does not."""
+    if jax.process_count() > 1:
+        is_damaged = multihost_utils.process_allgather(np.int32(damage is not None))
+        damage = damage or ("as another process sees" if is_damaged.any() else None)
+    return damage
 
 
 def _require_same_shapes(folder: epath.Path, metadata: Any, abstract_state: TrainState) -> None:

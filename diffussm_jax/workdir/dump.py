@@ -7,7 +7,9 @@ dump.json          the step, the error and the config; written last
 
 import contextlib
 import dataclasses
+import itertools
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ from diffussm_jax.data.pipeline import Batch, example_indices, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.errors import CheckpointError, NonFiniteError, UserError
 from diffussm_jax.files import write_json
-from diffussm_jax.parallel.distributed import is_first
+from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.record import make_record
@@ -37,6 +39,7 @@ class _Summary:
     step: int
     error: str
     config: dict
+    time: float = 0.0  # seconds since 1970; older dumps lack it
 
 
 class Dump(NamedTuple):
@@ -77,6 +80,9 @@ def dump_at_nonfinite(
 def _write(
     folder: Path, config: Config, source: Source, state: TrainState, error: NonFiniteError
 ) -> None:
+    if is_first() and folder.exists():
+        _set_aside(folder)
+    wait_for_all("earlier dump set aside")
     keep_one = dataclasses.replace(config.checkpoint, keep=1)
     step = int(state.step)
     with Checkpoints(folder, keep_one) as checkpoints:
@@ -89,8 +95,15 @@ def _write(
     arrays: dict[str, Any] = batch | {INDICES: indices}
     with (folder / BATCH_FILE).open("wb") as file:  # the folder may be in a bucket
         np.savez(file, **arrays)
-    summary = _Summary(error.step, str(error), dataclasses.asdict(config))
+    summary = _Summary(error.step, str(error), dataclasses.asdict(config), time.time())
     write_json(folder / DUMP_FILE, dataclasses.asdict(summary))
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename the dump of an earlier run that stopped at the same step, to `step_<n>.1` or so on."""
+    taken = itertools.count(1)
+    others = (folder.with_name(f"{folder.name}.{number}") for number in taken)
+    folder.rename(next(path for path in others if not path.exists()))
 
 
 def read_newest(workdir: Path) -> Dump:
@@ -107,16 +120,31 @@ def read_newest(workdir: Path) -> Dump:
             f"--workdir={workdir} has no {FAULTS_FOLDER}/: no run in it was stopped by a loss or "
             "gradient that is not finite"
         )
-    folder = files[-1].parent
+    folder, summary = max(((x.parent, _read_summary(x)) for x in files), key=_age)
     try:
-        summary = parsing.read_as(folder / DUMP_FILE, _Summary)
         config = from_dict(summary.config)
         with np.load(folder / BATCH_FILE, allow_pickle=False) as arrays:
             batch = dict(arrays)
         indices = batch.pop(INDICES)
     except Exception as error:  # a damaged zip file raises anything
-        raise UserError(
-            f"{folder} is damaged ({type(error).__name__} on reading {DUMP_FILE} and "
-            f"{BATCH_FILE}): it cannot be replayed"
-        ) from error
+        raise _damaged(folder, error) from error
     return Dump(folder, summary.step, summary.error, config, batch, indices)
+
+
+def _age(dump: tuple[Path, _Summary]) -> tuple[float, int]:
+    """Later dumps have greater ones; a run that starts over may stop at an earlier step."""
+    return dump[1].time, dump[1].step
+
+
+def _read_summary(path: Path) -> _Summary:
+    try:
+        return parsing.read_as(path, _Summary)
+    except (OSError, UserError) as error:
+        raise _damaged(path.parent, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder} is damaged ({type(error).__name__} on reading {DUMP_FILE} and {BATCH_FILE}): it "
+        "cannot be replayed"
+    )

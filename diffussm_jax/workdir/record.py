@@ -12,6 +12,7 @@ from diffussm_jax.errors import UserError
 DATA_PACKAGES = ("grain", "tensorflow-datasets")
 RECORDED_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", *DATA_PACKAGES)
 Record = dict[str, Any]
+_NEEDED = ("step", "seed", "examples", "unreported", "versions")
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,13 @@ def make_record(
         "config": dataclasses.asdict(config),
         "versions": {name: version(name) for name in RECORDED_PACKAGES},
     }
+
+
+def require_complete(record: Any, step: int) -> None:
+    """Raise ValueError unless a record has what a run goes on from, and is of this step."""
+    missing = [name for name in _NEEDED if name not in record]
+    if missing or record["step"] != step:
+        raise ValueError(f"its record has {f'no {missing[0]}' if missing else 'another step'}")
 
 
 def require_same_position(record: Record, config: Config) -> None:

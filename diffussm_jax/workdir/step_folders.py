@@ -3,6 +3,7 @@
 checkpoints/<step>/                a checkpoint
 checkpoints/<step>/manifest.json   completes it
 checkpoints/<step>.saving          marks one that is being written or deleted
+checkpoints/<step>.damaged/        a damaged one, set aside when the run went on from an older one
 
 A folder with neither manifest nor mark is damaged; with a mark alone it is unfinished.
 """
@@ -17,6 +18,7 @@ from diffussm_jax.workdir.retention import kept_steps
 
 RECORD_FOLDER, RECORD_FILE = "record", "record.json"
 _MARK = ".saving"
+_DAMAGED = ".damaged"
 _ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 
 
@@ -63,6 +65,13 @@ class StepFolders:
         (self.folder(step) / integrity.MANIFEST_FILE).unlink(missing_ok=True)
         self.folder(step).rmtree()
         self._mark(step).unlink()
+
+    def set_aside(self, step: int) -> None:
+        """Rename a damaged checkpoint `<step>.damaged`, in place of an earlier one of that name."""
+        path = self.path / f"{step}{_DAMAGED}"
+        if path.exists():
+            path.rmtree()
+        self.folder(step).rename(path)
 
     def delete_unfinished(self) -> None:
         """Delete what interrupted saves and deletions left."""

@@ -111,7 +111,7 @@ def test_a_folder_scores_as_its_npz(scored_values, digits, tmp_path, channels):
     for images in (tmp_path / "folder", write_npz(tmp_path / "x.npz", samples)):
         changes = {"images": str(images), "reference": reference}
         config = merge(scored_values, {"evaluate": changes, "data": {"channels": channels}})
-        results.append(run(config, tmp_path))
+        results.append(run(config, tmp_path / "run"))
     assert results[0]["scores"] == results[1]["scores"]
     y = as_pixels(real)
     mean, covariance = y.mean(axis=0), np.cov(y, rowvar=False)
@@ -177,15 +177,15 @@ def test_the_classifier_is_trained_once(scored_values, digits, tmp_path, monkeyp
     path = write_npz(tmp_path / "x.npz", digits[0][:40], digits[1][:40])
     changes = {"features": "classifier", "reference": path, "images": path}
     config = merge(scored_values, {"evaluate": changes})
-    first, again = (run(config, tmp_path) for _ in range(2))
+    first, again = (run(config, tmp_path / "run") for _ in range(2))
     assert first == again
     assert first["extractor"]["accuracy_on"] == "test"
     assert first["scores"]["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert {"inception_score", "class_agreement"} < first["scores"].keys()
-    kept = tmp_path / "evaluation" / classifier.FILE
+    kept = tmp_path / "run" / "evaluation" / classifier.FILE
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(UserError, match="is damaged"):
-        evaluate(config, tmp_path)
+        evaluate(config, tmp_path / "run")
 
 
 @pytest.mark.slow
@@ -193,14 +193,14 @@ def test_the_classifier_knows_digits(scored_values, digits, tmp_path, monkeypatc
     """Its agreement and its scores tell digits from other classes and from noise."""
     monkeypatch.setattr(classifier, "NUM_STEPS", 150)
     config = merge(scored_values, {"evaluate": {"features": "classifier"}})
-    refstats(config, tmp_path)
+    refstats(config, tmp_path / "run")
     images, labels = digits[0][1500:], digits[1][1500:]
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
     scores = []
     for pixels, classes in ((images, labels), (images, (labels + 1) % 10), (noise, labels)):
         path = write_npz(tmp_path / "x.npz", pixels, classes)
         changes = {"evaluate": {"features": "classifier", "images": path}}
-        scores.append(run(merge(scored_values, changes), tmp_path)["scores"])
+        scores.append(run(merge(scored_values, changes), tmp_path / "run")["scores"])
     real, wrong, noisy = scores
     assert real["class_agreement"] > 0.9
     assert wrong["class_agreement"] < 0.1
@@ -214,7 +214,7 @@ def test_somebodys_own_features(scored_values, digits, tmp_path):
     ref = write_npz(tmp_path / "ref.npz", digits[0][:100])
     images = write_npz(tmp_path / "x.npz", digits[0][100:150])
     changes = {"features": OWN, "reference": ref, "images": images}
-    result = run(merge(scored_values, {"evaluate": changes}), tmp_path)
+    result = run(merge(scored_values, {"evaluate": changes}), tmp_path / "run")
     rows = [x.mean(axis=(2, 3)) for x in (digits[0][100:150], digits[0][:100])]
     mean, covariance = rows[1].mean(axis=0), np.cov(rows[1], rowvar=False)
     expected = frechet_by_eigenvalues(rows[0], mean, covariance)
