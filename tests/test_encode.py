@@ -28,7 +28,7 @@ from diffussm_jax.workdir.data_facts import read_data_facts, write_data_facts
 from examples.photos import random_autoencoder
 from tests.conftest import merge
 from tests.disks import disk_of
-from tests.fuzz.one_line import error_of
+from tests.fuzz.one_line import error_of, files_of
 
 ROOT = Path(__file__).parents[1]
 AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
@@ -186,6 +186,17 @@ def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch)
     assert (manifest["num_images"], manifest["num_skipped"]) == (129, 1)
     assert [s["num_images"] for s in manifest["shards"]] == [16, 15, *[16] * 6, 2]
     assert len(LatentSource(config, config.data.split)) == 129
+
+
+def test_files_among_the_latents_are_not_taken_for_shards(config):
+    folder = cache_folder(config, config.data.split)
+    folder.mkdir(parents=True)
+    (folder / ".DS_Store").touch()
+    (folder / "moments-00000-of-00004.array_record").write_text("of who knows what")
+    before = files_of(folder)
+    line = error_of(lambda: encode(config))
+    assert f"config.data.latents_dir: {folder} holds 'moments-00000-of-0" in line
+    assert files_of(folder) == before
 
 
 def begin_as(other, config):

@@ -3,18 +3,20 @@
 import dataclasses
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict
+from diffussm_jax.data.pipeline import open_source
 from diffussm_jax.errors import NonFiniteError, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.replay import replay
 from diffussm_jax.training.state import abstract_state
 from diffussm_jax.workdir.checkpoints import Checkpoints
-from diffussm_jax.workdir.dump import read_newest
+from diffussm_jax.workdir.dump import dump_at_nonfinite, read_newest
 from diffussm_jax.workdir.record import make_record
 from tests.conftest import merge
 
@@ -90,6 +92,26 @@ def test_a_parameter_that_is_not_finite_is_named(tiny_config, trained, tmp_path)
     (row,) = [r for r in report.splitlines() if "head.kernel" in r][:1]
     assert row.split()[-1] == "1"
     assert "`argument` at the call: float32[16, 4] with 1 of 64 not finite" in report
+
+
+def test_a_dump_is_of_one_run(stopped, tmp_path):
+    """Of a run that starts over and stops again: at the same step, or at an earlier one."""
+    config, workdir = stopped
+    shutil.copytree(workdir / "faults", tmp_path / "faults")
+    earlier = tmp_path / "faults" / "step_0000005"
+    source = open_source(config, config.data.split)
+    state = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract_state(config, make_mesh()))
+    for step in (5, 4):
+        with (
+            pytest.raises(NonFiniteError),
+            dump_at_nonfinite(config, tmp_path, source, lambda: state),
+        ):
+            raise NonFiniteError(f"step {step}: again", step=step)
+        dump = read_newest(tmp_path)
+        assert (dump.step, dump.error) == (step, f"step {step}: again")
+        assert [x.name for x in (dump.folder / "checkpoints").iterdir()] == ["0"]
+    kept = earlier.with_name("step_0000005.1") / "dump.json"
+    assert kept.read_bytes() == (workdir / "faults" / "step_0000005" / "dump.json").read_bytes()
 
 
 def test_what_cannot_be_replayed_is_said(trained, stopped, tiny_config, tmp_path):

@@ -6,8 +6,9 @@ once.
 - kills: SIGKILL at random times, a third of them while a checkpoint is being written;
 - terms: SIGTERM at random times, after which the run saves its step and ends with 75;
 - processes: jobs of two processes of which one is killed or told to stop;
-- devices: restarts on 1, 2 and 4 devices in turn.
-All but the last must end bit for bit where the undisturbed run ends: parameters, EMA, optimizer
+- devices: restarts on 1, 2 and 4 devices in turn;
+- pairs: two runs started at once in one work directory, of which one must be refused.
+All but `devices` must end bit for bit where the undisturbed run ends: parameters, EMA, optimizer
 state, and each step's loss and gradient norm, each step logged once. With other devices sums are
 added in another order: the losses must agree to 1e-5 within 20 steps of a restart and to 1e-3 at
 the end. Prints every kill; exits with 1 if a comparison fails.
@@ -25,7 +26,7 @@ import jax
 import numpy as np
 
 from benchmarks.chaos.run import ENVIRONMENT, Run, in_fork
-from diffussm_jax.errors import Preempted
+from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.shapes import ceil_div
 from diffussm_jax.training.state import TrainState, abstract_state
@@ -141,6 +142,34 @@ def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> 
         raise SystemExit("error: the losses differ")
 
 
+def pairs(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
+    """Start two runs at once in one folder; kill the last winner, after which a third goes on."""
+    for number in range(1, options.pairs + 1):
+        run = Run(options.folder / "pairs", options)
+        rival = run.rival()
+        run.start()
+        rival.start()
+        ended = {x.wait(): x for x in (run, rival)}
+        lines = {code: x.log.read_text().splitlines()[-1] for code, x in ended.items()}
+        say(f"pair {number}: exit codes {sorted(map(str, ended))}, {lines.get(2)}")
+        if ended.keys() != {0, UserError.exit_code}:
+            raise SystemExit(f"error: {lines}")
+        if f"in use by process {ended[0].process.pid} " not in lines[2]:
+            raise SystemExit("error: that line does not name the run in the folder")
+        in_fork(compare, run, reference)
+    run = Run(options.folder / "pairs", options)
+    run.start()
+    run.await_step(STEPS_PER_LIFE)
+    run.process.kill()
+    run.wait()
+    began = time.monotonic()
+    run.start()
+    run.await_start()
+    say(f"SIGKILL: the next start goes on after {time.monotonic() - began:.1f} s")
+    run.finish()
+    in_fork(compare, run, reference)
+
+
 def compare(run: Run, reference: Run) -> None:
     """End the program unless two runs have the same log and the same state."""
     ours, theirs = (
@@ -176,7 +205,13 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-SCENARIOS = {"kills": kills, "terms": terms, "processes": processes, "devices": devices}
+SCENARIOS = {
+    "kills": kills,
+    "terms": terms,
+    "processes": processes,
+    "devices": devices,
+    "pairs": pairs,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,9 +227,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     options.folder = options.folder.absolute()
-    sizes = {"num_steps": 400, "kills": 30, "terms": 10, "job_ends": 6, "moves": 8}
+    sizes = {"num_steps": 400, "kills": 30, "terms": 10, "job_ends": 6, "moves": 8, "pairs": 10}
     if options.short:
-        sizes |= {"num_steps": 60, "kills": 3, "terms": 1}
+        sizes |= {"num_steps": 60, "kills": 3, "terms": 1, "pairs": 2}
     vars(options).update(sizes)
     chosen = [options.only] if options.only else list(SCENARIOS)[: 2 if options.short else None]
     os.environ |= ENVIRONMENT

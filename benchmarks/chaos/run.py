@@ -1,6 +1,7 @@
 """A run in a process of its own, forked from this one, that is ended from outside."""
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -47,6 +48,7 @@ class Run:
 
     def __init__(self, folder: Path, options: argparse.Namespace, *, processes: int = 1):
         self.folder, self._processes = folder, processes
+        self.log = folder.with_suffix(".log")
         shutil.rmtree(folder, ignore_errors=True)
         fields = FIELDS | {
             "training.num_steps": options.num_steps,
@@ -64,7 +66,6 @@ class Run:
 
     def start(self, num_devices: int = 1) -> None:
         """Start a process that trains, or goes on training."""
-        self.log = self.folder.with_suffix(".log")
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         self.log.unlink(missing_ok=True)  # of the process before
         work = _run_main if self._processes == 1 else _run_job
@@ -72,6 +73,12 @@ class Run:
         self.process = _FORK.Process(target=work, args=arguments)
         self.process.start()
         self._deadline = time.monotonic() + PATIENCE
+
+    def rival(self) -> "Run":
+        """A second process for the same work directory."""
+        other = copy.copy(self)
+        other.log = self.folder.with_suffix(".rival.log")
+        return other
 
     def wait(self) -> int | None:
         """Wait for the end of the process; give its exit code."""

@@ -73,10 +73,11 @@ def held(folder: Path, *, named: str, file: str = LOCK_FILE) -> Iterator[None]:
     path = folder / file
     with contextlib.ExitStack() as stack:
         with _errors_of_writing(named):
-            missing = [x for x in (folder, *folder.parents) if not x.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.callback(_remove_empty, missing)
             is_on_disk = isinstance(folder, Path)  # one in a bucket only acts like a Path
+            if is_on_disk:
+                missing = [x for x in (folder, *folder.parents) if not x.exists()]
+                stack.callback(_remove_empty, missing)
+            folder.mkdir(parents=True, exist_ok=True)
             lock = _lock(path, named) if is_on_disk else None
         stack.enter_context(lock or _lease(path, named))
         yield

@@ -20,13 +20,22 @@ gpath.PosixGPath._path_str = property(lambda self: name(self).replace("gs://", "
 
 from diffussm_jax import main
 from diffussm_jax.config import from_dict
+from diffussm_jax.errors import UserError
 from diffussm_jax.sampling import images
 from diffussm_jax.training.log import JsonlWriter
-from diffussm_jax.workdir import ema_snapshots, integrity, layout
+from diffussm_jax.workdir import ema_snapshots, integrity, layout, lock, ownership
 
 run, config = main.as_path("gs://bucket/run"), from_dict({})
+lock.RENEWAL_SECONDS, lock.SETTLING_SECONDS = 0.1, 0.2
 for _ in range(2):
-    layout.begin(run, config)
+    with ownership.claimed(run):
+        layout.begin(run, config)
+        try:
+            with ownership.claimed(run):
+                raise AssertionError("two processes have the folder")
+        except UserError as error:
+            assert "/bucket/run is in use by process" in str(error), error
+assert not (run / ".lock").exists()
 assert layout.read_config(run) == config
 
 path = run / "metrics.jsonl"

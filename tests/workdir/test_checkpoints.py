@@ -24,6 +24,7 @@ from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.record import make_record, warn_of_other_versions
 from diffussm_jax.workdir.retention import kept_steps
 from tests.conftest import merge
+from tests.fuzz.one_line import files_of
 from tests.saved_runs import abstract, assert_equal, restored
 
 
@@ -105,8 +106,47 @@ def test_training_goes_on_from_the_one_before_and_comes_to_the_same_end(
     with caplog.at_level(logging.INFO):
         train_lib.train(config, tmp_path / "run")
     assert "resuming from step 3" in caplog.text
-    assert sorted(path.name for path in folder.iterdir()) == ["3", "6"]
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "6", "6.damaged"]
     assert_equal(restored(config, tmp_path / "run").state, restored(config, trained).state)
+
+
+def empty_arrays(folder: Path) -> None:
+    for path in (folder / "state" / "ocdbt.process_0" / "d").iterdir():
+        path.write_bytes(b"")
+
+
+def another_step(folder: Path) -> None:
+    path = folder / "record" / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 7}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (empty_arrays, "cannot be read: "),
+        (lambda folder: (folder / "record" / "record.json").write_text("{}"), "has no step"),
+        (another_step, "its record has another step"),
+    ],
+    ids=["arrays", "record", "step"],
+)
+def test_what_cannot_be_read_is_damaged_whatever_its_checksums_say(
+    spoil, reason, trained, tiny_config, tmp_path, caplog
+):
+    """As two runs in one folder have left it."""
+    config = from_dict(tiny_config)
+    shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
+    newest = tmp_path / "checkpoints" / "6"
+    spoil(newest)
+    (newest / "manifest.json").unlink()
+    integrity.write_manifest(epath.Path(newest))
+    before = sorted(files_of(newest).values())
+    with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+        assert checkpoints.resume(abstract(config)).record["step"] == 3
+    assert f"checkpoint {newest} is damaged (" in caplog.text
+    assert reason in caplog.text
+    aside = tmp_path / "checkpoints" / "6.damaged"
+    assert sorted(files_of(aside).values()) == before
+    assert not newest.exists()
 
 
 def test_where_none_is_whole_nothing_is_made_anew(trained, tiny_config, tmp_path):
