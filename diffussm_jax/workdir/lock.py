@@ -25,7 +25,6 @@ from typing import IO, NoReturn
 
 from diffussm_jax.config.parsing import ConfigError, from_json
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import write_text
 from diffussm_jax.parallel.distributed import is_first
 
 logger = logging.getLogger(__name__)
@@ -74,10 +73,9 @@ def held(folder: Path, *, named: str, file: str = LOCK_FILE) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with _errors_of_writing(named):
             is_on_disk = isinstance(folder, Path)  # one in a bucket only acts like a Path
-            if is_on_disk:
-                missing = [x for x in (folder, *folder.parents) if not x.exists()]
-                stack.callback(_remove_empty, missing)
+            missing = [x for x in (folder, *folder.parents) if is_on_disk and not x.exists()]
             folder.mkdir(parents=True, exist_ok=True)
+            stack.callback(_remove_empty, missing)
             lock = _lock(path, named) if is_on_disk else None
         stack.enter_context(lock or _lease(path, named))
         yield
@@ -146,7 +144,7 @@ def _lease(path: Path, named: str) -> Iterator[None]:
     owner = _this_process()
     with _errors_of_writing(named):
         _wait_until_free(path, named)
-        write_text(path, _describe(owner))
+        _write(path, owner)
         time.sleep(SETTLING_SECONDS)
         last = _read(path)  # of two that claim it at once, the one that wrote last has it
         if last is None or last.token != owner.token:
@@ -186,7 +184,7 @@ def _renew(path: Path, named: str, owner: _Owner, is_over: threading.Event) -> N
             now = _read(path)
             if now is not None and now.token != owner.token:
                 _end(named, now)
-            write_text(path, _describe(dataclasses.replace(owner, renewed=time.time())))
+            _write(path, dataclasses.replace(owner, renewed=time.time()))
         except Exception as error:  # noqa: BLE001 - a bucket out of reach raises anything
             logger.warning("the lease %s cannot be renewed: %s", path, error)
 
@@ -210,6 +208,13 @@ def _this_process() -> _Owner:
 
 def _describe(owner: _Owner) -> str:
     return json.dumps(dataclasses.asdict(owner)) + "\n"
+
+
+def _write(path: Path, owner: _Owner) -> None:
+    """Replace a lease as a unit, past whoever else is writing it."""
+    temporary = path.with_name(f"{path.name}.{owner.token}")
+    temporary.write_text(_describe(owner))
+    temporary.replace(path)
 
 
 def _read(path: Path) -> _Owner | None:

@@ -12,7 +12,7 @@ from diffussm_jax.workdir.lock import LOCK_FILE, held
 from diffussm_jax.workdir.weights import EXPORT_FILE, is_export
 
 # What may be in a work directory before it is trained in.
-_BEFORE_A_RUN = {LOCK_FILE, layout.CONFIG_FILE, *layout.OUTPUTS}
+_BEFORE_A_RUN = {layout.CONFIG_FILE, *layout.OUTPUTS}
 # A shell opens the log of a command before the command begins.
 _LOGS = (".err", ".log", ".out")
 
@@ -50,4 +50,5 @@ def _require_run_or_new(workdir: Path) -> None:
 
 def _is_before_a_run(name: str) -> bool:
     # A kill may leave the temporary file of any of them.
-    return name in _BEFORE_A_RUN or name[1:] in _BEFORE_A_RUN or name.endswith(_LOGS)
+    is_ours = name in _BEFORE_A_RUN or name[1:] in _BEFORE_A_RUN or name.startswith(LOCK_FILE)
+    return is_ours or name.endswith(_LOGS)

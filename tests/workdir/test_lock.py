@@ -40,6 +40,7 @@ def test_the_second_job_is_refused_in_a_line_that_names_the_first(tmp_path):
     assert not list(tmp_path.rglob(".lock"))
 
 
+@pytest.mark.slow
 def test_the_death_of_the_holder_frees_the_folder(tmp_path):
     command = [sys.executable, "-c", HOLDER, tmp_path]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -96,7 +97,8 @@ def test_a_lease_that_nobody_renews_is_free_after_a_while(ended, tmp_path, monke
         hold(tmp_path)
 
 
-def test_of_those_who_claim_a_lease_at_once_one_has_it(ended, tmp_path):
+def test_of_those_who_claim_a_lease_at_once_one_has_it(ended, tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "SETTLING_SECONDS", 1.0)
     outcomes, barrier, is_over = [], threading.Barrier(4), threading.Event()
 
     def claim():
