@@ -34,7 +34,7 @@ def test_a_run_that_is_killed_ends_where_the_undisturbed_one_does(tmp_path, data
 )
 def test_of_two_runs_in_one_work_directory_one_is_refused(options, num, tmp_path, data_dir):
     """The other one ends where the undisturbed one does; after SIGKILL the next one goes on."""
-    output = chaos(tmp_path, data_dir, "--only=pairs", *options)
+    output = chaos(tmp_path, data_dir, *options, "--only=pairs")
     assert output.count("exit codes ['0', '2'], error: --workdir=") == num
     assert "SIGKILL: the next start goes on" in output
     assert output.count("bit for bit those of the undisturbed run") == num + 1

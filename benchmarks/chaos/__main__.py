@@ -34,6 +34,7 @@ from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 
 TIMED = {"images_per_second", "input_wait"}  # fields of a metrics line that may differ
+PAIR_STEPS = 60
 STEPS_PER_LIFE = 20  # at most, from a restart to the next disturbance
 
 
@@ -144,6 +145,8 @@ def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> 
 
 def pairs(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
     """Start two runs at once in one folder; kill the last winner, after which a third goes on."""
+    options = argparse.Namespace(**vars(options) | {"num_steps": PAIR_STEPS})
+    reference = undisturbed(options, "undisturbed_pairs")
     for number in range(1, options.pairs + 1):
         run = Run(options.folder / "pairs", options)
         rival = run.rival()
