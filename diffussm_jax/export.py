@@ -32,11 +32,11 @@ def export(config: Config, workdir: Path) -> None:
             written.
     """
     layout.require_same_model(workdir, config)
-    weights = load_weights(workdir)
     named = config.export.folder
     folder = Path(os.path.expanduser(named)) if named else workdir / "export"
     if is_first():
         require_export_or_new(folder, named=f"config.export.folder: {folder}")
+    weights = load_weights(workdir)
     tensors = {name: to_host(x) for name, x in flatten_dict(weights.params, sep=".").items()}
     if not is_first():
         return

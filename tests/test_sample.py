@@ -10,6 +10,7 @@ from diffussm_jax.sample import sample
 from diffussm_jax.sampling.images import save_pngs
 from diffussm_jax.workdir import ema_snapshots
 from diffussm_jax.workdir.leftovers import drop_after
+from diffussm_jax.workdir.ownership import claimed
 from tests.conftest import merge
 from tests.fuzz.one_line import error_of
 
@@ -24,7 +25,8 @@ def test_the_images_of_an_earlier_job_are_not_among_those_of_a_later_one(run, ti
         with caplog.at_level(logging.INFO, "diffussm_jax"):
             sample(merge(tiny_config, {"sample": options}), run)
 
-    draw(num=20, outputs=("png", "npz"))
+    with claimed(run):  # while it trains
+        draw(num=20, outputs=("png", "npz"))
     npz = (run / "samples" / "samples.npz").read_bytes()
     assert len(list((run / "samples" / "images").iterdir())) == 20
     (run / "samples" / ".images").mkdir()  # of a job that was killed

@@ -40,7 +40,10 @@ def _require_run_or_new(workdir: Path) -> None:
     if not (workdir / layout.CONFIG_FILE).exists():
         require_only(workdir, _is_before_a_run, named=f"--workdir={workdir}")
         return
-    layout.read_config(workdir)  # raises where it is another program's
+    try:
+        layout.read_config(workdir)
+    except UserError as error:  # it may be another program's
+        raise UserError(f"{error}; put it back, or use another --workdir") from error
     if is_export(workdir):
         raise UserError(
             f"--workdir={workdir} is an export: train in another folder "

@@ -30,7 +30,7 @@ from diffussm_jax.training.state import abstract_model, abstract_state
 from diffussm_jax.workdir import ema_snapshots, layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.data_facts import DATA_FILE, read_data_facts, write_data_facts
-from diffussm_jax.workdir.lock import held
+from diffussm_jax.workdir.lock import LOCK_FILE, held
 from diffussm_jax.workdir.model_card import model_card
 
 logger = logging.getLogger(__name__)
@@ -162,13 +162,21 @@ def require_same_tensors(
 
 def require_export_or_new(folder: Path, *, named: str) -> None:
     """Raise UserError if writing an export would put it among anybody else's files."""
-    require_only(folder, _is_of_an_export, named=named)
+    ours = {LOCK_FILE.removeprefix("."), layout.CONFIG_FILE, *layout.OUTPUTS}
+    if (folder / EXPORT_FILE).exists() or _has_config(folder):
+        ours |= {EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES}
+    elif (folder / layout.CONFIG_FILE).exists():
+        ours.remove(layout.CONFIG_FILE)  # another program's, which calls its files as this one does
+    require_only(folder, lambda name: name.removeprefix(".") in ours, named=named)
 
 
-def _is_of_an_export(name: str) -> bool:
-    """Whether a file is of an export, perhaps a temporary one, or what a mode wrote beside it."""
-    ours = {EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES, "lock", *layout.OUTPUTS}
-    return name.removeprefix(".") in ours
+def _has_config(folder: Path) -> bool:
+    """Whether a folder has the config of a run, as an unfinished export has."""
+    try:
+        layout.read_config(folder)
+    except UserError:
+        return False
+    return True
 
 
 def write_export(
@@ -197,14 +205,14 @@ def _write_files(
 ) -> None:
     card_path = folder / (NEW_CARD_FILE if _has_edited_card(folder) else CARD_FILE)
     (folder / EXPORT_FILE).unlink(missing_ok=True)
-    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
-    write_text(folder / layout.CONFIG_FILE, to_json(config))
+    write_text(folder / layout.CONFIG_FILE, to_json(config))  # first: it tells whose folder it is
     write_data_facts(folder, facts)
     num_parameters = sum(x.size for x in tensors.values())
     known = read_data_facts(folder)
     card = model_card(config, known, step=step, num_parameters=num_parameters)
     write_text(card_path, card)
+    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
+    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
     checksums = {name: _checksum(folder / name) for name in CHECKED_FILES}
     checksums[CARD_FILE] = _checksum(card_path)  # to tell later whether it was edited
     summary = ExportSummary(FORMAT, step, checksums)

@@ -1,6 +1,7 @@
 """Nothing is written among anybody else's files, whichever mode is asked to."""
 
 import json
+import os
 
 import pytest
 
@@ -11,6 +12,7 @@ from diffussm_jax.plan import plan
 from diffussm_jax.refstats import refstats
 from diffussm_jax.sample import sample
 from diffussm_jax.train import train
+from diffussm_jax.workdir.lock import held
 from diffussm_jax.workdir.ownership import claimed, require_ours
 from tests.conftest import merge
 from tests.fuzz.one_line import error_of, files_of
@@ -44,6 +46,34 @@ def test_a_folder_of_other_files_is_refused_before_anything_is_written(
     given = {"evaluate": {"images": str(folder), "features": "pixels"}}
     assert message in error_of(lambda: mode(merge(tiny_config, given), folder))
     assert files_of(folder) == before
+
+
+def test_an_export_is_not_written_among_other_files(somebodys, trained, tiny_config):
+    folder, _ = somebodys
+    (folder / "model.safetensors").write_text("of another program")
+    before = files_of(folder)
+    config = merge(tiny_config, {"export": {"folder": str(folder)}})
+    assert f"config.export.folder: {folder} holds " in error_of(lambda: export(config, trained))
+    assert files_of(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("mode", "folder", "file"),
+    [
+        (train, ".", ".lock"),
+        (sample, "samples/parts", ".lock"),
+        (evaluate, "evaluation", ".default.json.lock"),
+        (refstats, "evaluation", ".reference-pixels.npz.lock"),
+        (export, "export", ".lock"),
+    ],
+    ids=["train", "sample", "evaluate", "refstats", "export"],
+)
+def test_of_two_jobs_of_the_same_outputs_the_second_is_refused(
+    mode, folder, file, trained, tiny_config
+):
+    config = merge(tiny_config, {"evaluate": {"features": "pixels"}})
+    with held(trained / folder, named="it", file=file):
+        assert f"in use by process {os.getpid()} on " in error_of(lambda: mode(config, trained))
 
 
 def test_an_export_is_no_work_directory_to_train_in(exported, tiny_config):
