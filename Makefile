@@ -37,7 +37,7 @@ test-all: install  ## all tests, the demo's figures among them
 notebook: install  ## run the Colab notebook from top to bottom (four minutes on two cores)
 	$(BIN)/python -m colab.run
 
-chaos: install  ## kill runs again and again; they must end where the undisturbed ones do (fifteen minutes)
+chaos: install  ## kill runs again and again; they must end where the undisturbed ones do (twenty minutes)
 	$(BIN)/python -m benchmarks.chaos
 
 parity: install  ## against other people's implementations, in PyTorch

@@ -144,7 +144,7 @@ def devices(options: argparse.Namespace, rng: random.Random, reference: Run) -> 
 
 
 def pairs(options: argparse.Namespace, rng: random.Random, reference: Run) -> None:
-    """Start two runs at once in one folder; kill the last winner, after which a third goes on."""
+    """Start two runs at once in one folder, again and again; then kill one and start the next."""
     options = argparse.Namespace(**vars(options) | {"num_steps": PAIR_STEPS})
     reference = undisturbed(options, "undisturbed_pairs")
     for number in range(1, options.pairs + 1):
