@@ -25,6 +25,7 @@ from diffussm_jax.encode import encode
 from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.workdir.data_facts import read_data_facts, write_data_facts
+from diffussm_jax.workdir.lock import held
 from examples.photos import random_autoencoder
 from tests.conftest import merge
 from tests.disks import disk_of
@@ -197,6 +198,14 @@ def test_files_among_the_latents_are_not_taken_for_shards(config):
     line = error_of(lambda: encode(config))
     assert f"config.data.latents_dir: {folder} holds 'moments-00000-of-0" in line
     assert files_of(folder) == before
+
+
+def test_of_two_encodings_into_one_folder_the_second_is_refused(config):
+    folder = cache_folder(config, config.data.split)
+    with held(folder, named="it"):
+        line = error_of(lambda: encode(config))
+    assert f"config.data.latents_dir: {folder} is in use by process " in line
+    assert not folder.exists()
 
 
 def begin_as(other, config):
