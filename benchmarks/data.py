@@ -93,11 +93,11 @@ def _make_latents(folder: Path) -> Config:
             for plain, flipped in moments.astype(np.float16)
         )
         write_shard(path, records)
-        shards.append(json.loads(path.with_suffix(".json").read_text()))
+        shards.append(json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
     manifest = latents.shared_fields(config, "train")
     fingerprint = {"data_set": "random moments", "num_images": NUM_LATENTS, "sha256": ""}
     manifest |= {"class_names": None, "fingerprint": fingerprint, "shards": shards}
-    (cache / latents.CACHE_MANIFEST).write_text(json.dumps(manifest))
+    (cache / latents.CACHE_MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return config
 
 

@@ -44,7 +44,8 @@ def within_class_variance(pixels: np.ndarray, labels: np.ndarray) -> float:
 
 def plot_loss(workdir: Path) -> Path:
     """Draw the training and the held-out loss over the steps of `metrics.jsonl`."""
-    events = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
     for name, label, style in (("loss", "training", "-"), ("eval_loss", "held out (EMA)", "o")):
         points = [(event["step"], event[name]) for event in events if name in event]

@@ -85,7 +85,7 @@ def main() -> None:
     for name in arguments.configs:
         for topology in SLICES.values():
             kept_plan(STORE, f"{name} {topology}", functools.partial(_plan, name, topology))
-    PAGE.write_text(page(read_as(STORE, dict)))
+    PAGE.write_text(page(read_as(STORE, dict)), encoding="utf-8")
 
 
 def _plan(name: str, topology: str) -> dict[str, Any]:

@@ -287,4 +287,4 @@ PICTURES = {"block.svg": block, "rooms.svg": rooms}
 
 if __name__ == "__main__":
     for name, draw in PICTURES.items():
-        (IMAGES / name).write_text(draw())
+        (IMAGES / name).write_text(draw(), encoding="utf-8")

@@ -82,7 +82,9 @@ class Gcloud:
         if self.dry_run:
             sys.stdout.write(shlex.join(command) + "\n")
             return ""
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        )
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             raise GcloudError(lines[-1])

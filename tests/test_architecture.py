@@ -70,6 +70,25 @@ def test_importing_the_package_imports_nothing_else():
     assert output.stdout.strip() == "[]", output.stderr
 
 
+def test_text_is_utf8_whatever_the_locale():
+    """Class names and comments have letters that are not English."""
+    for folder in (PACKAGE, *(PACKAGE.parent / name for name in ("benchmarks", "launch"))):
+        for path in folder.rglob("*.py"):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+                named = {keyword.arg for keyword in call.keywords}
+                assert not is_of_text(call) or "encoding" in named, f"{path}:{call.lineno}"
+
+
+def is_of_text(call):
+    """Whether a call reads or writes text: a Path's methods, or a process with `text`."""
+    name = getattr(call.func, "attr", None)
+    mode = getattr(call.args[0], "value", None) if call.args else "r"
+    is_open = name == "open" and mode in ("r", "w", "a")
+    is_process = any(keyword.arg == "text" for keyword in call.keywords)
+    return name in ("read_text", "write_text") or is_open or is_process
+
+
 def test_only_main_reads_flags():
     for path, tree in TREES.items():
         if path.name != "main.py":

@@ -112,7 +112,7 @@ def processes(options: argparse.Namespace, rng: random.Random, reference: Run) -
             f"{run.step()}, exit code {code}"
         )
         if code != (Preempted.exit_code if how == signal.SIGTERM else 128 + how):
-            raise SystemExit(f"error: exit code {code}:\n{run.log.read_text()[-3000:]}")
+            raise SystemExit(f"error: exit code {code}:\n{run.log_text()[-3000:]}")
     run.start()
     run.finish()
     in_fork(compare, run, undisturbed(options, "undisturbed_processes", processes=2))

@@ -93,16 +93,20 @@ class Run:
     def lines(self) -> list[Line]:
         """Read the metrics so far, without a line that is still being written."""
         path = self.folder / "metrics.jsonl"
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         return [json.loads(line) for line in text.split("\n")[:-1]]
 
     def step(self) -> int:
         """The last step in the metrics so far."""
         return int(max((line["step"] for line in self.lines()), default=0))
 
+    def log_text(self) -> str:
+        """What the process has said so far."""
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
     def await_start(self) -> int:
         """Wait until the process trains; give the step that it goes on from."""
-        while not self.log.exists() or "step " not in (text := self.log.read_text()):
+        while "step " not in (text := self.log_text()):
             self._keep_waiting()
         resumed = text.partition("resuming from step ")[2]
         return int(resumed.split()[0]) if resumed else 0
@@ -131,15 +135,17 @@ class Run:
         time.sleep(0.001)
 
     def _fail(self, what: str) -> None:
-        raise SystemExit(f"error: {self.folder} {what}:\n{self.log.read_text()[-3000:]}")
+        raise SystemExit(f"error: {self.folder} {what}:\n{self.log_text()[-3000:]}")
 
     def child(self, index: int) -> int:
         """The process id of one process of the job."""
-        variable = f"JAX_PROCESS_ID={index}"
+        variable = f"JAX_PROCESS_ID={index}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                is_child = f"PPid:\t{self.process.pid}\n" in (folder / "status").read_text()
-                if is_child and variable in (folder / "environ").read_text().split("\0"):
+                is_child = (
+                    f"PPid:\t{self.process.pid}\n".encode() in (folder / "status").read_bytes()
+                )
+                if is_child and variable in (folder / "environ").read_bytes().split(b"\0"):
                     return int(folder.name)
             except OSError:
                 continue
@@ -170,7 +176,7 @@ def _run_job(command: list[str], log: Path, processes: int, devices: int) -> Non
 
 
 def _write_to(log: Path) -> None:
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
 

@@ -39,7 +39,7 @@ def main() -> None:
     rows = tpu.report(args.tpu) if args.tpu else on_this_backend(args)
     path = args.out / ("tpu.json" if args.tpu else "ssm.json")
     table = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
-    path.write_text(json.dumps(table, indent=1))
+    path.write_text(json.dumps(table, indent=1), encoding="utf-8")
     print(f"\nwrote {path}" + ("" if args.tpu else f" and {path.with_suffix('.png')}"))
 
 

@@ -143,7 +143,7 @@ def on_this_backend(args: argparse.Namespace) -> None:
         plot(longer, args.out / "throughput.png")
     results = {"about": about, "models": models, "lengths": longer}
     text = json.dumps(results, indent=1, default=dataclasses.asdict)
-    (args.out / "throughput.json").write_text(text)
+    (args.out / "throughput.json").write_text(text, encoding="utf-8")
     print(f"\nwrote {args.out / 'throughput.json'} and throughput.png")
 
 

@@ -41,7 +41,7 @@ def kernel_cycles(
             [sys.executable, "-m", __name__, topology, *arguments],
             env=os.environ | {"LIBTPU_INIT_ARGS": " ".join(flags), "JAX_PLATFORMS": "cpu"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
         if done.returncode:
@@ -53,7 +53,7 @@ def kernel_cycles(
 def _bundles(folder: Path, kernel: str) -> int:
     """Count the lines of the table of bundles, whose first column is a number."""
     (path,) = folder.glob(f"*{kernel}*pre-delay_hlo-static*")
-    rows = (line.split() for line in path.read_text().splitlines())
+    rows = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
     return sum(len(row) == 10 and row[0].isdigit() for row in rows)
 
 

@@ -36,10 +36,10 @@ class JsonlWriter(metric_writers.LoggingWriter):
 
     def __init__(self, path: Path, *, start_step: int):
         super().__init__()
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(line for line in lines if _step_of(line) <= start_step))
         self._stack = contextlib.ExitStack()  # for a path in a bucket, open() gives a context
-        self._file = self._stack.enter_context(path.open("a"))
+        self._file = self._stack.enter_context(path.open("a", encoding="utf-8"))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in scalars.items()}

@@ -28,8 +28,9 @@ def write_manifest(folder: epath.Path) -> None:
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         sums = list(pool.map(lambda name: _checksum(folder / name), names))
     manifest = Manifest(dict(zip(names, sums)))
+    text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
     temporary = folder / f".{MANIFEST_FILE}"
-    temporary.write_text(json.dumps(dataclasses.asdict(manifest), indent=1) + "\n")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(folder / MANIFEST_FILE)
 
 
@@ -45,7 +46,8 @@ def find_damage(folder: epath.Path, *, part: int = 0, num_parts: int = 1) -> str
         part: which share of the files to look at, of `num_parts`.
     """
     try:
-        files = parsing.from_json(Manifest, (folder / MANIFEST_FILE).read_text()).files
+        text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        files = parsing.from_json(Manifest, text).files
     except FileNotFoundError:
         return f"{MANIFEST_FILE} is missing: its save did not come to an end"
     except (OSError, ValueError):  # a ValueError: what it holds is no manifest

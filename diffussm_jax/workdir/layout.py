@@ -118,7 +118,7 @@ def read_config(workdir: Path) -> Config:
     """
     path = workdir / CONFIG_FILE
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"--workdir={workdir} holds no run ({CONFIG_FILE} is missing)") from error
     # A UserError is a ValueError; so are damaged JSON and text.

@@ -105,6 +105,6 @@ class StepFolders:
         """Read without Orbax, which would wait for all processes; None in a damaged record."""
         path = self.folder(step) / RECORD_FOLDER / RECORD_FILE
         try:
-            return parsing.from_json(_Evaluation, path.read_text()).eval_loss
+            return parsing.from_json(_Evaluation, path.read_text(encoding="utf-8")).eval_loss
         except (OSError, ValueError):
             return None
