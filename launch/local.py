@@ -23,7 +23,11 @@ PATIENCE_SECONDS = 15.0  # to end without a signal, and then to end after SIGTER
 def main() -> int:
     """Run the command line; return the exit code of the first process that failed, or 0."""
     arguments = _parse()
-    children = _start(arguments.command, arguments.processes, arguments.devices)
+    try:
+        children = _start(arguments.command, arguments.processes, arguments.devices)
+    except OSError as error:  # of the first; the others are no different
+        sys.stderr.write(f"error: {arguments.command[0]} cannot be run: {error.strerror}\n")
+        return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: _signal(children, received))
     failed = _wait(children)
@@ -31,7 +35,7 @@ def main() -> int:
         return 0
     code = failed.process.returncode
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    lines = "".join(f"  {line}" for line in failed.last) or "  (none)\n"
+    lines = "".join(f"  {x.decode(errors='replace')}" for x in failed.last) or "  (none)\n"
     name = f"process {failed.index} of {len(children)}"
     sys.stderr.write(f"error: {name} was ended {how}; its last lines:\n{lines}")
     return 128 - code if code < 0 else code
@@ -46,15 +50,13 @@ class Child:
 
     def __init__(self, index: int, command: list[str], environment: dict[str, str]):
         self.index = index
-        self.last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+        self.last: collections.deque[bytes] = collections.deque(maxlen=LAST_LINES)
         self.process = subprocess.Popen(
             command,
             env=os.environ | environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             start_new_session=True,  # a terminal's Ctrl-C reaches it once, through this process
         )
         self._reader = threading.Thread(target=self._pass_on, daemon=True)
@@ -64,7 +66,7 @@ class Child:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.last.append(line)
-            sys.stdout.write(line)
+            sys.stdout.buffer.write(line)  # as it is, in whatever encoding
             sys.stdout.flush()
 
     def finish_reading(self) -> None:
