@@ -20,7 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffussm_jax.config import Config, MeshConfig
 from diffussm_jax.errors import UserError
-from diffussm_jax.parallel.libtpu import let_libtpu_compile
+from diffussm_jax.parallel.settings import find_devices
 
 AXES = ("data", "fsdp", "sequence")
 BATCH_AXES = ("data", "fsdp")
@@ -43,10 +43,9 @@ def make_mesh(
         devices: by default those of all processes.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices, or there are none.
     """
-    let_libtpu_compile()
-    devices = jax.devices() if devices is None else devices
+    devices = find_devices() if devices is None else devices
     shape = _shape(config or MeshConfig(), len(devices))
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     types = (AxisType.Auto,) * len(AXES)
