@@ -5,7 +5,6 @@
 
 import dataclasses
 import logging
-import os
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
@@ -33,7 +32,7 @@ def export(config: Config, workdir: Path) -> None:
     """
     layout.require_same_model(workdir, config)
     named = config.export.folder
-    folder = Path(os.path.expanduser(named)) if named else workdir / "export"
+    folder = Path(named) if named else workdir / "export"
     if is_first():
         require_export_or_new(folder, named=f"config.export.folder: {folder}")
     weights = load_weights(workdir)

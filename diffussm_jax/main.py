@@ -14,19 +14,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn, cast
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
-from ml_collections import config_flags
 
-from diffussm_jax.config import Config, from_dict
-from diffussm_jax.config.parsing import check_field
+try:
+    import jax
+except ValueError as error:  # of a value in the environment; any import of JAX reads them all
+    sys.stderr.write(f"error: an environment variable of JAX's: {error}\n")
+    sys.exit(2)
+
+from diffussm_jax.config import Config, config_file, from_dict, parsing
+from diffussm_jax.config.paths import expand
 from diffussm_jax.data.placement import require_apart
 from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.libtpu import let_libtpu_compile
 from diffussm_jax.parallel.roll_call import Processes
+from diffussm_jax.parallel.settings import start_jax
 
 
 class Mode(NamedTuple):
@@ -54,7 +59,7 @@ MODES = {
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO}
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, as configs/digits.py.")
+_CONFIG = flags.DEFINE_string("config", None, "Config file, as configs/digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, samples.")
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 # A job of several processes. Where none of these is given, Cloud TPU's metadata describe it.
@@ -66,6 +71,16 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 _START_TIMEOUT = flags.DEFINE_integer(
     "start_timeout", 300, "Seconds to wait for the others at the start.", lower_bound=1
 )
+
+
+def _define_option(field: str) -> flags.FlagHolder:
+    """Define the flag of a field of the config, which is parsed by the type of the field."""
+    default = parsing.get_field(Config(), field)
+    define = flags.DEFINE_boolean if isinstance(default, bool) else flags.DEFINE_string
+    return define(f"config.{field}", None, f"Replaces what the config file says, else {default!r}.")
+
+
+_OPTIONS = {field: _define_option(field) for field in parsing.field_names(Config)}
 
 
 def main(argv: list[str]) -> None:
@@ -105,6 +120,7 @@ def _run(config: Config, workdir: Path | None) -> None:
     if config.compilation_cache_dir is not None:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache_dir)
     mode = _MODE.value
+    start_jax()
     function = getattr(importlib.import_module(f"diffussm_jax.{mode}"), mode)
     function(config) if MODES[mode].workdir == "unused" else function(config, workdir)
 
@@ -113,17 +129,16 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parse absl's flags and return the other arguments; a mistake ends the process in one line."""
     try:
         for argument in argv[1:]:
-            if override := re.match(r"--?config\.([^=]+)", argument):
-                check_field(Config, override[1])
+            if option := re.match(r"--?config\.([^=]*)", argument):
+                parsing.find_type(Config, option[1])  # it suggests a better name than absl does
         rest = flags.FLAGS(argv)
-        # By default absl shows what every library logs. Errors are logged at length and raised too.
-        if flags.FLAGS["verbosity"].using_default_value:
-            flags.FLAGS.verbosity = absl_logging.FATAL  # type: ignore[assignment]
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-        return rest
-    # Config files are the user's code and may raise anything.
-    except Exception as error:  # noqa: BLE001
-        _exit(2, f"error: {_one_line(error)}")
+    except (flags.Error, UserError) as error:
+        _exit(2, f"error: {error}")
+    # By default absl shows what every library logs. Errors are logged at length and raised too.
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = absl_logging.FATAL  # type: ignore[assignment]
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    return rest
 
 
 def read_run(argv: list[str]) -> tuple[Config, Path | None]:
@@ -137,17 +152,17 @@ def read_run(argv: list[str]) -> tuple[Config, Path | None]:
     """
     if argv[1:]:
         raise UserError(f"unexpected argument {argv[1]!r}: options begin with --")
-    if _CONFIG.value is None:
+    for flag in (_CONFIG, _WORKDIR, *_OPTIONS.values()):
+        if isinstance(flag.value, str) and flag.value.startswith("--"):
+            raise UserError(f"--{flag.name} has no value before {flag.value}")
+    if not _CONFIG.value:
         raise UserError("--config is missing: give a file, as --config=configs/digits.py")
     if not _WORKDIR.value and MODES[_MODE.value].workdir == "needed":
         raise UserError(
             "--workdir is missing: give the folder of the run, as --workdir=runs/digits"
         )
-    try:
-        values = _CONFIG.value.to_dict()
-    except OSError as error:  # a config file that cannot be read speaks up only here
-        raise UserError(f"--config: {_one_line(error)}") from error
-    config, workdir = from_dict(values), _find_workdir()
+    options = {field: flag.value for field, flag in _OPTIONS.items() if flag.present}
+    config, workdir = from_dict(config_file.load(_CONFIG.value), options), _find_workdir()
     require_apart(config, workdir)
     return config, workdir
 
@@ -155,24 +170,21 @@ def read_run(argv: list[str]) -> tuple[Config, Path | None]:
 def _find_workdir() -> Path | None:
     if not _WORKDIR.value:
         return None
-    if _WORKDIR.value.startswith("gs://") and _MODE.value != "train":
+    try:
+        name = expand(_WORKDIR.value)
+    except UserError as error:
+        raise UserError(f"--workdir={_WORKDIR.value}: {error}") from error
+    if name.startswith("gs://") and _MODE.value != "train":
         raise UserError(
-            f"--workdir={_WORKDIR.value}: --mode={_MODE.value} needs a local folder; copy the run "
-            f"first, `gcloud storage rsync --recursive {_WORKDIR.value} FOLDER`"
+            f"--workdir={name}: --mode={_MODE.value} needs a local folder; copy the run "
+            f"first, `gcloud storage rsync --recursive {name} FOLDER`"
         )
-    return as_path(_WORKDIR.value)
+    return as_path(name)
 
 
 def as_path(name: str) -> Path:
     """The path of a folder's name; one at gs:// is an object with the methods of a Path."""
-    is_remote = name.startswith("gs://")
-    return cast(Path, epath.Path(name)) if is_remote else Path(os.path.expanduser(name))
-
-
-def _one_line(error: Exception) -> str:
-    """The last line of a message, because config_flags puts a traceback before it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    return cast(Path, epath.Path(name)) if name.startswith("gs://") else Path(name)
 
 
 def _start_logging(processes: Processes | None) -> None:

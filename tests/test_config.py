@@ -4,15 +4,25 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from configs import common
 from diffussm_jax.config import Config, from_dict, to_json
-from diffussm_jax.config.parsing import ConfigError, check_field, read_as
+from diffussm_jax.config.parsing import (
+    ConfigError,
+    build,
+    field_names,
+    find_type,
+    get_field,
+    read_as,
+    with_option,
+)
+from diffussm_jax.config.paths import FilePath
 from diffussm_jax.errors import UserError
 from diffussm_jax.training.state import abstract_model
 
@@ -130,13 +140,14 @@ def test_integers_are_floats_and_lists_tuples():
     assert isinstance(config.optimizer.grad_clip, float)
 
 
-def test_check_field():
-    check_field(Config, "model.depth")
-    check_field(Config, "model")
+def test_the_type_of_a_field_is_found_by_its_name():
+    assert find_type(Config, "model.depth") is int
     with pytest.raises(ConfigError, match="did you mean 'training.num_steps'"):
-        check_field(Config, "training.num_step")
-    with pytest.raises(ConfigError):
-        check_field(Config, "model.depth.x")
+        find_type(Config, "training.num_step")
+    with pytest.raises(ConfigError, match="no field 'model.depth.x'"):
+        find_type(Config, "model.depth.x")
+    with pytest.raises(ConfigError, match="config.model is a section"):
+        find_type(Config, "model")
 
 
 def test_every_field_is_read_somewhere():
@@ -149,14 +160,98 @@ def test_every_field_is_read_somewhere():
                 assert f".{field.name}" in code, field.name
 
 
-def test_flags_give_lists_of_names_with_commas():
-    """As ml_collections hands them over: one string."""
-    values = {"plan": {"topologies": ("a,b",)}, "sample": {"outputs": ("png,npz",)}}
-    config = from_dict(values)
-    assert config.plan.topologies == ("a", "b")
-    assert config.sample.outputs == ("png", "npz")
-    with pytest.raises(ConfigError, match="each item one of 'grid', 'npz', 'png'"):
-        from_dict({"sample": {"outputs": ("npx",)}})
+def hint_of(field):
+    hint: Any = Config
+    for name in field.split("."):
+        hint = get_type_hints(hint)[name]
+    return hint
+
+
+# By type, a value other than the default and its text.
+GIVEN = {
+    int: (7, "7"),
+    float: (0.125, "0.125"),
+    str: ("x", "x"),
+    "sample.cfg_interval": ((0.5, 2.0), "0.5,2"),
+    "sample.classes": ((1, 2), "(1, 2)"),
+    "plan.topologies": (("v5e:4x4", "v6e:4x4"), "v5e:4x4,v6e:4x4"),
+    "model.ssm_implementation": ("fft", "fft"),
+    "evaluate.preset": ("fast", "fast"),
+}
+OPTIONAL = [name for name in field_names(Config) if type(None) in get_args(hint_of(name))]
+
+
+@pytest.mark.parametrize("field", OPTIONAL)
+def test_none_and_back_by_option_and_in_a_file(field):
+    """Of every type, and whatever the file says."""
+    value, text = GIVEN.get(field) or GIVEN[get_args(hint_of(field))[0]]
+    config = with_option(Config(), field, text)
+    assert get_field(config, field) == value
+    assert get_field(with_option(config, field, "None"), field) is None
+    values = common.get_config()
+    section, _, name = field.rpartition(".")
+    for new in (value, None, value):
+        (values[section] if section else values)[name] = new
+        assert get_field(build(Config, values.to_dict()), field) == new
+
+
+@pytest.mark.parametrize(
+    ("text", "items"),
+    [
+        ("png,npz", ("png", "npz")),
+        ("('png', 'npz')", ("png", "npz")),
+        ('["png"]', ("png",)),
+        ("png", ("png",)),
+        ("(png,)", ("png",)),
+        ("", ()),
+        ("()", ()),
+    ],
+)
+def test_options_give_tuples_with_commas(text, items):
+    assert with_option(Config(), "sample.outputs", text).sample.outputs == items
+
+
+def test_wrong_items_are_named():
+    with pytest.raises(
+        ConfigError, match="sample.outputs .* each item one of 'grid', 'npz', 'png'"
+    ):
+        with_option(Config(), "sample.outputs", "npx")
+
+
+PATHS = [name for name in field_names(Config) if FilePath in get_args(find_type(Config, name))]
+PATHS += ["data.name", "autoencoder.name"]
+
+
+@pytest.mark.parametrize("field", PATHS)
+def test_paths_are_written_as_in_a_shell(field, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "gs://bucket")
+    for text, path in {
+        "~/x": "/home/me/x",
+        "$HOME/x": "/home/me/x",
+        "${DATA}/x": "gs://bucket/x",
+        "folder:~/x": "folder:/home/me/x",
+        "a/~x": "a/~x",
+        "org/name": "org/name",
+    }.items():
+        config = with_option(Config(), field, text)
+        assert get_field(config, field) == path
+        assert build(Config, dataclasses.asdict(config)) == config
+    for text, what in (("~nosuchuser/x", "user ~nosuchuser"), ("$NONE/x", r"variable \$NONE")):
+        with pytest.raises(ConfigError, match=f"config.{field}=.*: there is no .*{what}"):
+            with_option(Config(), field, text)
+
+
+def test_there_are_paths_in_all_these_sections():
+    assert {name.split(".")[0] for name in PATHS} == {
+        "compilation_cache_dir",
+        "data",
+        "autoencoder",
+        "training",
+        "sample",
+        "evaluate",
+        "export",
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,6 @@ Their layout is that of `diffusers`: `config.json` beside a file of safetensors.
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def find_autoencoder(name: str) -> Path:
     Raises:
         UserError: it is neither.
     """
-    folder = Path(os.path.expanduser(name))
+    folder = Path(name)
     try:
         if folder.is_dir():
             return folder

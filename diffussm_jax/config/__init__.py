@@ -1,11 +1,12 @@
 """The configuration of a run.
 
 `schema` has every field, `rules` what a type cannot say, and `parsing` builds a config and names
-its mistakes.
+its mistakes. `config_file` reads one of `configs/`.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from diffussm_jax.config import parsing, rules
@@ -48,13 +49,18 @@ __all__ = [
 ]
 
 
-def from_dict(values: Any) -> Config:
+def from_dict(values: Any, options: Mapping[str, str | bool] | None = None) -> Config:
     """Build a Config from nested mappings and check its rules; missing fields take their default.
+
+    Args:
+        options: what the command line gives, by the dotted names of the fields that it replaces.
 
     Raises:
         ConfigError: in one line that names the field, the value and the mend.
     """
     config = parsing.build(Config, values)
+    for field, given in (options or {}).items():
+        config = parsing.with_option(config, field, given)
     rules.check(config)
     return config
 

@@ -1,15 +1,18 @@
 """Nested mappings and JSON files to frozen dataclasses, with every mistake named in one line."""
 
+import contextlib
 import dataclasses
 import difflib
 import functools
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
+from diffussm_jax.config.paths import FilePath, expand
 from diffussm_jax.errors import UserError
 
 T = TypeVar("T")
@@ -41,7 +44,7 @@ def read_as(path: Path, cls: type[T], *, mend: str | None = None) -> T:
         UserError: it cannot be read, is not JSON, or does not fit.
     """
     try:
-        return from_json(cls, path.read_text())
+        return from_json(cls, path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise
     except (OSError, ValueError) as error:  # a ValueError: a ConfigError, or no text at all
@@ -76,20 +79,42 @@ def from_object(cls: type[T], values: Any) -> T:
     return _build(cls, values, "", root=None)
 
 
-def check_field(root: Any, path: str) -> None:
-    """Raise ConfigError unless the dotted `path` names a field or a section of `root`."""
-    cls, parent = root, ""
+def find_type(root: Any, path: str) -> Any:
+    """The type of the field of `root` at the dotted `path`.
+
+    Raises:
+        ConfigError: there is no such field, or it is a section.
+    """
+    cls = root
     for name in path.split("."):
-        fields = typing.get_type_hints(cls) if dataclasses.is_dataclass(cls) else {}
+        fields = _hints(cls) if dataclasses.is_dataclass(cls) else {}
         if name not in fields:
-            raise _unknown_field(root, _join(parent, name))
-        cls, parent = fields[name], _join(parent, name)
+            raise _unknown_field(root, path)
+        cls = fields[name]
+    if dataclasses.is_dataclass(cls):
+        raise ConfigError(f"config.{path} is a section: give its fields, as config.{path}.NAME")
+    return cls
+
+
+def with_option(config: T, path: str, given: str | bool) -> T:
+    """A copy of a config in which one field has the value of an option of the command line.
+
+    Args:
+        given: a text, or whether a switch is on. Items of a tuple are separated by commas, with or
+            without brackets around them. `None` is None where a field may be that.
+
+    Raises:
+        ConfigError: in one line that names the field and the value.
+    """
+    hint = find_type(type(config), path)
+    value = _read(hint, given) if isinstance(given, str) else given
+    return _with_field(config, path, _convert(hint, value, f"config.{path}", root=type(config)))
 
 
 def field_names(cls: Any, prefix: str = "") -> list[str]:
     """Dotted names of all fields that are not sections."""
     names = []
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in _hints(cls).items():
         path = _join(prefix, name)
         nested = field_names(hint, path) if dataclasses.is_dataclass(hint) else []
         names += nested or [path]
@@ -101,10 +126,21 @@ def get_field(config: Any, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), config)
 
 
+def _with_field(config: Any, path: str, value: Any) -> Any:
+    name, _, below = path.partition(".")
+    new = _with_field(getattr(config, name), below, value) if below else value
+    return dataclasses.replace(config, **{name: new})
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)  # FilePath is annotated
+
+
 def _unknown_field(root: Any, path: str) -> ConfigError:
     names = field_names(root)
     same_name = [name for name in names if name.split(".")[-1] == path.split(".")[-1]]
-    closest = same_name or difflib.get_close_matches(path, names, n=1, cutoff=0.0)
+    sections = [name for name in _hints(root) if name not in names]
+    closest = difflib.get_close_matches(path, same_name or names + sections, n=1, cutoff=0.0)
     return ConfigError(f"config has no field {path!r}; did you mean {closest[0]!r}?")
 
 
@@ -121,7 +157,7 @@ def _build(cls: Any, values: Any, path: str, *, root: Any) -> Any:
         if root is None:
             raise ConfigError(f"{path or 'it'} is not a JSON object")
         raise ConfigError(f"{path} is a section of fields, got {values!r}")
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     if root is None:
         fields = {name.replace(".", "_"): value for name, value in values.items()}
         values = {name: value for name, value in fields.items() if name in hints}
@@ -157,8 +193,30 @@ def _convert(hint: Any, value: Any, path: str, *, root: Any) -> Any:
             return {k: _convert(items[1], x, _join(path, k), root=root) for k, x in value.items()}
         matches, converted = _match(option, value)
         if matches:
-            return converted
+            return _expand(converted, path) if option == FilePath else converted
     raise ConfigError(f"{path} must be {_describe(hint)}, got {value!r}")
+
+
+def _expand(name: str, path: str) -> str:
+    try:
+        return expand(name)
+    except UserError as error:
+        raise ConfigError(f"{path}={name}: {error}") from error
+
+
+def _read(hint: Any, text: str) -> Any:
+    """The value that a text stands for by a field's type; the text itself where it fits none."""
+    options = _options(hint)
+    if text == "None" and types.NoneType in options:
+        return None
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            items = re.sub(r"^[(\[](.*)[)\]]$", r"\1", text.strip()).split(",")
+            return tuple(_read(typing.get_args(option)[0], x.strip(" '\"")) for x in items if x)
+        if option in (int, float):
+            with contextlib.suppress(ValueError):
+                return option(text)
+    return text
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -169,6 +227,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 def _match(hint: Any, value: Any) -> tuple[bool, Any]:
     """Whether a value that is no list or dict fits a type, and the value converted to it."""
+    hint = str if hint == FilePath else hint
     kind = typing.get_origin(hint)
     if hint is Any:
         return True, value
@@ -186,8 +245,6 @@ def _match(hint: Any, value: Any) -> tuple[bool, Any]:
 def _match_tuple(items: tuple[Any, ...], value: Any) -> tuple[bool, Any]:
     if not isinstance(value, (tuple, list)):
         return False, value
-    if len(value) == 1 and isinstance(value[0], str):
-        value = [x for x in value[0].split(",") if x]  # how flags give a,b
     if items[-1] is Ellipsis:
         items = items[:1] * len(value)
     matches = [_match(hint, item) for hint, item in zip(items, value)]
@@ -204,4 +261,6 @@ def _describe(hint: Any) -> str:
         return "a tuple, each item " + _describe(items[0])
     if kind in (list, dict):
         return f"a {kind.__name__}, each value {_describe(items[-1])}"
+    if hint == FilePath:
+        return "a path"
     return "None" if hint is types.NoneType else getattr(hint, "__name__", str(hint))

@@ -69,14 +69,14 @@ def _check_values(config: Config) -> None:
 
 
 def _check_number(path: str, value: Number) -> None:
+    fits = isinstance(value, float) or abs(value) <= MAX_INTEGER
+    require(fits, path, f"be at most {MAX_INTEGER}")  # Python refuses to show some larger values
     may_be_zero, may_be_infinite = path in _MAY_BE_ZERO, path in _MAY_BE_INFINITE
     is_in_range = value > 0 or (value == 0 and may_be_zero)
     is_finite = value != math.inf or may_be_infinite
     least = "at least 0" if may_be_zero else "positive"
     require(is_in_range and is_finite, path, f"be {least} and finite", value)
     require(value < 1 or path not in _ARE_BELOW_ONE, path, "be below 1", value)
-    is_large = isinstance(value, int) and value > MAX_INTEGER
-    require(not is_large, path, f"be at most {MAX_INTEGER}", value)
 
 
 def _check_grid(config: Config) -> None:

@@ -8,6 +8,8 @@ imported, so that models import without the tools of training.
 import dataclasses
 from typing import Literal
 
+from diffussm_jax.config.paths import FilePath
+
 # Depth and width by size: DiT's sizes with one layer more, as the paper has for XL. The paper
 # studies S, L and XL of widths 384, 768 and 1152 and no B: its L is as wide as B here.
 SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
@@ -66,7 +68,7 @@ class DataConfig:
     """The data set, what is taken from it, and how it is read."""
 
     # A TFDS data set, `lsun/<category>`, or `folder:<path>`, whose sub-folders are the classes.
-    name: str = "digits"
+    name: FilePath = "digits"
     space: Literal["pixels", "latents"] = "pixels"  # in which the model denoises
     image_size: int = 8  # side of the centre crop in pixels
     channels: int = 1  # of an image; those of latents are the autoencoder's
@@ -75,8 +77,8 @@ class DataConfig:
     eval_split: str | None = "test"  # held out for the evaluation loss; None evaluates nothing
     # Nothing may be written among the images: this folder, latents_dir and the work directory lie
     # outside a folder that `name` has.
-    data_dir: str | None = None  # folder of prepared data sets; None is TFDS's own default
-    latents_dir: str | None = None  # folder of cached latents; None is `latents` in data_dir
+    data_dir: FilePath | None = None  # folder of prepared data sets; None is TFDS's own default
+    latents_dir: FilePath | None = None  # folder of cached latents; None is `latents` in data_dir
     shard_size: int = 1000  # images per file of cached latents
     flip: bool = True  # whether half of the images are mirrored, at random
     max_pixels: int = 180_000_000  # of a picture; a larger one is a bad record, and takes gigabytes
@@ -90,7 +92,7 @@ class AutoencoderConfig:
     """The autoencoder of a model in latent space; its files must have the same values."""
 
     # A folder with config.json and safetensors in the layout of diffusers, or an id on the hub.
-    name: str = "stabilityai/sd-vae-ft-ema"
+    name: FilePath = "stabilityai/sd-vae-ft-ema"
     factor: int = 8  # side of a latent position in pixels
     channels: int = 4  # of latents
     scale: float = 0.18215  # latents are multiplied by it, to have variance 1
@@ -130,7 +132,7 @@ class TrainingConfig:
     evaluate_every: int | None = None  # steps between scores, as `evaluate` says; None has none
     # A work directory or an export whose EMA weights the run begins with. Only a label table may
     # have another shape.
-    init_from: str | None = None
+    init_from: FilePath | None = None
     # What is done about a loss or gradient that is not finite; skip drops the step's update.
     on_nonfinite: Literal["stop", "skip"] = "skip"
     max_nonfinite: int = 10  # dropped updates in a row that stop the run
@@ -188,7 +190,7 @@ class SampleConfig:
     cfg_interval: tuple[float, float] | None = None
     # A work directory or an export of a worse version of the model. Guidance then leads away from
     # its prediction instead of away from the prediction without label.
-    autoguidance: str | None = None
+    autoguidance: FilePath | None = None
     # Balanced takes every class in turn, list the `classes` below in turn.
     labels: Literal["random", "balanced", "list"] = "balanced"
     classes: tuple[int, ...] | None = None
@@ -208,10 +210,10 @@ class EvaluateConfig:
     # inception, pixels, classifier, or module:function from uint8 images [b h w c] to
     # {"pool": [b d]} (evaluation/features.py).
     features: str = "inception"
-    weights: str | None = None  # file of Inception's weights that convert.inception wrote
-    reference: str | None = None  # npz in ADM's form; None is what refstats wrote
+    weights: FilePath | None = None  # file of Inception's weights that convert.inception wrote
+    reference: FilePath | None = None  # npz in ADM's form; None is what refstats wrote
     reference_images: int = 10_000  # whose features refstats keeps, for precision and recall
-    images: str | None = None  # npz or folder to score; None scores the model's
+    images: FilePath | None = None  # npz or folder to score; None scores the model's
     batch_size: int = 64  # images in a call of the extractor, over all devices
     training_num: int = 1000  # images of a score during training
 
@@ -220,7 +222,7 @@ class EvaluateConfig:
 class ExportConfig:
     """Where `--mode=export` writes."""
 
-    folder: str | None = None  # None is `export` in the work directory
+    folder: FilePath | None = None  # None is `export` in the work directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Config:
 
     seed: int = 0
     # Folder of compiled programs, for the next start; None is JAX_COMPILATION_CACHE_DIR, or none.
-    compilation_cache_dir: str | None = None
+    compilation_cache_dir: FilePath | None = None
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     data: DataConfig = DataConfig()

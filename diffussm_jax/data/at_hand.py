@@ -1,7 +1,6 @@
 """Whether the images at hand are those that a cache of latents or a run was made from."""
 
 import logging
-import os
 from pathlib import Path
 
 from diffussm_jax.config import Config, DataConfig
@@ -47,7 +46,7 @@ def _are_at_hand(config: DataConfig) -> bool:
     try:
         if not config.name.startswith(FOLDER):
             return make_builder(config).is_prepared()
-        folder = Path(os.path.expanduser(config.name.removeprefix(FOLDER)))
+        folder = Path(config.name.removeprefix(FOLDER))
         return folder.is_dir() and any(folder.iterdir())
     except (OSError, UserError):  # it cannot be read, or is not prepared
         return False

@@ -7,7 +7,6 @@
 
 import dataclasses
 import logging
-import os
 import re
 import resource
 from pathlib import Path
@@ -98,7 +97,7 @@ def cache_folder(config: Config, split: str) -> Path:
         root = f"{config.data.data_dir or tfds.core.constants.DATA_DIR}/latents"
     name = re.sub(r"[^\w.-]+", "_", portable_name(config.data.name))
     part = re.sub(r"[^\w.-]+", "_", split).strip("_")
-    return Path(os.path.expanduser(root)) / f"{name}-{config.data.image_size}" / part
+    return Path(root) / f"{name}-{config.data.image_size}" / part
 
 
 def shared_fields(config: Config, split: str) -> dict[str, Any]:

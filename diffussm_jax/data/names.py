@@ -1,9 +1,8 @@
 """Names of data sets that mean the same on every machine."""
 
-import os
 from pathlib import Path
 
-FOLDER = "folder:"  # before the path of a folder of images
+from diffussm_jax.config.paths import FOLDER
 
 
 def portable_name(name: str) -> str:
@@ -11,7 +10,7 @@ def portable_name(name: str) -> str:
 
     Where a folder lies differs from machine to machine.
     """
-    folder = Path(os.path.expanduser(name.removeprefix(FOLDER)))
+    folder = Path(name.removeprefix(FOLDER))
     if name.startswith(FOLDER):
         return FOLDER + folder.resolve().name
     return folder.resolve().name if folder.is_dir() else name

@@ -1,10 +1,9 @@
 """Where a command may write: not among the images that it reads."""
 
-import os
 from pathlib import Path
 
 from diffussm_jax.config import Config
-from diffussm_jax.data.names import FOLDER
+from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.errors import UserError
 
 SAMPLES_FOLDER = "samples"  # of a work directory
@@ -48,7 +47,7 @@ def require_outside(images: str | Path, path: str | Path, *, field: str) -> None
 def _links(folder: str | Path) -> list[Path]:
     """The folders that links in a folder lead to."""
     try:
-        return [x for x in _path(folder).iterdir() if x.is_symlink() and x.is_dir()]
+        return [x for x in Path(folder).iterdir() if x.is_symlink() and x.is_dir()]
     except (OSError, ValueError):
         return []
 
@@ -58,10 +57,6 @@ def _contains(folder: str | Path, path: str | Path) -> bool:
     if "://" in str(path):
         return False
     try:
-        return _path(path).resolve().is_relative_to(_path(folder).resolve())
+        return Path(path).resolve().is_relative_to(Path(folder).resolve())
     except (OSError, ValueError, RuntimeError):  # what is no path is named where it is used
         return False
-
-
-def _path(name: str | Path) -> Path:
-    return Path(os.path.expanduser(name))

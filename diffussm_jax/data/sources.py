@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from diffussm_jax.config import Config, DataConfig
+from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.data import transforms
 from diffussm_jax.data.datasets.digits import digits_dataset_builder
 from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
 from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
 from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.fingerprint import of_records
-from diffussm_jax.data.names import FOLDER, portable_name
+from diffussm_jax.data.names import portable_name
 from diffussm_jax.data.placement import require_outside
 from diffussm_jax.data.prepared import damaged, require_complete, require_description
 from diffussm_jax.errors import UserError
@@ -146,7 +146,7 @@ def make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
     name, _, category = config.name.partition("/")
     options = {"data_dir": config.data_dir, "file_format": ARRAY_RECORD}
     if config.name.startswith(FOLDER):
-        folder = Path(os.path.expanduser(config.name.removeprefix(FOLDER)))
+        folder = Path(config.name.removeprefix(FOLDER))
         builder = image_folder_dataset_builder.Builder(
             folder, allow_empty_classes=config.on_error == "skip", **options
         )

@@ -10,7 +10,6 @@ It takes uint8 images [b h w c] and returns by name, all but `pool` optional:
 import dataclasses
 import functools
 import importlib
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def _inception_extractor(config: Config) -> Extractor:
         raise UserError(
             f"config.evaluate.weights: inception needs its weights, a file made with {CONVERT}"
         )
-    weights, hashes = load_inception(Path(os.path.expanduser(path)))
+    weights, hashes = load_inception(Path(path))
     published = hashes["source_sha256"].startswith(PUBLISHED_SHA256)
     facts = {"features": "inception", "published": published} | hashes
     return Extractor(_inception_features, weights, facts)

@@ -275,7 +275,7 @@ def open_given(path: str | Path, config: DataConfig) -> ImageSet:
     Raises:
         UserError: there is neither.
     """
-    path = Path(os.path.expanduser(path))
+    path = Path(path)
     if path.is_dir():
         return FileImages(path, config)
     if path.is_file():

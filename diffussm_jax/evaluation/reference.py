@@ -9,7 +9,6 @@ facts            JSON of the images' origin and of the extractor; ADM's files la
 import dataclasses
 import json
 import logging
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -184,7 +183,7 @@ def reference_path(config: Config, workdir: Path | None) -> Path:
         UserError: there is neither.
     """
     if config.evaluate.reference is not None:
-        return Path(os.path.expanduser(config.evaluate.reference))
+        return Path(config.evaluate.reference)
     if workdir is None:
         raise UserError(f"{FIELD}: name a file, or give the --workdir that keeps it")
     features = config.evaluate.features.replace(":", "-")

@@ -1,7 +1,6 @@
 """Draw images with given parameters: sampler, guidance and autoencoder on a mesh."""
 
 import dataclasses
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -91,7 +90,7 @@ class Generator:
         if folder is None:
             return None
         if folder not in self._guides:
-            guide = load_weights(Path(os.path.expanduser(folder)), mesh=self._mesh)
+            guide = load_weights(Path(folder), mesh=self._mesh)
             _require_same_process(self._config, guide.config, folder)
             self._guides[folder] = guide
         return self._guides[folder]

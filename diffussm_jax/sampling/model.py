@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from diffussm_jax.autoencoder.weights import find_autoencoder, weights_sha256
 from diffussm_jax.config import Config, SampleConfig, from_dict
-from diffussm_jax.parallel.libtpu import let_libtpu_compile
+from diffussm_jax.config.paths import expand
 from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.parallel.settings import start_jax
 from diffussm_jax.sampling.generator import Generator, make_decoder
 from diffussm_jax.sampling.images import ImageArray
 from diffussm_jax.sampling.inputs import image_labels
@@ -137,9 +138,9 @@ def load(
     Raises:
         UserError: there is no run, no such checkpoint, or the checkpoint is of another model.
     """
-    workdir = Path(workdir)
+    workdir = Path(expand(str(workdir)))
     own = layout.read_config(workdir)
-    let_libtpu_compile()
+    start_jax()
     if jax.process_count() == 1:
         mesh = make_mesh((config or own).mesh)
     else:
