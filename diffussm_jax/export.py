@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flax.traverse_util import flatten_dict
 
-from diffussm_jax.config import Config, MeshConfig
+from diffussm_jax.config import Config, MeshConfig, parsing
+from diffussm_jax.config.paths import FilePath
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.files import writing_to
 from diffussm_jax.parallel.distributed import is_first
@@ -46,14 +47,13 @@ def export(config: Config, workdir: Path) -> None:
 
 
 def _without_paths(config: Config) -> Config:
-    """A config for other machines: on any devices, and without folders but their names."""
-    name = portable_name(config.data.name)
-    data = dataclasses.replace(config.data, name=name, data_dir=None, latents_dir=None)
-    training = dataclasses.replace(config.training, init_from=None)
-    return dataclasses.replace(
-        config,
-        data=data,
-        training=training,
-        mesh=MeshConfig(),
-        export=dataclasses.replace(config.export, folder=None),
-    )
+    """A config for other machines: on any devices, and without folders but their names.
+
+    The guide's folder stays: without it `sample.cfg_scale` would be the scale of something else.
+    """
+    for field in parsing.field_names(Config):
+        is_path = parsing.find_type(Config, field) == FilePath | None
+        if is_path and field != "sample.autoguidance":
+            config = parsing.with_option(config, field, "None")
+    data = dataclasses.replace(config.data, name=portable_name(config.data.name))
+    return dataclasses.replace(config, data=data, mesh=MeshConfig())

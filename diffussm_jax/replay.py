@@ -21,6 +21,7 @@ from diffussm_jax.parallel.mesh import LAYERS, make_mesh
 from diffussm_jax.training.origin import find_origin
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
 from diffussm_jax.training.step import NoisedBatch, noise_batch
+from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.dump import Dump, read_newest
 
@@ -49,6 +50,7 @@ def replay(config: Config, workdir: Path) -> None:
         UserError: there is no dump, it is damaged, or it is of another model.
     """
     dump = read_newest(workdir)
+    layout.require_same_model(workdir, config)
     state = _restore(config, dump)
     lines = []
     for line in _report(config, dump, state):

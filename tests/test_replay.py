@@ -118,6 +118,8 @@ def test_what_cannot_be_replayed_is_said(trained, stopped, tiny_config, tmp_path
     with pytest.raises(UserError, match="has no faults/"):
         replay(from_dict(tiny_config), trained)
     config, workdir = stopped
+    with pytest.raises(UserError, match=r"holds a run with data.num_classes = 10"):
+        replay(merge(tiny_config, {"data": {"num_classes": 5}}), workdir)
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run/faults/step_0000005/batch.npz").write_bytes(b"PK")
     with pytest.raises(UserError, match=r"step_0000005 is damaged \(") as error:

@@ -5,7 +5,8 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from jax.sharding import Mesh
 
 from diffussm_jax.autoencoder.weights import find_autoencoder, weights_sha256
 from diffussm_jax.config import Config, SampleConfig, from_dict
+from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.config.paths import expand
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.settings import start_jax
@@ -56,7 +58,7 @@ class TrainedModel:
         decode = make_decoder(self.config, workdir, mesh)
         self.generator = Generator(self.config, graphdef, mesh, decode)
 
-    def sample(self, classes: Sequence[int] | None = None, **options: Any) -> ImageArray:
+    def sample(self, classes: Iterable[int] | None = None, **options: Any) -> ImageArray:
         """Draw one image for each class of `classes`, or `num` images.
 
         Args:
@@ -66,11 +68,13 @@ class TrainedModel:
                 sampler, cfg_scale, seed ...
 
         Raises:
-            ConfigError: an option is unknown or does not fit the model.
+            ConfigError: `classes` are no integers, or an option is unknown or does not fit them or
+                the model.
         """
+        # NumPy's numbers are numbers too.
+        options = {k: x.item() if isinstance(x, np.generic) else x for k, x in options.items()}
         if classes is not None:
-            in_turn = tuple(int(y) for y in classes)
-            options |= {"labels": "list", "classes": in_turn, "num": len(classes)}
+            options = _in_turn(classes, options)
         values = dataclasses.asdict(self.config)
         values["sample"] |= options
         images, _ = self.generator.draw(self.params, from_dict(values).sample)
@@ -115,6 +119,23 @@ class TrainedModel:
         return params_sha256(self.params)
 
 
+def _in_turn(classes: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Options that draw one image of each class; they may not ask for something else."""
+    try:
+        # The config refuses bools.
+        in_turn = tuple(y if isinstance(y, bool) else operator.index(y) for y in classes)
+    except TypeError:
+        in_turn = ()
+    if not in_turn:
+        demand = "classes must be a sequence of integers, one for each image"
+        raise ConfigError(f"{demand}, got {classes!r}")
+    given = {"labels": "list", "classes": in_turn, "num": len(in_turn)}
+    for name, value in options.items():
+        if given.get(name, value) != value:
+            raise ConfigError(f"{name} = {value!r} contradicts the {len(in_turn)} classes given")
+    return options | given
+
+
 def load(
     workdir: str | Path,
     *,
@@ -140,6 +161,8 @@ def load(
     """
     workdir = Path(expand(str(workdir)))
     own = layout.read_config(workdir)
+    if config is not None:
+        layout.require_same_model(workdir, config)
     start_jax()
     if jax.process_count() == 1:
         mesh = make_mesh((config or own).mesh)
@@ -166,7 +189,6 @@ def sampled(
         UserError: there is no run or checkpoint, it does not fit the config, or another job has the
             folder.
     """
-    layout.require_same_model(workdir, config)
     with held(folder, named=str(folder)):
         model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
         logger.info("sampling %d images from step %d", options.num, model.step)

@@ -66,6 +66,17 @@ MAY_DIFFER = frozenset(
     }
 )
 
+# Beginnings of the names of fields that say what the model is, and what it draws.
+OF_THE_MODEL = (
+    "model.",
+    "diffusion.",
+    "data.space",
+    "data.image_size",
+    "data.channels",
+    "data.num_classes",
+    "autoencoder.",
+)
+
 
 def begin(workdir: Path, config: Config) -> None:
     """Create a work directory for a run, or accept the one it already has.
@@ -127,13 +138,12 @@ def read_config(workdir: Path) -> Config:
 
 
 def require_same_model(workdir: Path, config: Config) -> None:
-    """Raise UserError if the run in `workdir` has another model or diffusion process.
+    """Raise UserError if the run in `workdir` has another model, or one of other images or classes.
 
     The dtypes of activations may differ: a model trained in float32 samples in bfloat16 too.
     """
-    names = parsing.field_names(Config)
-    of_the_model = [n for n in names if n.startswith(("model.", "diffusion."))]
-    _require_same(workdir, config, [n for n in of_the_model if not n.endswith("dtype")])
+    names = [n for n in parsing.field_names(Config) if n.startswith(OF_THE_MODEL)]
+    _require_same(workdir, config, [n for n in names if not n.endswith("dtype")])
 
 
 def require_same_run(workdir: Path, config: Config) -> None:

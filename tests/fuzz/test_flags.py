@@ -1,5 +1,6 @@
 """Command lines, parsed in this process; a few as a user has them, in a process of their own."""
 
+import re
 import subprocess
 import sys
 import time
@@ -25,7 +26,7 @@ def get_config():
 def start(*arguments):
     """What main does before it does anything."""
     flags.FLAGS.unparse_flags()
-    main.read_run(main.parse_flags(["main", *arguments]))
+    return main.read_run(main.parse_flags(["main", *arguments]))
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +96,65 @@ def run_from_the_root(monkeypatch):
 def test_command_lines(arguments):
     error_of(lambda: start(*arguments))
     assert not (ROOT / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.model.depth=3", "--config.optimizer.learning_rate=x"], "learning_rate must be"),
+        (["--config.model.depth=3", "--config.modle.width=8"], "did you mean 'model.width'"),
+        (["--config.model.depth=3", "--config.data.naem=x"], "did you mean 'data.name'"),
+        (["--config.model.depth=3", "--conifg.model.width=8"], "Did you mean: config.model.width"),
+        (["--config.model.depth", "--config.model.width=8"], "--config.model.depth has no value"),
+        (["--workdir", "--config.model.depth=2"], "--workdir has no value"),
+        (["--config.data.data_dir=$NONE/x"], "config.data.data_dir=$NONE/x: there is no"),
+        (["--workdir=~nosuchuser/x"], "--workdir=~nosuchuser/x: there is no user ~nosuchuser"),
+        (["--config=~/none.py"], "--config=~/none.py: No such file"),
+    ],
+)
+def test_the_option_that_is_wrong_is_named(arguments, message):
+    assert message in error_of(lambda: start(DIGITS, "--workdir=x", *arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "value"),
+    [
+        (
+            ["--config.optimizer.grad_clip=1", "--config.optimizer.grad_clip=None"],
+            "grad_clip",
+            None,
+        ),
+        (["--config.sample.cfg_interval=None"], "cfg_interval", None),
+        (["--config.data.eval_split=None"], "eval_split", None),
+        (["--config.data.workers", "3"], "workers", 3),
+        (["--config.model.gate"], "gate", True),
+        (["--noconfig.data.flip"], "flip", False),
+        (["--config.sample.outputs=npz,png"], "outputs", ("npz", "png")),
+        (["--config.data.name=folder:~/x"], "name", "folder:/home/me/x"),
+        (["--config.evaluate.images=$HOME/x"], "images", "/home/me/x"),
+    ],
+)
+def test_options_replace_what_the_file_says(arguments, field, value, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config, workdir = start(*arguments, DIGITS, "--workdir=~/run")
+    section = re.search(r"config\.(\w+)\.", arguments[0])[1]
+    assert getattr(getattr(config, section), field) == value
+    assert workdir == Path("/home/me/run")
+
+
+def test_a_config_file_finds_its_neighbours_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if Path(p).resolve() != ROOT])
+    for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    config, _ = start(f"--config={ROOT}/configs/photos.py", "--workdir=x")
+    assert config.data.name == "folder:runs/photos/images"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "neighbour.py").write_text("FIELDS = {'model': {'depth': 3}}\n")
+    code = "import neighbour\ndef get_config():\n    return neighbour.FIELDS\n"
+    (tmp_path / "own" / "mine.py").write_text(code)
+    config, _ = start("--config=own/mine.py", "--workdir=x", "--config.model.width=32")
+    assert (config.model.depth, config.model.width) == (3, 32)
 
 
 @pytest.mark.parametrize(

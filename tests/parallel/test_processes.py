@@ -199,3 +199,19 @@ def test_two_processes_of_one_number_are_named(tmp_path):
     text = f"process 1 was started twice, on {host} and on {host}"
     assert text in outputs[0]
     assert all(child.returncode == 2 for child in children)
+
+
+def test_a_command_that_cannot_be_run_is_one_line(tmp_path):
+    for name in ("no_such_command", str(tmp_path)):
+        result = run([sys.executable, "-m", "launch.local", "--processes=2", "--", name])
+        assert result.returncode == 2
+        assert result.stderr.startswith(f"error: {name} cannot be run: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_output_is_passed_on_in_any_encoding():
+    program = "import sys; sys.stdout.buffer.write(b'caf\\xe9 \\xc3\\xa9\\n')"
+    words = [sys.executable, "-m", "launch.local", "--processes=1", "--", sys.executable, "-c"]
+    variables = environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    result = subprocess.run([*words, program], env=variables, capture_output=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"caf\xe9 \xc3\xa9\n", b"")

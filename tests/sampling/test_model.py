@@ -1,10 +1,12 @@
 """Sampling from a work directory, by mode and from Python."""
 
+import inspect
 import re
 import shutil
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,9 +14,11 @@ from PIL import Image
 import diffussm_jax
 from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.errors import UserError
+from diffussm_jax.evaluate import evaluate
+from diffussm_jax.export import export
 from diffussm_jax.sample import sample
-from diffussm_jax.workdir import layout
 from tests.conftest import merge
+from tests.fuzz.one_line import error_of
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -52,7 +56,6 @@ def test_the_lines_of_the_readme(trained, tmp_path, monkeypatch):
 
 def test_a_float32_run_samples_in_bfloat16(trained, tiny_config, model):
     config = merge(tiny_config, {"model": {"dtype": "bfloat16"}})
-    layout.require_same_model(trained, config)
     rough = diffussm_jax.load(trained, config=config)
     assert rough.config.model.dtype == "bfloat16"
     images = rough.sample(num=10, sampler="ddpm").astype(int)
@@ -84,12 +87,44 @@ def test_seed_class_guidance_and_weights_change_the_images(trained, model):
     [
         ({"step": 3}, "no field 'sample.step'; did you mean 'sample.steps'"),
         ({"classes": [11]}, "sample.classes must be below data.num_classes = 10"),
+        ({"classes": [-1]}, "sample.classes must be at least 0"),
+        ({"classes": []}, "classes must be a sequence of integers"),
+        ({"classes": 3}, "classes must be a sequence of integers, .* got 3"),
+        ({"classes": [1.7]}, "classes must be a sequence of integers"),
+        ({"classes": ["3"]}, "classes must be a sequence of integers"),
+        ({"classes": [True]}, "sample.classes must be a tuple, each item int"),
+        ({"classes": "35"}, "classes must be a sequence of integers"),
+        ({"classes": np.ones((2, 2), int)}, "classes must be a sequence of integers"),
+        ({"classes": [1, 2], "num": 3}, "num = 3 contradicts the 2 classes given"),
+        ({"classes": [1, 2], "labels": "random"}, "labels = 'random' contradicts"),
+        ({"num": 2.5}, "sample.num must be int"),
+        ({"seed": "0"}, "sample.seed must be int"),
         ({"steps": 21}, "sample.steps must be at most diffusion.num_steps = 20"),
     ],
 )
 def test_wrong_options_are_named(model, options, message):
+    sample_unchecked = inspect.unwrap(type(model).sample)  # users have no type checks
     with pytest.raises(ConfigError, match=message):
-        model.sample(**options)
+        sample_unchecked(model, **options)
+
+
+def test_classes_and_options_may_be_numpys(model):
+    base = model.sample(classes=[3, 1, 4], seed=2)
+    for classes in (np.array([3, 1, 4], np.uint8), jnp.array([3, 1, 4]), (np.int64(3), 1, 4)):
+        assert np.array_equal(base, model.sample(classes=classes, seed=np.int64(2), num=3))
+
+
+@pytest.mark.parametrize("mode", [sample, evaluate, export])
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [("data", "num_classes", 20), ("data", "image_size", 16), ("autoencoder", "scale", 0.5)],
+)
+def test_what_describes_the_model_is_the_runs(mode, section, field, value, trained, tiny_config):
+    """Or images of a run of ten classes had labels 15 and 16."""
+    config = merge(tiny_config, {section: {field: value}})
+    line = error_of(lambda: mode(config, trained))
+    assert f"holds a run with {section}.{field} = " in line
+    assert f"this config has {value}" in line
 
 
 def test_what_cannot_be_loaded_is_said(trained, tmp_path):
