@@ -8,7 +8,7 @@ import logging
 import operator
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
@@ -58,7 +58,7 @@ class TrainedModel:
         decode = make_decoder(self.config, workdir, mesh)
         self.generator = Generator(self.config, graphdef, mesh, decode)
 
-    def sample(self, classes: Iterable[int] | None = None, **options: Any) -> ImageArray:
+    def sample(self, classes: Iterable[SupportsIndex] | None = None, **options: Any) -> ImageArray:
         """Draw one image for each class of `classes`, or `num` images.
 
         Args:
