@@ -215,7 +215,7 @@ def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
 def _prepared_folder(name: str, data_dir: str | None) -> Path | None:
     """The folder of a TFDS data set of this name, prepared or begun; None if there is none."""
     word = re.match(r"\w+", name)
-    folder = Path(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR))
+    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
     return folder / word[0] if word and (folder / word[0]).is_dir() else None
 
 

@@ -20,6 +20,7 @@ _NEEDED = {
     "jax_numpy_dtype_promotion": ("standard",),
     "jax_numpy_rank_promotion": ("allow", "warn"),
     "jax_transfer_guard": (None, "allow", "log"),
+    "jax_no_tracing": (False,),
 }
 # With another value of these a step has other bits, or takes longer.
 _TOLD = {"jax_default_matmul_precision": None, "jax_disable_jit": False}

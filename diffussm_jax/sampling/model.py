@@ -7,7 +7,9 @@ import hashlib
 import logging
 import operator
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 from pathlib import Path
+from types import NoneType
 from typing import Any, SupportsIndex
 
 import jax
@@ -19,6 +21,7 @@ from diffussm_jax.autoencoder.weights import find_autoencoder, weights_sha256
 from diffussm_jax.config import Config, SampleConfig, from_dict
 from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.config.paths import expand
+from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.settings import start_jax
 from diffussm_jax.sampling.generator import Generator, make_decoder
@@ -157,9 +160,11 @@ def load(
             the run's own.
 
     Raises:
-        UserError: there is no run, no such checkpoint, or the checkpoint is of another model.
+        UserError: there is no run, no such checkpoint, or it or the config is of another model.
     """
     workdir = Path(expand(str(workdir)))
+    if not isinstance(step, (Integral, NoneType)):
+        raise UserError(f"step must be an integer, got {step!r}")
     own = layout.read_config(workdir)
     if config is not None:
         layout.require_same_model(workdir, config)

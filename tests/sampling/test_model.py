@@ -130,6 +130,11 @@ def test_what_describes_the_model_is_the_runs(mode, section, field, value, train
 def test_what_cannot_be_loaded_is_said(trained, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         diffussm_jax.load(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"there is no environment variable \$NONE"):
+        diffussm_jax.load("$NONE/run")
+    for step in ("3", 3.0):
+        with pytest.raises(UserError, match="step must be an integer"):
+            inspect.unwrap(diffussm_jax.load)(trained, step=step)
     with pytest.raises(UserError, match=r"no checkpoint of step 4 in .*; it has \[3, 6\]"):
         diffussm_jax.load(trained, step=4)
     shutil.copy(trained / "config.json", tmp_path)
