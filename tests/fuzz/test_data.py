@@ -94,9 +94,7 @@ def test_arrays_of_an_autoencoder(autoencoder, change):
     assert "weight" in error_of(lambda: load_autoencoder(autoencoder))
 
 
-@pytest.mark.parametrize(
-    "name", ["../nowhere", "/", "a/b/c", "..", "x" * 300, "a b", "\u2028", "~nosuchuser/x"]
-)
+@pytest.mark.parametrize("name", ["../nowhere", "/", "a/b/c", "..", "x" * 300, "a b", "\u2028"])
 def test_names_that_are_no_autoencoder(tiny_config, monkeypatch, tmp_path, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))

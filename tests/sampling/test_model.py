@@ -14,7 +14,6 @@ from PIL import Image
 import diffussm_jax
 from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.errors import UserError
-from diffussm_jax.evaluate import evaluate
 from diffussm_jax.export import export
 from diffussm_jax.sample import sample
 from tests.conftest import merge
@@ -114,7 +113,7 @@ def test_classes_and_options_may_be_numpys(model):
         assert np.array_equal(base, model.sample(classes=classes, seed=np.int64(2), num=3))
 
 
-@pytest.mark.parametrize("mode", [sample, evaluate, export])
+@pytest.mark.parametrize("mode", [sample, export])
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [("data", "num_classes", 20), ("data", "image_size", 16), ("autoencoder", "scale", 0.5)],
