@@ -68,8 +68,10 @@ def report(
             row["mfu"] = row["tflops"] / rows[0]["tflops"]
         rows.append(row | {"took_s": time.monotonic() - start})
         print(json.dumps(rows[-1]), flush=True)
-        (out / "gpu.json").write_text(json.dumps({"about": about, "rows": rows}, indent=1))
-        (out / "gpu.md").write_text(f"{about}\n\n{table(rows)}\n")
+        (out / "gpu.json").write_text(
+            json.dumps({"about": about, "rows": rows}, indent=1), encoding="utf-8"
+        )
+        (out / "gpu.md").write_text(f"{about}\n\n{table(rows)}\n", encoding="utf-8")
     print(table(rows))
     return rows
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from diffussm_jax.config import Config, parsing
+from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.data.at_hand import require_same_images
 from diffussm_jax.data.fingerprint import Fingerprint
-from diffussm_jax.data.names import FOLDER
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_json
 from diffussm_jax.workdir import layout
