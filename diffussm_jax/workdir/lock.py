@@ -96,7 +96,7 @@ def _lock(path: Path, named: str) -> contextlib.AbstractContextManager | None:
     deadline = time.monotonic() + INTRODUCTION_SECONDS
     while True:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(path.open("a+"))
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -213,14 +213,14 @@ def _describe(owner: _Owner) -> str:
 def _write(path: Path, owner: _Owner) -> None:
     """Replace a lease as a unit, past whoever else is writing it."""
     temporary = path.with_name(f"{path.name}.{owner.token}")
-    temporary.write_text(_describe(owner))
+    temporary.write_text(_describe(owner), encoding="utf-8")
     temporary.replace(path)
 
 
 def _read(path: Path) -> _Owner | None:
     """Who holds a lease; None where there is none, or no lease is in the file."""
     try:
-        return _parse(path.read_text())
+        return _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 
