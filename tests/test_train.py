@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffussm_jax import train as train_lib
-from diffussm_jax.config import from_dict
+from diffussm_jax.config import from_dict, to_json
 from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
@@ -156,7 +156,7 @@ def test_a_work_directory_of_another_model_is_refused(trained, tiny_config, chan
 def test_a_checkpoint_of_another_model_names_the_parameter(trained, tiny_config, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     config = merge(tiny_config, {"model": {"width": 32}})
-    (tmp_path / "run" / "config.json").unlink()
+    (tmp_path / "run" / "config.json").write_text(to_json(config))
     with pytest.raises(
         UserError, match=r"checkpoints/6 is of another model: blocks/.* is \(2, .*config"
     ):

@@ -153,7 +153,9 @@ def pairs(options: argparse.Namespace, rng: random.Random, reference: Run) -> No
         run.start()
         rival.start()
         ended = {x.wait(): x for x in (run, rival)}
-        lines = {code: x.log.read_text().splitlines()[-1] for code, x in ended.items()}
+        lines = {
+            code: x.log.read_text(encoding="utf-8").splitlines()[-1] for code, x in ended.items()
+        }
         say(f"pair {number}: exit codes {sorted(map(str, ended))}, {lines.get(2)}")
         if ended.keys() != {0, UserError.exit_code}:
             raise SystemExit(f"error: {lines}")

@@ -44,7 +44,8 @@ def error(scored_values, whole, tmp_path):
     def end(**paths):
         paths = {name: str(path) for name, path in paths.items()}
         values = {"reference": str(whole), "images": str(whole)} | paths
-        return error_of(lambda: evaluate(merge(scored_values, {"evaluate": values}), tmp_path))
+        config = merge(scored_values, {"evaluate": values})
+        return error_of(lambda: evaluate(config, tmp_path / "run"))
 
     return end
 

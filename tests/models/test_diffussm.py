@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import nnx
 
 from diffussm_jax.config import SIZES, from_dict
+from diffussm_jax.config.schema import SSMImplementation
 from diffussm_jax.models import create_model
 from diffussm_jax.models.backbone import group, ungroup
 from diffussm_jax.models.block import Block
@@ -45,6 +47,14 @@ def count(values) -> int:
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_output_shape_and_gradients_reach_every_parameter(options):
     assert_gradients_reach_all(tiny(**options))
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("name", [x for x in get_args(SSMImplementation) if x != "pallas_tpu"])
+def test_every_implementation_can_be_recomputed(name, remat):
+    graphdef, params = abstract_model(tiny(ssm_implementation=name, remat=remat))
+    gradient = jax.grad(lambda params: nnx.merge(graphdef, params)(*inputs()).sum())
+    assert jax.tree.structure(jax.eval_shape(gradient, params)) == jax.tree.structure(params)
 
 
 def test_options_that_only_change_the_computation_change_no_value():

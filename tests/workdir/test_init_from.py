@@ -89,7 +89,7 @@ def test_another_resolution_loads_and_names_the_dt_rate(tiny_config, exported, c
     [
         ({"width": 32}, r"blocks.modulation.linear.bias is \[2, 32\] there and \[2, 64\]"),
         ({"depth": 3}, r"blocks.modulation.linear.bias is \[2, 32\] there and \[3, 32\]"),
-        ({"state_size": 4}, r"3 in all: blocks.ssm.a_im is \[2, 2, 16, 4\] there"),
+        ({"state_size": 4}, r"4 in all: blocks.ssm.a_im is \[2, 2, 16, 4\] there"),
         ({"gate": True}, r"2 in all: blocks.modulation.linear.bias is \[2, 32\] there"),
     ],
 )
