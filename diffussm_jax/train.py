@@ -32,7 +32,7 @@ from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state, init_state
 from diffussm_jax.training.step import DeviceBatch, TrainStep, compile_train_step, make_eval_step
 from diffussm_jax.training.watchdog import Watchdog
-from diffussm_jax.workdir import data_facts, layout
+from diffussm_jax.workdir import layout, same_data
 from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
 from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.ema_snapshots import save_snapshots
@@ -138,7 +138,7 @@ def set_up(config: Config, workdir: Path) -> Run:
     train_step = compile_train_step(config, graphdef, abstract, mesh)
     evaluate = make_evaluation(config, graphdef, mesh)
     if is_first():
-        data_facts.begin_data_facts(workdir, source.facts)
+        same_data.begin_data_facts(workdir, source.facts)
     periodic = [
         Action(config.training.eval_every, evaluate),
         *_drawing_actions(config, workdir, graphdef, mesh),
@@ -155,12 +155,12 @@ def _open_source_of_run(config: Config, workdir: Path) -> Source:
     goes_on = layout.holds_run(workdir)
     if goes_on:
         layout.require_same_run(workdir, config)
-        data_facts.require_same_folder(workdir, config)
+        same_data.require_same_folder(workdir, config)
     source = open_source(config, config.data.split)
     if isinstance(source, LatentSource) and is_first():
         require_images_at_hand(config, config.data.split, source.fingerprint)
     if goes_on:
-        data_facts.require_same_data(workdir, config, source.facts)
+        same_data.require_same_data(workdir, config, source.facts)
     return source
 
 

@@ -178,7 +178,8 @@ def test_longest_memory_and_fastest_channel(implementation):
     u = make_input(1, 2000, 2)
     y = s4d(u, ssm, implementation=implementation)
     expected = recurrence(u, ssm, (False, True))[0]
-    assert error(y, expected) < (5e-4 if implementation == "fft" else 3e-5)
+    # The recurrences multiply by one rounded decay 2,000 times: 3e-5 on a CPU, 5e-5 on an H100.
+    assert error(y, expected) < (5e-4 if implementation == "fft" else 6e-5)
 
 
 def test_chunk_size_changes_nothing():
