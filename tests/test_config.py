@@ -176,6 +176,7 @@ GIVEN = {
     "sample.classes": ((1, 2), "(1, 2)"),
     "plan.topologies": (("v5e:4x4", "v6e:4x4"), "v5e:4x4,v6e:4x4"),
     "model.ssm_implementation": ("fft", "fft"),
+    "sample.dtype": ("float32", "float32"),
     "evaluate.preset": ("fast", "fast"),
 }
 OPTIONAL = [name for name in field_names(Config) if type(None) in get_args(hint_of(name))]

@@ -191,6 +191,8 @@ class SampleConfig:
     # A work directory or an export of a worse version of the model. Guidance then leads away from
     # its prediction instead of away from the prediction without label.
     autoguidance: FilePath | None = None
+    # Of activations while sampling; None is that of the run.
+    dtype: Literal["bfloat16", "float32"] | None = None
     # Balanced takes every class in turn, list the `classes` below in turn.
     labels: Literal["random", "balanced", "list"] = "balanced"
     classes: tuple[int, ...] | None = None

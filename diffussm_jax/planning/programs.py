@@ -19,7 +19,7 @@ from diffussm_jax.parallel.mesh import (
     replicated,
     split_over_batch,
 )
-from diffussm_jax.sampling.program import images_per_call, sampling_program
+from diffussm_jax.sampling.program import images_per_call, sampling_program, with_dtype_of
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
 from diffussm_jax.training.step import compile_train_step
 
@@ -37,6 +37,7 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
 
     Decoding and autoguidance are left out.
     """
+    config = with_dtype_of(config.sample, config)
     num = images_per_call(config.sample, mesh)
     operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
     graphdef, _ = abstract_model(config, mesh, implementation=operator)

@@ -18,7 +18,8 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.feed import split_rows, to_host
 from diffussm_jax.sampling.images import ImageArray, LabelArray
 from diffussm_jax.sampling.inputs import image_labels
-from diffussm_jax.sampling.program import images_per_call, sampling_program
+from diffussm_jax.sampling.program import images_per_call, sampling_program, with_dtype_of
+from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.data_facts import read_data_facts
 from diffussm_jax.workdir.weights import Weights, load_weights
 
@@ -97,10 +98,13 @@ class Generator:
 
     def _compile(self, options: SampleConfig) -> Callable[..., jax.Array]:
         if options not in self._programs:
-            guide = self.guide(options)
-            guide_config = None if guide is None else guide.config
+            config, guide = with_dtype_of(options, self._config), self.guide(options)
+            graphdef = self._graphdef
+            if config is not self._config:
+                graphdef, _ = abstract_model(config, self._mesh)
+            guide_config = None if guide is None else with_dtype_of(options, guide.config)
             self._programs[options] = sampling_program(
-                self._config, self._graphdef, self._mesh, options, guide_config
+                config, graphdef, self._mesh, options, guide_config
             )
         return self._programs[options]
 

@@ -176,6 +176,14 @@ def load(
     weights = load_weights(workdir, mesh=mesh, step=step, ema=ema, ema_length=ema_length)
     if config is not None:
         sections = {name: getattr(config, name) for name in _FREE_SECTIONS}
+        if config.model.dtype != own.model.dtype:
+            logger.info(
+                "activations are %s, as the run has them: --config.sample.dtype=%s samples in that",
+                own.model.dtype,
+                config.model.dtype,
+            )
+        dtypes = {name: getattr(own.model, name) for name in ("dtype", "residual_dtype")}
+        sections["model"] = dataclasses.replace(config.model, **dtypes)
         weights = weights._replace(config=dataclasses.replace(own, **sections))
     return TrainedModel(weights, workdir, mesh)
 

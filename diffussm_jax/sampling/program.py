@@ -1,5 +1,6 @@
 """The sampler, its guidance and the model as one program on a mesh."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -71,6 +72,13 @@ def _guided(
         return guided
     levels = make_diffusion(config.diffusion).schedule.noise_levels
     return within(options.cfg_interval, guided, model, levels)
+
+
+def with_dtype_of(options: SampleConfig, config: Config) -> Config:
+    """The config, with the dtype of activations that `options` ask for."""
+    if options.dtype in (None, config.model.dtype):
+        return config
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=options.dtype))
 
 
 def images_per_call(options: SampleConfig, mesh: Mesh) -> int:

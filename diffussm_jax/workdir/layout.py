@@ -22,6 +22,7 @@ from diffussm_jax.parallel.distributed import is_first, wait_for_all
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
+EXPORT_FILE, WEIGHTS_FILE = "export.json", "model.safetensors"  # of an export
 # What modes other than training write into a run or an export.
 OUTPUTS = ("evaluation", "plan.json", "samples")
 
@@ -115,6 +116,11 @@ def holds_run(workdir: Path) -> bool:
     return (workdir / CONFIG_FILE).exists() and has_checkpoint(workdir)
 
 
+def is_export(folder: Path) -> bool:
+    """Whether a folder is an export, complete or not."""
+    return any((folder / name).exists() for name in (EXPORT_FILE, WEIGHTS_FILE))
+
+
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has saved anything that it can go on from."""
     folder = workdir / CHECKPOINTS_FOLDER
@@ -140,7 +146,7 @@ def read_config(workdir: Path) -> Config:
 def require_same_model(workdir: Path, config: Config) -> None:
     """Raise UserError if the run in `workdir` has another model, or one of other images or classes.
 
-    The dtypes of activations may differ: a model trained in float32 samples in bfloat16 too.
+    The dtypes of activations may differ, because those of the run are taken.
     """
     names = [n for n in parsing.field_names(Config) if n.startswith(OF_THE_MODEL)]
     _require_same(workdir, config, [n for n in names if not n.endswith("dtype")])

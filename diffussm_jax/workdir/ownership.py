@@ -9,7 +9,6 @@ from diffussm_jax.files import require_only
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.lock import LOCK_FILE, held
-from diffussm_jax.workdir.weights import EXPORT_FILE, is_export
 
 # What may be in a work directory before it is trained in.
 _BEFORE_A_RUN = {layout.CONFIG_FILE, *layout.OUTPUTS}
@@ -32,7 +31,7 @@ def claimed(workdir: Path) -> Iterator[None]:
 
 def require_ours(workdir: Path) -> None:
     """Raise UserError unless outputs may go into a folder: a run, an export, or a new one."""
-    if not (workdir / EXPORT_FILE).exists():
+    if not (workdir / layout.EXPORT_FILE).exists():
         _require_run_or_new(workdir)
 
 
@@ -44,7 +43,7 @@ def _require_run_or_new(workdir: Path) -> None:
         layout.read_config(workdir)
     except UserError as error:  # it may be another program's
         raise UserError(f"{error}; put it back, or use another --workdir") from error
-    if is_export(workdir):
+    if layout.is_export(workdir):
         raise UserError(
             f"--workdir={workdir} is an export: train in another folder "
             f"(--config.training.init_from={workdir} begins from its weights)"

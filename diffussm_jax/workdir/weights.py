@@ -35,10 +35,10 @@ from diffussm_jax.workdir.model_card import model_card
 
 logger = logging.getLogger(__name__)
 
-EXPORT_FILE, WEIGHTS_FILE, CARD_FILE = "export.json", "model.safetensors", "README.md"
+CARD_FILE = "README.md"
 NEW_CARD_FILE = "README.new.md"
 # Files with a noted checksum: a model card may be edited.
-CHECKED_FILES = (WEIGHTS_FILE, layout.CONFIG_FILE, DATA_FILE)
+CHECKED_FILES = (layout.WEIGHTS_FILE, layout.CONFIG_FILE, DATA_FILE)
 FORMAT = 1
 
 
@@ -81,7 +81,7 @@ def load_weights(
         UserError: there is no run, no such checkpoint, or the files do not fit together.
     """
     folder = Path(folder) if isinstance(folder, str) else folder
-    read = _read_export if is_export(folder) else _read_run
+    read = _read_export if layout.is_export(folder) else _read_run
     if mesh is None or _has_all_devices(mesh):
         weights = read(folder, mesh, step, ema)
     else:
@@ -123,11 +123,6 @@ def _read_export(folder: Path, mesh: Mesh | None, step: int | None, ema: bool) -
     return weights._replace(params=place(weights.params, state_shardings(mesh, weights.params)))
 
 
-def is_export(folder: Path) -> bool:
-    """Whether a folder is an export, complete or not."""
-    return any((folder / name).exists() for name in (EXPORT_FILE, WEIGHTS_FILE))
-
-
 def load_export(folder: str | Path) -> Weights:
     """Load the weights of an export, float32 on the host.
 
@@ -137,9 +132,9 @@ def load_export(folder: str | Path) -> Weights:
     folder = Path(folder) if isinstance(folder, str) else folder
     step = _check_files(folder)
     config = layout.read_config(folder)
-    tensors = read_tensors(folder / WEIGHTS_FILE)
+    tensors = read_tensors(folder / layout.WEIGHTS_FILE)
     _, shapes = abstract_model(config)
-    require_same_tensors(tensors, flatten_dict(shapes, sep="."), folder / WEIGHTS_FILE)
+    require_same_tensors(tensors, flatten_dict(shapes, sep="."), folder / layout.WEIGHTS_FILE)
     params = unflatten_dict(tensors, sep=".")
     return Weights(config, params, step, read_data_facts(folder).class_names)
 
@@ -163,8 +158,8 @@ def require_same_tensors(
 def require_export_or_new(folder: Path, *, named: str) -> None:
     """Raise UserError if writing an export would put it among anybody else's files."""
     ours = {LOCK_FILE.removeprefix("."), layout.CONFIG_FILE, *layout.OUTPUTS}
-    if (folder / EXPORT_FILE).exists() or _has_config(folder):
-        ours |= {EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES}
+    if (folder / layout.EXPORT_FILE).exists() or _has_config(folder):
+        ours |= {layout.EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES}
     elif (folder / layout.CONFIG_FILE).exists():
         ours.remove(layout.CONFIG_FILE)  # another program's, which calls its files as this one does
     require_only(folder, lambda name: name.removeprefix(".") in ours, named=named)
@@ -204,7 +199,7 @@ def _write_files(
     folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, np.ndarray], step: int
 ) -> None:
     card_path = folder / (NEW_CARD_FILE if _has_edited_card(folder) else CARD_FILE)
-    (folder / EXPORT_FILE).unlink(missing_ok=True)
+    (folder / layout.EXPORT_FILE).unlink(missing_ok=True)
     write_text(folder / layout.CONFIG_FILE, to_json(config))  # first: it tells whose folder it is
     write_data_facts(folder, facts)
     num_parameters = sum(x.size for x in tensors.values())
@@ -212,11 +207,11 @@ def _write_files(
     card = model_card(config, known, step=step, num_parameters=num_parameters)
     write_text(card_path, card)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    (folder / WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
+    (folder / layout.WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
     checksums = {name: _checksum(folder / name) for name in CHECKED_FILES}
     checksums[CARD_FILE] = _checksum(card_path)  # to tell later whether it was edited
     summary = ExportSummary(FORMAT, step, checksums)
-    write_json(folder / EXPORT_FILE, dataclasses.asdict(summary))
+    write_json(folder / layout.EXPORT_FILE, dataclasses.asdict(summary))
     if card_path.name != CARD_FILE:
         logger.warning("%s was edited and is kept: %s is new", folder / CARD_FILE, card_path)
     if beside := [name for name in layout.OUTPUTS if (folder / name).exists()]:
@@ -228,7 +223,7 @@ def _has_edited_card(folder: Path) -> bool:
     if not (folder / CARD_FILE).exists():
         return False
     try:
-        noted = read_as(folder / EXPORT_FILE, ExportSummary).sha256.get(CARD_FILE)
+        noted = read_as(folder / layout.EXPORT_FILE, ExportSummary).sha256.get(CARD_FILE)
     except (FileNotFoundError, UserError):
         return True
     return noted != _checksum(folder / CARD_FILE)
@@ -236,12 +231,12 @@ def _has_edited_card(folder: Path) -> bool:
 
 def _check_files(folder: Path) -> int:
     """Raise UserError unless the files have the checksums in export.json; give its step."""
-    path = folder / EXPORT_FILE
+    path = folder / layout.EXPORT_FILE
     try:
         summary = read_as(path, ExportSummary, mend="export again")
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
-            f"{folder} is no whole export ({EXPORT_FILE} is missing): export again"
+            f"{folder} is no whole export ({layout.EXPORT_FILE} is missing): export again"
         ) from error
     if summary.format != FORMAT:
         raise UserError(f"{path} has format {summary.format}, this version reads {FORMAT}")

@@ -15,6 +15,8 @@ import diffussm_jax
 from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.errors import UserError
 from diffussm_jax.export import export
+from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.planning import programs
 from diffussm_jax.sample import sample
 from tests.conftest import merge
 from tests.fuzz.one_line import error_of
@@ -53,12 +55,25 @@ def test_the_lines_of_the_readme(trained, tmp_path, monkeypatch):
     assert (tmp_path / "pi.png").exists()
 
 
-def test_a_float32_run_samples_in_bfloat16(trained, tiny_config, model):
+@pytest.mark.parametrize(("dtype", "has_bfloat16"), [(None, False), ("bfloat16", True)])
+def test_a_float32_run_samples_in_another_precision_where_it_is_asked_for(
+    tiny_config, dtype, has_bfloat16
+):
+    run, inputs = programs.sampler(merge(tiny_config, {"sample": {"dtype": dtype}}), make_mesh())
+    assert ("bf16" in run.lower(*inputs).as_text()) == has_bfloat16
+
+
+def test_the_precision_is_the_runs_unless_the_sampling_says_otherwise(
+    trained, tiny_config, model, caplog
+):
     config = merge(tiny_config, {"model": {"dtype": "bfloat16"}})
-    rough = diffussm_jax.load(trained, config=config)
-    assert rough.config.model.dtype == "bfloat16"
-    images = rough.sample(num=10, sampler="ddpm").astype(int)
-    assert np.abs(images - model.sample(num=10, sampler="ddpm")).mean() < 4  # of 255
+    with caplog.at_level("INFO", "diffussm_jax"):
+        same = diffussm_jax.load(trained, config=config)
+    assert same.config.model.dtype == "float32"
+    assert "--config.sample.dtype=bfloat16" in caplog.text
+    exact = model.sample(num=10, sampler="ddpm").astype(int)
+    rough = model.sample(num=10, sampler="ddpm", dtype="bfloat16")
+    assert np.abs(exact - rough).mean() < 4  # of 255
 
 
 def test_the_batch_size_changes_no_image(model):
