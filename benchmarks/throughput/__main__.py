@@ -73,7 +73,7 @@ def main() -> None:
         choices=on_gpu(),
         help="time the published sizes and the operator on a GPU instead",
     )
-    parser.add_argument("--budget", type=float, default=220, help="of --gpu, in seconds")
+    parser.add_argument("--budget", type=float, default=420, help="of --gpu, in seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
