@@ -115,11 +115,12 @@ def _why_left_out(path: Path) -> str | None:
     if path.name.startswith("."):
         return "hidden"
     suffix = path.suffix.lower()
+    is_image = suffix in formats.suffixes()
+    if is_image and path.is_file():  # first: of a million images each is looked at once
+        return None
     if path.is_dir():
         return "linked to a folder around it"
-    if suffix not in formats.suffixes():
-        return formats.why_unread(suffix)
-    return None if path.is_file() else "linked to nothing"
+    return "linked to nothing" if is_image else formats.why_unread(suffix)
 
 
 def _list(left_out: Counter[str]) -> str:

@@ -1,5 +1,7 @@
 """Where a command may write: not among the images that it reads."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffussm_jax.config import Config
@@ -19,6 +21,7 @@ def require_apart(config: Config, workdir: Path | None) -> None:
     if not config.data.name.startswith(FOLDER):
         return
     images = config.data.name.removeprefix(FOLDER)
+    folders = _with_links(images)
     for field, path in (
         ("--workdir", workdir),
         ("config.data.data_dir", config.data.data_dir),
@@ -27,7 +30,7 @@ def require_apart(config: Config, workdir: Path | None) -> None:
         ("config.compilation_cache_dir", config.compilation_cache_dir),
     ):
         if path is not None:
-            require_outside(images, path, field=field)
+            _require_outside(folders, path, field=field)
     if workdir is not None and _contains(f"{workdir}/{SAMPLES_FOLDER}", images):
         raise UserError(
             f"config.data.name: {images} lies in --workdir={workdir}, which writes its own samples "
@@ -37,19 +40,24 @@ def require_apart(config: Config, workdir: Path | None) -> None:
 
 def require_outside(images: str | Path, path: str | Path, *, field: str) -> None:
     """Raise UserError if a folder to write to lies in a folder of images, or in a link there."""
-    if any(_contains(folder, path) for folder in (images, *_links(images))):
+    _require_outside(_with_links(images), path, field=field)
+
+
+def _require_outside(folders: Sequence[str | Path], path: str | Path, *, field: str) -> None:
+    if any(_contains(folder, path) for folder in folders):
         raise UserError(
-            f"{field}={path} lies in the folder of images {images}: what is written there would be "
-            "read as images; choose a folder outside it"
+            f"{field}={path} lies in the folder of images {folders[0]}: what is written there "
+            "would be read as images; choose a folder outside it"
         )
 
 
-def _links(folder: str | Path) -> list[Path]:
-    """The folders that links in a folder lead to."""
+def _with_links(folder: str | Path) -> list[str | Path]:
+    """A folder, and those that links in it lead to; it may have millions of files."""
     try:
-        return [x for x in Path(folder).iterdir() if x.is_symlink() and x.is_dir()]
+        with os.scandir(folder) as entries:
+            return [folder, *(x.path for x in entries if x.is_symlink() and x.is_dir())]
     except (OSError, ValueError):
-        return []
+        return [folder]
 
 
 def _contains(folder: str | Path, path: str | Path) -> bool:
