@@ -19,7 +19,7 @@ _NEEDED = {
     "jax_random_seed_offset": (0,),
     "jax_numpy_dtype_promotion": ("standard",),
     "jax_numpy_rank_promotion": ("allow", "warn"),
-    "jax_transfer_guard": (None, "allow", "log"),
+    "jax_transfer_guard": (None, "allow", "log", "log_explicit"),
     "jax_no_tracing": (False,),
 }
 # With another value of these a step has other bits, or takes longer.
@@ -33,13 +33,13 @@ def start_jax() -> list[jax.Device]:
         UserError: in one line that names the environment variable.
     """
     for name, values in _NEEDED.items():
-        if (value := _setting(name)) not in values:
+        if (value := _setting(name, values[0])) not in values:
             raise UserError(
                 f"{name.upper()} must be {values[0]}, JAX's default, got {value}: unset it in the "
-                "environment"
+                "environment, or wherever jax.config is set"
             )
     for name, default in _TOLD.items():
-        if (value := _setting(name)) != default:
+        if (value := _setting(name, default)) != default:
             logger.info("%s is %s, which changes the program", name.upper(), value)
     return find_devices()
 
@@ -60,6 +60,6 @@ def find_devices() -> list[jax.Device]:
         raise UserError(f"JAX finds no device{asked}{why}") from error
 
 
-def _setting(name: str) -> object:
-    value = getattr(jax.config, name)
+def _setting(name: str, default: object) -> object:
+    value = getattr(jax.config, name, default)  # a later JAX may have dropped it
     return getattr(value, "value", value)  # some are enums

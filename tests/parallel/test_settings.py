@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from diffussm_jax.errors import UserError
+from diffussm_jax.parallel import settings
 from diffussm_jax.parallel.settings import find_devices, start_jax
 from tests import jobs
 
@@ -40,6 +41,12 @@ def test_settings_that_change_a_run_are_refused(name, value, set_jax):
     set_jax(name, value)
     with pytest.raises(UserError, match=f"^{name.upper()} must be .* got {value}"):
         start_jax()
+
+
+def test_settings_that_only_log_and_those_that_a_later_jax_drops_are_allowed(set_jax, monkeypatch):
+    set_jax("jax_transfer_guard", "log_explicit")
+    monkeypatch.setitem(settings._NEEDED, "jax_dropped_setting", (True,))
+    assert start_jax() == jax.devices()
 
 
 def test_settings_that_change_bits_are_told(set_jax, caplog):
