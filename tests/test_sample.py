@@ -59,3 +59,13 @@ def test_what_was_written_after_the_step_that_a_run_goes_on_from_is_dropped(run)
     drop_after(3, run)
     assert {x.step for x in ema_snapshots.find_snapshots(run)} == {3}
     assert [x.name for x in (run / "samples").iterdir()] == ["step_9.txt"]
+
+
+def test_a_link_for_the_images_stays_one(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / "images"
+    link.symlink_to(tmp_path / "disk")
+    for num in (3, 2):
+        save_pngs([np.zeros((num, 4, 4, 1), np.uint8)], link)
+        assert len(list((tmp_path / "disk").iterdir())) == num
+    assert link.is_symlink()

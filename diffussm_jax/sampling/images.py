@@ -58,6 +58,7 @@ def save_pngs(batches: Iterable[np.ndarray], folder: Path) -> None:
     Raises:
         UserError: the folder holds anything but such images.
     """
+    folder = folder.resolve()  # of a link, the folder that it leads to is replaced
     with replacing(folder) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)  # of a job that was killed
         temporary.mkdir(parents=True)
