@@ -38,7 +38,7 @@ from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.shapes import ceil_div
-from diffussm_jax.workdir.lock import LOCK_FILE, held
+from diffussm_jax.workdir.lock import held, is_lock
 
 logger = logging.getLogger(__name__)
 
@@ -143,8 +143,8 @@ def _require_same_cache_or_new(config: Config, split: str, facts: dict[str, Any]
         compared = {k: v for k, v in facts.items() if k not in ("source", "fingerprint")}
         require_same(manifest.facts, compared, folder)
     elif is_first():
-        ours = {CACHE_MANIFEST, f".{CACHE_MANIFEST}", LOCK_FILE}  # of a kill at the start
-        require_only(folder, ours.__contains__, named=f"{_FIELD}: {folder}")
+        ours = {CACHE_MANIFEST, f".{CACHE_MANIFEST}"}  # of a kill at the start
+        require_only(folder, lambda x: x in ours or is_lock(x), named=f"{_FIELD}: {folder}")
 
 
 def _records(

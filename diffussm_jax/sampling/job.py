@@ -20,6 +20,7 @@ from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.sampling.images import ImageArray, LabelArray
 from diffussm_jax.shapes import ceil_div
+from diffussm_jax.workdir.lock import is_lock
 
 logger = logging.getLogger(__name__)
 
@@ -163,10 +164,9 @@ def _file_name(start: str, stop: str) -> str:
 
 def _is_of_a_job(name: str) -> bool:
     """Whether a file is of a job, perhaps a temporary one, or the lock of the folder."""
-    name = name.removeprefix(".")
-    return name in (MANIFEST_FILE, "lock") or bool(
-        re.fullmatch(_file_name(r"\d{7,}", r"\d{7,}"), name)
-    )
+    visible = name.removeprefix(".")
+    is_range = re.fullmatch(_file_name(r"\d{7,}", r"\d{7,}"), visible) is not None
+    return is_range or visible == MANIFEST_FILE or is_lock(name)
 
 
 def _write(path: Path, images: ImageArray) -> None:

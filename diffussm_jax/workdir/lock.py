@@ -53,6 +53,11 @@ class _Owner:
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
+def is_lock(name: str) -> bool:
+    """Whether a file of this name is a folder's lock, or what a kill left of a lease."""
+    return name == LOCK_FILE or name.startswith(f"{LOCK_FILE}.")
+
+
 @contextlib.contextmanager
 def held(folder: Path, *, named: str, file: str = LOCK_FILE) -> Iterator[None]:
     """Hold a folder of outputs, which is created, until the end of the context or of the process.

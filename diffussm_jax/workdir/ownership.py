@@ -8,7 +8,7 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.files import require_only
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.workdir import layout
-from diffussm_jax.workdir.lock import LOCK_FILE, held
+from diffussm_jax.workdir.lock import held, is_lock
 
 # What may be in a work directory before it is trained in.
 _BEFORE_A_RUN = {layout.CONFIG_FILE, *layout.OUTPUTS}
@@ -52,5 +52,5 @@ def _require_run_or_new(workdir: Path) -> None:
 
 def _is_before_a_run(name: str) -> bool:
     # A kill may leave the temporary file of any of them.
-    is_ours = name in _BEFORE_A_RUN or name[1:] in _BEFORE_A_RUN or name.startswith(LOCK_FILE)
-    return is_ours or name.endswith(_LOGS)
+    is_ours = name in _BEFORE_A_RUN or name[1:] in _BEFORE_A_RUN
+    return is_ours or is_lock(name) or name.endswith(_LOGS)

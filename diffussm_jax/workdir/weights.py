@@ -30,7 +30,7 @@ from diffussm_jax.training.state import abstract_model, abstract_state
 from diffussm_jax.workdir import ema_snapshots, layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.data_facts import DATA_FILE, read_data_facts, write_data_facts
-from diffussm_jax.workdir.lock import LOCK_FILE, held
+from diffussm_jax.workdir.lock import held, is_lock
 from diffussm_jax.workdir.model_card import model_card
 
 logger = logging.getLogger(__name__)
@@ -157,12 +157,12 @@ def require_same_tensors(
 
 def require_export_or_new(folder: Path, *, named: str) -> None:
     """Raise UserError if writing an export would put it among anybody else's files."""
-    ours = {LOCK_FILE.removeprefix("."), layout.CONFIG_FILE, *layout.OUTPUTS}
+    ours = {layout.CONFIG_FILE, *layout.OUTPUTS}
     if (folder / layout.EXPORT_FILE).exists() or _has_config(folder):
         ours |= {layout.EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES}
     elif (folder / layout.CONFIG_FILE).exists():
         ours.remove(layout.CONFIG_FILE)  # another program's, which calls its files as this one does
-    require_only(folder, lambda name: name.removeprefix(".") in ours, named=named)
+    require_only(folder, lambda name: name.removeprefix(".") in ours or is_lock(name), named=named)
 
 
 def _has_config(folder: Path) -> bool:

@@ -86,7 +86,15 @@ def test_an_export_is_no_work_directory_to_train_in(exported, tiny_config):
 
 def test_what_is_nobodys_or_of_another_mode_is_no_obstacle(tmp_path):
     (tmp_path / "evaluation").mkdir()
-    for name in ("plan.json", "Thumbs.db", "._run", "train.log", ".config.json", ".lock"):
+    for name in (
+        "plan.json",
+        "Thumbs.db",
+        "._run",
+        "train.log",
+        ".config.json",
+        ".lock",
+        ".lock.0f",
+    ):
         (tmp_path / name).write_text("")
     with claimed(tmp_path):
         pass
