@@ -8,6 +8,7 @@ from diffussm_jax.config.parsing import from_object
 from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
 from diffussm_jax.data.fingerprint import Fingerprint
+from diffussm_jax.data.image_files import has_images
 from diffussm_jax.data.sources import make_builder, open_images
 from diffussm_jax.errors import UserError
 
@@ -46,8 +47,7 @@ def _are_at_hand(config: DataConfig) -> bool:
     try:
         if not config.name.startswith(FOLDER):
             return make_builder(config).is_prepared()
-        folder = Path(config.name.removeprefix(FOLDER))
-        return folder.is_dir() and any(folder.iterdir())
+        return has_images(Path(config.name.removeprefix(FOLDER)))
     except (OSError, UserError):  # it cannot be read, or is not prepared
         return False
 

@@ -48,8 +48,7 @@ def find_images(folder: Path, *, field: str) -> ImageFiles:
         raise UserError(f"{field}: there is no folder {readable(folder)}")
     found = ImageFiles([], Counter())
     try:
-        around = frozenset(map(_identity, folder.resolve().parents))
-        for path in _walk(folder, around):
+        for path in _walk(folder, _above(folder)):
             if reason := _why_left_out(path):
                 found.left_out[reason] += 1
             else:
@@ -61,6 +60,11 @@ def find_images(folder: Path, *, field: str) -> ImageFiles:
         raise UserError(f"{field}: {readable(folder)} has no images{_list(found.left_out)}")
     _log_once(f"{len(found.paths)} images in {readable(folder)}{_list(found.left_out)}")
     return found
+
+
+def has_images(folder: Path) -> bool:
+    """Whether there is any image below a folder; it need not exist, nor be listed to its end."""
+    return folder.is_dir() and any(_why_left_out(x) is None for x in _walk(folder, _above(folder)))
 
 
 def sub_folders(folder: Path) -> list[Path]:
@@ -103,6 +107,10 @@ def _walk(folder: Path, around: frozenset[Identity]) -> Iterator[Path]:
             yield from _walk(path, around | {identity})
         else:
             yield path
+
+
+def _above(folder: Path) -> frozenset[Identity]:
+    return frozenset(map(_identity, folder.resolve().parents))
 
 
 def _identity(folder: Path) -> Identity:
