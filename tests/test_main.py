@@ -18,8 +18,14 @@ MISTAKES = [
     ((DIGITS, "--workdir={tmp}/run", "--config.model.depth=2.5"), "model.depth"),
     ((DIGITS, "--workdir={tmp}/run", "--config.model=3"), "model"),
     ((DIGITS, "--workdir=gs://a/b", "--mode=sample"), "rsync"),
-    ((DIGITS, "--workdir={tmp}/run", "--config.model.m=3"), "config.model.m must divide the 64 tokens"),
-    ((DIGITS, "--workdir={tmp}/run", "--config.model.ssm_implementation=cuda"), "ssm_implementation"),
+    (
+        (DIGITS, "--workdir={tmp}/run", "--config.model.m=3"),
+        "config.model.m must divide the 64 tokens",
+    ),
+    (
+        (DIGITS, "--workdir={tmp}/run", "--config.model.ssm_implementation=cuda"),
+        "ssm_implementation",
+    ),
     ((DIGITS, "--workdir={tmp}/run", "--config.optimizer.grad_clip=x"), "grad_clip"),
     ((DIGITS,), "--workdir is missing"),
     ((DIGITS, "--workdir="), "--workdir is missing"),
