@@ -32,6 +32,7 @@ from diffussm_jax.data.latents import (
 )
 from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
+from diffussm_jax.data.transforms import CROP
 from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.files import replacing, require_only, sha256_of, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
@@ -89,7 +90,7 @@ def _encode_to(
     autoencoder: Autoencoder,
     notice: PreemptionNotice,
 ) -> None:
-    if is_first() and read_manifest(folder) is None:
+    if is_first() and not _has_shards(folder):
         with writing_to(folder, field=_FIELD):
             write_json(folder / CACHE_MANIFEST, facts | {"shards": []})
     wait_for_all(f"encoding {split} begun")
@@ -125,7 +126,7 @@ def _facts(
     dtype = record_dtype(config)
     facts = shared_fields(config, split) | source.facts
     facts |= {
-        "crop": "ADM: box halving, bicubic, centre",
+        "crop": CROP,
         "autoencoder.sha256": autoencoder.sha256,
         "autoencoder.dtype": config.autoencoder.dtype,
         "data.shard_size": config.data.shard_size,
@@ -137,6 +138,8 @@ def _facts(
 def _require_same_cache_or_new(config: Config, split: str, facts: dict[str, Any]) -> None:
     folder = cache_folder(config, split)
     manifest = read_manifest(folder)
+    if manifest is not None and not _has_shards(folder):
+        return  # it ended before its first shard, as at a bad image that has been mended since
     if manifest is not None:
         require_images_at_hand(config, split, manifest.fingerprint)
         # Elsewhere the same images have another name.
@@ -242,6 +245,10 @@ def _finish(folder: Path, facts: dict[str, Any], num_source: int) -> None:
     logger.info("latents of %d images are in %s", num_images, folder)
     if num_skipped:
         logger.warning("%d images were skipped", num_skipped)
+
+
+def _has_shards(folder: Path) -> bool:
+    return any(folder.glob("moments-*"))
 
 
 def _summary_path(path: Path) -> Path:

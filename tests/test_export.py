@@ -58,6 +58,9 @@ def test_an_export_can_be_written_again_but_nothing_else(folder, trained, tiny_c
     config = merge(tiny_config, {"export": {"folder": str(folder)}})
     export(config, trained)
     assert (folder / "model.safetensors").read_bytes() == before
+    for name in (".gitattributes", "LICENSE"):  # as a hub keeps them
+        (folder / name).touch()
+    export(config, trained)
     (folder / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"export.folder: .*holds 'thesis.tex'"):
         export(config, trained)

@@ -30,18 +30,17 @@ class Faults:
             UserError: `on_error` is "fail", or more than 1 % of all records are bad.
         """
         if self._on_error == "fail":
-            raise UserError(
-                f"{error}; mend or remove it, or leave such records out with "
-                "--config.data.on_error=skip"
-            ) from error
+            skip = ", or leave such records out with --config.data.on_error=skip"
+            may_skip = self._num_records * MAX_SHARE >= 1
+            raise UserError(f"{error}; mend or remove it{skip if may_skip else ''}") from error
         with self._lock:
             if index in self._bad:
                 return
             self._bad.add(index)
             num_bad = len(self._bad)
-        logger.warning("skipped, the %d. of %d: %s", num_bad, self._num_records, error)
         if num_bad > MAX_SHARE * self._num_records:
             raise UserError(
-                f"{num_bad} of {self._num_records} records are bad, more than {MAX_SHARE:.0%}, "
-                f"the last one: {error}"
+                f"{num_bad} of {self._num_records} records are bad, and no more than "
+                f"{MAX_SHARE:.0%} may be skipped: mend or remove them; the last one: {error}"
             ) from error
+        logger.warning("skipped (%d of %d records so far): %s", num_bad, self._num_records, error)

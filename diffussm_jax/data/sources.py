@@ -1,5 +1,6 @@
 """Data sets as random-access sources of examples: images through TFDS, or cached latents."""
 
+import contextlib
 import dataclasses
 import logging
 import re
@@ -170,7 +171,8 @@ def _prepare(config: DataConfig, builder: tfds.core.DatasetBuilder) -> None:
             if not builder.is_prepared():
                 logger.info("preparing %s in %s (once)", config.name, folder)
                 tfds.disable_progress_bar()
-                builder.download_and_prepare()
+                with contextlib.redirect_stdout(None):  # it would speak of a download
+                    builder.download_and_prepare()
     # Another process may have prepared it after this builder had been made.
     if not builder.info.splits and (folder / "dataset_info.json").is_file():
         builder.info.read_from_directory(folder)

@@ -11,6 +11,7 @@ from diffussm_jax.config import DataConfig
 from diffussm_jax.data.formats import set_up_pillow
 
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
+CROP = "ADM: box halving, bicubic, centre"  # what `centre_crop` does, in facts that are compared
 MAX_ASPECT = 16  # of a picture that is resized at its full length
 
 

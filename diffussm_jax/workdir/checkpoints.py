@@ -176,7 +176,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             newest, damage = next(iter(damages.items()))
             raise UserError(
                 f"no checkpoint in {self._folders.path} is whole (of step {newest}, {damage}): put "
-                "back a copy, or remove the folder to start anew"
+                "back a copy, or train in another work directory"
             )
         return None, []
 
@@ -205,7 +205,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             return None, damage
         try:
             saved, damage = self._load(folder, abstract_state), None
-        except UserError:
+        except (UserError, MemoryError):
             raise
         except Exception as error:  # noqa: BLE001 - Orbax and what it reads raise anything
             saved, damage = None, f"cannot be read: {one_line(error)}"

@@ -158,11 +158,16 @@ def require_same_tensors(
 def require_export_or_new(folder: Path, *, named: str) -> None:
     """Raise UserError if writing an export would put it among anybody else's files."""
     ours = {layout.CONFIG_FILE, *layout.OUTPUTS}
+    kept = (".git", "LICENSE") if (folder / layout.EXPORT_FILE).exists() else ()  # of its publisher
     if (folder / layout.EXPORT_FILE).exists() or _has_config(folder):
         ours |= {layout.EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES}
     elif (folder / layout.CONFIG_FILE).exists():
         ours.remove(layout.CONFIG_FILE)  # another program's, which calls its files as this one does
-    require_only(folder, lambda name: name.removeprefix(".") in ours or is_lock(name), named=named)
+
+    def is_ours(name: str) -> bool:
+        return name.removeprefix(".") in ours or is_lock(name) or name.startswith(kept)
+
+    require_only(folder, is_ours, named=named)
 
 
 def _has_config(folder: Path) -> bool:

@@ -165,8 +165,8 @@ def test_scores_are_torch_fidelitys_end_to_end(files, features, tmp_path):
         "batch_size": 8,
     }
     values = {"evaluate": evaluation, "data": {"channels": 3}}
-    evaluate(from_dict(values), tmp_path)
-    result = json.loads((tmp_path / "evaluation" / "default.json").read_text())
+    evaluate(from_dict(values), tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "evaluation" / "default.json").read_text())
     assert result["extractor"]["published"] is False
     ours = result["scores"]
     fid = theirs["frechet_inception_distance"]

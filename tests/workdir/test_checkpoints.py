@@ -27,6 +27,9 @@ from tests.conftest import merge
 from tests.fuzz.one_line import files_of
 from tests.saved_runs import abstract, assert_equal, restored
 
+# TensorStore answers to a read that has failed when nobody waits any more.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def test_a_record_says_where_the_run_is_and_what_made_it(trained, tiny_config):
     record = restored(from_dict(tiny_config), trained).record
