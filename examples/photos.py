@@ -5,11 +5,12 @@ python -m examples.photos runs/photos
 The photographs are those that scikit-image and scikit-learn ship, of mixed sizes and modes, in
 runs/photos/images/<class>/. The autoencoder in runs/photos/autoencoder/ has random weights, so what
 it decodes is noise; for pictures put real weights in their place, or name a hub id in the config.
+`--untidy` adds what folders hold after years of use, a broken file included.
 """
 
+import argparse
 import logging
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 import skimage.data
 import sklearn.datasets
 from flax import nnx
-from PIL import Image
+from PIL import ExifTags, Image
 
 from diffussm_jax.autoencoder.network import AutoencoderKL, AutoencoderKLConfig
 from diffussm_jax.autoencoder.weights import save_autoencoder
@@ -49,7 +50,7 @@ AUTOENCODER = AutoencoderKLConfig(
 logger = logging.getLogger(__name__)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, *, untidy: bool = False) -> None:
     """Write the photographs and the autoencoder into a folder."""
     shipped = [
         Path(path) for module in (skimage.data, sklearn.datasets) for path in module.__path__
@@ -61,9 +62,10 @@ def main(folder: Path) -> None:
             (source,) = (path for root in shipped for path in root.rglob(name))
             shutil.copy(source, target)
     _add_modes(folder / "images" / "subjects")
+    if untidy:
+        _add_untidy_files(folder / "images")
     save_autoencoder(random_autoencoder(AUTOENCODER), folder / "autoencoder")
-    num_images = len(list((folder / "images").rglob("*.*")))
-    logger.info("%d images in %d classes are in %s", num_images, len(CLASSES), folder)
+    logger.info("photographs in %d classes and an autoencoder are in %s", len(CLASSES), folder)
 
 
 def random_autoencoder(config: AutoencoderKLConfig, *, seed: int = 0) -> AutoencoderKL:
@@ -94,9 +96,32 @@ def _add_modes(folder: Path) -> None:
         Image.fromarray(deep).save(folder / "coins_16_bits.png")
 
 
+def _add_untidy_files(images: Path) -> None:
+    """Add a sub-folder, names in other scripts, a link, thumbnails, and files of other kinds."""
+    scenes, subjects, textures = (images / label for label in CLASSES)
+    nested = scenes / "Зима 2019" / "Köln & Umgebung"
+    nested.mkdir(parents=True, exist_ok=True)
+    with Image.open(scenes / "china.jpg") as image:
+        tags = Image.Exif()
+        tags[ExifTags.Base.Orientation] = 6  # the camera was held upright: turn by 90 degrees
+        image.rotate(90, expand=True).save(nested / "寺院.jpg", exif=tags)
+        thumbnails = images / ".thumbnails"
+        thumbnails.mkdir(exist_ok=True)
+        image.resize((128, 85)).save(thumbnails / "china.png")
+    link = subjects / "cat.png"
+    link.unlink(missing_ok=True)
+    link.symlink_to("chelsea.png")
+    (subjects / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    (subjects / "captions.txt").write_text("cat.png: the same cat\n")
+    whole = (textures / "grass.png").read_bytes()
+    (textures / "grass (1).png").write_bytes(whole[: len(whole) // 2])
+
+
 if __name__ == "__main__":
     logging.basicConfig(format="%(message)s")
     logger.setLevel(logging.INFO)
-    if len(sys.argv) != 2:
-        sys.exit("usage: python -m examples.photos FOLDER")
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(prog="python -m examples.photos", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--untidy", action="store_true", help="add what old folders hold")
+    arguments = parser.parse_args()
+    main(arguments.folder, untidy=arguments.untidy)
