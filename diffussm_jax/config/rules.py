@@ -4,6 +4,7 @@ import math
 
 from diffussm_jax.config import parsing
 from diffussm_jax.config.parsing import ConfigError
+from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.config.schema import Config
 
 Number = int | float
@@ -41,6 +42,7 @@ def check(config: Config) -> None:
         ConfigError: in one line that names the field to change.
     """
     _check_values(config)
+    require(config.data.name != FOLDER, "data.name", "name a folder", config.data.name)
     _check_grid(config)
     _check_model(config)
     _check_guidance(config)

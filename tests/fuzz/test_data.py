@@ -297,8 +297,7 @@ def test_splits(tiny_config, split):
     "name", ["lsun", "lsun/", "lsun/attic", "folder:", "nothing", "../x", "a b", "mnist:9"]
 )
 def test_names_of_data_sets(tmp_path, name):
-    config = config_of(name, tmp_path)
-    error_of(lambda: open_source(config, "train"))
+    error_of(lambda: open_source(config_of(name, tmp_path), "train"))
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 8192, b"x" * 100])
