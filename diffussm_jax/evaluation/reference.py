@@ -62,7 +62,8 @@ class Reference:
             theirs, ours = (" x ".join(map(str, x)) for x in (self.image_shape, shape))
             raise UserError(
                 f"{FIELD}: the images of {self.facts['file']} are {theirs} (height, width, "
-                f"channels), and those to score {ours}: make another with --mode=refstats"
+                f"channels), and those to score {ours}: bring these to that size, or make another "
+                "reference, with --mode=refstats"
             )
 
 
