@@ -24,7 +24,7 @@ def test_an_untidy_folder_from_the_first_command_to_the_last(tmp_path, monkeypat
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     variables: dict[str, str] = {}
     blocks = re.findall(r"```(bash|text)\n(.*?)```", WALK, flags=re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["bash", "text"] * 6
+    assert [kind for kind, _ in blocks] == ["bash", "text"] * 5
     errors = []
     with caplog.at_level("INFO", "diffussm_jax"):
         for (_, commands), (_, lines) in zip(blocks[::2], blocks[1::2]):

@@ -43,7 +43,7 @@ class Fingerprint:
         """Say how the images differ from those of an earlier fingerprint; None if they do not."""
         if self.has_images_of(before):
             return None
-        now, then = (f"{x.num_images} of {x.data_set}" for x in (self, before))
+        now, then = (f"{x.num_images} images ({x.data_set})" for x in (self, before))
         if now == then:
             return f"{now} as then, but others or in another order"
         return f"{now} now and {then} then"

@@ -144,15 +144,22 @@ def read_manifest(folder: Path) -> Manifest | None:
     return Manifest(facts, checked.fingerprint, checked.shards)
 
 
-def require_images_at_hand(config: Config, split: str, fingerprint: Fingerprint) -> None:
-    """Raise UserError if the images at hand are not those that a split's cache was made from."""
+def require_images_at_hand(
+    config: Config, split: str, fingerprint: Fingerprint, *, mend: str | None = None
+) -> None:
+    """Raise UserError if the images at hand are not those that a split's cache was made from.
+
+    Args:
+        mend: what the user can do. The default is to encode again.
+    """
     folder = cache_folder(config, split)
     require_same_images(
         config,
         split,
         fingerprint,
         made=f"the latents in {folder} were encoded from",
-        mend="restore them, change config.data.latents_dir to keep both, or remove that folder and "
+        mend=mend
+        or "restore them, change config.data.latents_dir to keep both, or remove that folder and "
         "encode again",
     )
 

@@ -74,6 +74,15 @@ def require_same_data(workdir: Path, config: Config, facts: dict[str, Any]) -> N
             logger.info("%s was %r at the last start and is %r", field, was, value)
 
 
+def mend_of_run(workdir: Path, fingerprint: Fingerprint) -> str | None:
+    """What to do where images are not those of a run's latents; None if the latents are others.
+
+    The images may not be encoded again for such a run, which would then have other data.
+    """
+    before = read_data_facts(workdir).fingerprint
+    return _mend(workdir) if before is not None and before.has_images_of(fingerprint) else None
+
+
 def _require_same_classes(workdir: Path, before: list[str], now: list[str]) -> None:
     for label, (a, b) in enumerate(itertools.zip_longest(before, now)):
         if a != b:

@@ -106,6 +106,25 @@ def test_two_folders_of_one_name_do_not_share_latents(encoded, folder):
     assert "6 changed (cat/0.png); restore them, change config.data.latents_dir to keep" in line
 
 
+def test_a_run_on_latents_is_not_told_to_encode_again(encoded, folder, tmp_path):
+    """Other latents would be other data; they are in the way once the images are back."""
+    run, new = tmp_path / "run", folder / "cat" / "new.png"
+    config = config_of(encoded, folder)
+    set_up(config, run)
+    (run / "checkpoints" / "3").mkdir(parents=True)  # as if it had saved step 3
+    write_image(new)
+    line = error_of(lambda: train(config, run))
+    assert "1 added (cat/new.png); restore them to go on with this run, or begin from" in line
+    config = config_of(encoded, folder, f"--config.data.latents_dir={tmp_path}/latents")
+    encode(config)
+    line = error_of(lambda: train(config, run))
+    assert "began with other data: 7 images (folder_images_" in line
+    assert "restore them to go on with this run" in line
+    new.unlink()
+    line = error_of(lambda: train(config, run))
+    assert "1 removed (cat/new.png); restore them, change config.data.latents_dir" in line
+
+
 def test_where_nobody_kept_the_list_of_files_the_numbers_are_told(encoded, folder, tmp_path):
     elsewhere = f"--config.data.data_dir={tmp_path}/tfds"
     config = config_of(
@@ -162,7 +181,7 @@ def test_other_images_of_a_tfds_data_set_are_seen_too(encoded, data_dir, tmp_pat
     manifest["fingerprint"]["sha256"] = "0" * 64
     path.write_text(json.dumps(manifest))
     for use in (lambda: train(config, tmp_path / "run"), lambda: encode(config)):
-        assert "8 of digits/1.0.0 as then, but others" in error_of(use)
+        assert "8 images (digits/1.0.0) as then, but others" in error_of(use)
 
 
 def test_folders_of_one_name_time_and_size_are_prepared_apart(encoded, folder, tmp_path):

@@ -156,4 +156,4 @@ def test_a_run_of_a_tfds_data_set_that_was_prepared_anew(trained, tiny_config, t
     facts["fingerprint"]["sha256"] = "0" * 64
     (workdir / DATA_FILE).write_text(json.dumps(facts))
     line = error_of(lambda: train(merge(tiny_config, {}), workdir))
-    assert "1498 of digits/1.0.0 as then, but others or in another order" in line
+    assert "1498 images (digits/1.0.0) as then, but others or in another order" in line
