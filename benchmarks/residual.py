@@ -26,7 +26,7 @@ from jaxtyping import Array
 from configs import imagenet256
 from diffussm_jax.config import Config, from_dict
 from diffussm_jax.data.sources import open_images
-from diffussm_jax.diffusion.gaussian import make_diffusion, q_sample
+from diffussm_jax.diffusion.gaussian import make_gaussian
 from diffussm_jax.models import create_model
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.weights import load_weights
@@ -87,8 +87,7 @@ def held_out(config: Config, num: int) -> Batch:
     y = jnp.stack([x["label"] for x in examples]) if config.data.num_classes else None
     t = jnp.resize(jnp.asarray(TIMESTEPS), (num,)) * config.diffusion.num_steps // 1000
     eps = jnp.asarray(np.random.default_rng(1).normal(size=x0.shape), jnp.float32)
-    schedule = make_diffusion(config.diffusion).schedule
-    return q_sample(schedule, x0, t, eps), t, y, eps
+    return make_gaussian(config.diffusion).x_t(x0, t, eps), t, y, eps
 
 
 def compare(config: Config, params: dict, batch: Batch) -> Iterator[str]:

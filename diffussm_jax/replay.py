@@ -9,18 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from flax.traverse_util import flatten_dict
 
 from diffussm_jax.config import Config, parsing
-from diffussm_jax.diffusion.gaussian import make_diffusion, training_loss
+from diffussm_jax.diffusion.process import NoisedBatch
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_text
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import LAYERS, make_mesh
+from diffussm_jax.training.objective import make_objective, noise_batch
 from diffussm_jax.training.origin import find_origin
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
-from diffussm_jax.training.step import NoisedBatch, noise_batch
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.dump import Dump, read_newest
@@ -80,7 +79,7 @@ def _report(config: Config, dump: Dump, state: TrainState) -> Iterator[str]:
     key = jax.random.fold_in(jax.random.key(dump.config.seed), dump.step - 1)
     batch = jax.tree.map(jnp.asarray, dump.batch)
     noised = noise_batch(config, key, batch, dump.config.training.label_dropout)
-    loss_of = _loss_of_one(config)
+    loss_of = _loss_of_one(config, state)
     grads, bad = _sum_gradients(loss_of, state.params, noised)
     yield from _arrays("gradients", grads)
     yield from _examples(dump, noised, bad)
@@ -99,14 +98,13 @@ def _report(config: Config, dump: Dump, state: TrainState) -> Iterator[str]:
     yield f"the first such value on the way to {where} of example {dump.indices[row]}: {origin}"
 
 
-def _loss_of_one(config: Config) -> Callable[[dict, NoisedBatch], jax.Array]:
+def _loss_of_one(config: Config, state: TrainState) -> Callable[[dict, NoisedBatch], jax.Array]:
     """The loss of a batch of one example, as a function of the parameters."""
     graphdef, _ = abstract_model(config)
-    diffusion = make_diffusion(config.diffusion)
+    objective = make_objective(config, graphdef)
 
     def loss_of(params: dict, example: NoisedBatch) -> jax.Array:
-        model = nnx.merge(graphdef, params)
-        return training_loss(diffusion, model, *example)["loss"][0]
+        return objective(params, state.ema, example, state.step)["loss"][0]
 
     return loss_of
 
@@ -160,5 +158,5 @@ def _examples(dump: Dump, batch: NoisedBatch, bad: list[BadExample]) -> Iterator
         label = "" if batch.y is None else f", label {int(batch.y[row])}"
         yield (
             f"  example {dump.indices[row]} of the data, row {row} of the batch, "
-            f"t {int(batch.t[row])}{label}: loss {loss:.4g}, gradient norm {norm:.4g}"
+            f"t {batch.t[row].tolist()}{label}: loss {loss:.4g}, gradient norm {norm:.4g}"
         )

@@ -19,13 +19,15 @@ A trailing axis of size 2 holds the real and the imaginary part of a complex num
 
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Float32, Int, Key
+from jaxtyping import Array, Float, Float32, Int, Key, Num
 
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "b l d"]
 Groups = Float[Array, "b j d"]
 Condition = Float[Array, "b d"]
 Timesteps = Int[Array, " b"]
+Times = Num[Array, "b *k"]  # as a process draws them: a step, t in [0, 1], or (t, r)
+Conditions = Num[Array, "b *k"]  # what a model is told besides x_t and the label
 Labels = Int[Array, " b"]
 ImageKeys = Key[Array, " b"]
 

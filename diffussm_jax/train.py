@@ -18,7 +18,6 @@ from diffussm_jax.config import Config
 from diffussm_jax.data.latents import LatentSource, require_images_at_hand
 from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
 from diffussm_jax.data.sources import Source
-from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import Preempted
 from diffussm_jax.evaluation.score import make_scorer
 from diffussm_jax.parallel.distributed import is_first
@@ -28,9 +27,10 @@ from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.sampling.generator import Generator, make_decoder
 from diffussm_jax.sampling.images import save_grid
 from diffussm_jax.training.log import TrainingLog
+from diffussm_jax.training.objective import DeviceBatch
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state, init_state
-from diffussm_jax.training.step import DeviceBatch, TrainStep, compile_train_step, make_eval_step
+from diffussm_jax.training.step import TrainStep, compile_train_step, make_eval_step
 from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir import layout, same_data
 from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
@@ -229,10 +229,7 @@ def make_evaluation(
     config: Config, graphdef: nnx.GraphDef, mesh: Mesh
 ) -> Callable[[TrainState, int], Scalars]:
     """A function from the state to the held-out losses of its EMA; {} without a held-out split."""
-    eval_step = jax.jit(
-        make_eval_step(config, graphdef, make_diffusion(config.diffusion)),
-        out_shardings=replicated(mesh),
-    )
+    eval_step = jax.jit(make_eval_step(config, graphdef), out_shardings=replicated(mesh))
     size = config.training.batch_size
     batches = _held_out_batches(config, local_rows(mesh, size))
 

@@ -10,13 +10,13 @@ import pytest
 
 from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict, to_json
-from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.training.log import JsonlWriter
+from diffussm_jax.training.objective import clean_example
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state, init_state
-from diffussm_jax.training.step import clean_example, make_train_step
+from diffussm_jax.training.step import make_train_step
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from tests.conftest import merge
@@ -84,7 +84,7 @@ def test_the_state_has_one_type_from_the_first_step_on(tiny_config):
     config = from_dict(tiny_config)
     optimizer = make_optimizer(config.optimizer)
     graphdef, _ = abstract_model(config)
-    step = make_train_step(config, graphdef, make_diffusion(config.diffusion), optimizer)
+    step = make_train_step(config, graphdef, optimizer)
     before = jax.eval_shape(lambda: init_state(config, optimizer))
     batch = {"image": jnp.zeros((16, 8, 8, 1), jnp.uint8), "label": jnp.zeros(16, jnp.int32)}
     after, _ = jax.eval_shape(step, before, batch)
@@ -102,7 +102,7 @@ def test_one_step_is_adam_on_the_gradient_and_ema_follows(tiny_config):
     config = merge(tiny_config, {"training": {"ema_decay": 0.9}})
     optimizer = make_optimizer(config.optimizer)
     graphdef, _ = abstract_model(config)
-    step = jax.jit(make_train_step(config, graphdef, make_diffusion(config.diffusion), optimizer))
+    step = jax.jit(make_train_step(config, graphdef, optimizer))
     state = jax.jit(lambda: init_state(config, optimizer))()
     rng = np.random.default_rng(0)
     batch = {

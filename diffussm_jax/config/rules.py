@@ -13,8 +13,18 @@ Number = int | float
 MAX_EMA_LENGTH = 0.25
 MAX_INTEGER = 2**31 - 1  # steps, seeds and indices are int32 on the devices
 
+SAMPLERS = {
+    "gaussian": ("ddpm", "ddim", "dpm_solver++", "heun"),
+    "flow": ("euler", "heun", "euler_maruyama"),
+    "mean_flow": ("euler",),
+}
+
 _MAY_BE_ZERO = {
     "seed",
+    "diffusion.time_mean",
+    "diffusion.adaptive_power",
+    "diffusion.share_r_below_t",
+    "guidance.start_step",
     "data.num_classes",
     "data.workers",
     "optimizer.warmup_steps",
@@ -30,8 +40,9 @@ _MAY_BE_ZERO = {
     "sample.cfg_interval",
     "sample.classes",
 }
+_MAY_BE_NEGATIVE = {"diffusion.time_mean"}
 _MAY_BE_EMPTY = {"training.ema_lengths"}
-_MAY_BE_INFINITE = {"sample.cfg_interval"}
+_MAY_BE_INFINITE = {"sample.cfg_interval", "guidance.max_noise"}
 _ARE_BELOW_ONE = {"training.ema_decay", "training.label_dropout", "optimizer.betas"}
 
 
@@ -45,7 +56,9 @@ def check(config: Config) -> None:
     require(config.data.name != FOLDER, "data.name", "name a folder", config.data.name)
     _check_grid(config)
     _check_model(config)
-    _check_guidance(config)
+    _check_process(config)
+    _check_sampling(config)
+    _check_folded_guidance(config)
     _check_averages(config)
     _check_labels(config)
 
@@ -74,7 +87,8 @@ def _check_number(path: str, value: Number) -> None:
     fits = isinstance(value, float) or abs(value) <= MAX_INTEGER
     require(fits, path, f"be at most {MAX_INTEGER}")  # Python refuses to show some larger values
     may_be_zero, may_be_infinite = path in _MAY_BE_ZERO, path in _MAY_BE_INFINITE
-    is_in_range = value > 0 or (value == 0 and may_be_zero)
+    may_be_negative = path in _MAY_BE_NEGATIVE and value > -math.inf
+    is_in_range = value > 0 or (value == 0 and may_be_zero) or may_be_negative
     is_finite = value != math.inf or may_be_infinite
     least = "at least 0" if may_be_zero else "positive"
     require(is_in_range and is_finite, path, f"be {least} and finite", value)
@@ -111,10 +125,33 @@ def _check_model(config: Config) -> None:
     require(0 < low <= high, "model.dt_range", demand, model.dt_range)
 
 
-def _check_guidance(config: Config) -> None:
-    sample, num_steps = config.sample, config.diffusion.num_steps
-    demand = f"be at most diffusion.num_steps = {num_steps}"
-    require(sample.steps <= num_steps, "sample.steps", demand, sample.steps)
+def _check_process(config: Config) -> None:
+    diffusion, process = config.diffusion, config.diffusion.process
+    under = f"under diffusion.process = {process!r}"
+    is_gaussian = process == "gaussian"
+    demand = f"be learned_range, fixed_small or fixed_large {under}"
+    if not is_gaussian:
+        demand = f"be 'none' {under}, whose reverse process has no variance"
+    fits = is_gaussian == (diffusion.variance != "none")
+    require(fits, "diffusion.variance", demand, diffusion.variance)
+    if process == "mean_flow":
+        demand = f"be 'v' {under}, which learns an average of the velocity"
+        require(diffusion.prediction == "v", "diffusion.prediction", demand, diffusion.prediction)
+        fits = diffusion.weighting != "min_snr"
+        demand = f"be none or adaptive {under}"
+        require(fits, "diffusion.weighting", demand, diffusion.weighting)
+        share = diffusion.share_r_below_t
+        require(share <= 1, "diffusion.share_r_below_t", "be at most 1", share)
+
+
+def _check_sampling(config: Config) -> None:
+    sample, diffusion = config.sample, config.diffusion
+    samplers = SAMPLERS[diffusion.process]
+    demand = f"be {', '.join(samplers)} under diffusion.process = {diffusion.process!r}"
+    require(sample.sampler in samplers, "sample.sampler", demand, sample.sampler)
+    demand = f"be at most diffusion.num_steps = {diffusion.num_steps}"
+    fits = diffusion.process != "gaussian" or sample.steps <= diffusion.num_steps
+    require(fits, "sample.steps", demand, sample.steps)
     is_guided, has_guide = sample.cfg_scale != 1, sample.autoguidance is not None
     can_be_guided = has_guide or config.data.num_classes > 0
     demand = "be 1 where data.num_classes is 0: guidance needs labels, or sample.autoguidance"
@@ -124,6 +161,29 @@ def _check_guidance(config: Config) -> None:
     low, high = sample.cfg_interval or (0, 1)
     demand = "be (low, high) with 0 <= low < high"
     require(0 <= low < high, "sample.cfg_interval", demand, sample.cfg_interval)
+
+
+def _check_folded_guidance(config: Config) -> None:
+    guidance, sample = config.guidance, config.sample
+    if not guidance.is_folded:
+        return
+    field = "guidance.scale" if guidance.max_scale is None else "guidance.max_scale"
+    demand = "need labels and training.label_dropout above 0: it is learned against no label"
+    has_labels = config.data.num_classes > 0 and config.training.label_dropout > 0
+    require(has_labels, field, demand)
+    if guidance.max_scale is None:
+        require(guidance.scale >= 1, "guidance.scale", "be at least 1", guidance.scale)
+        return
+    demand = "be 1 where guidance.max_scale is given: the scale is then an input of the model"
+    require(guidance.scale == 1, "guidance.scale", demand, guidance.scale)
+    require(guidance.max_scale > 1, "guidance.max_scale", "be above 1", guidance.max_scale)
+    demand = "be None where guidance.max_scale is given: that model needs no worse one"
+    require(sample.autoguidance is None, "sample.autoguidance", demand)
+    demand = f"be between 1 and guidance.max_scale = {guidance.max_scale}, which were trained"
+    fits = 1 <= sample.cfg_scale <= guidance.max_scale
+    require(fits, "sample.cfg_scale", demand, sample.cfg_scale)
+    demand = "be None where guidance.max_scale is given: that model guides all channels"
+    require(sample.cfg_channels is None, "sample.cfg_channels", demand, sample.cfg_channels)
 
 
 def _check_averages(config: Config) -> None:

@@ -6,6 +6,7 @@ imported, so that models import without the tools of training.
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 from diffussm_jax.config.paths import FilePath
@@ -53,14 +54,50 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """The forward process, and what the network predicts of it."""
+    """The process from images to noise, and what the network predicts (docs/objectives.md)."""
 
+    # gaussian is DDPM's; flow is the straight path of flow matching; mean_flow learns its average
+    # velocity over an interval, and so draws images in one call.
+    process: Literal["gaussian", "flow", "mean_flow"] = "gaussian"
+    # v is the velocity along the path: eps - x0 of a flow, sqrt(a) eps - sqrt(1 - a) x0 of DDPM's.
+    prediction: Literal["eps", "v", "x0"] = "eps"
+    clip_x0: bool = False  # whether sampling clamps predictions of x0 to [-1, 1]; training never
+    # How the times to train at are drawn: sigmoid of N(time_mean, time_std^2), or uniform ones
+    # moved towards noise.
+    time_sampling: Literal["uniform", "logit_normal", "shifted"] = "uniform"
+    time_mean: float = 0.0
+    time_std: float = 1.0
+    time_shift: float = 1.0
+    # Of an example's loss: Min-SNR's, or 1 / (error + 1e-3)^adaptive_power.
+    weighting: Literal["none", "min_snr", "adaptive"] = "none"
+    min_snr_gamma: float = 5.0
+    adaptive_power: float = 1.0
+
+    # Fields of the gaussian process; the flows ignore the first two.
     num_steps: int = 1000
     schedule: Literal["linear", "cosine"] = "linear"  # of the noise
-    prediction: Literal["eps", "v", "x0"] = "eps"
     # Of the reverse process: learned between two bounds, or fixed at the lower or the upper one.
-    variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range"
-    clip_x0: bool = False  # whether sampling clamps predictions of x0 to [-1, 1]; training never
+    # A flow has none.
+    variance: Literal["learned_range", "fixed_small", "fixed_large", "none"] = "learned_range"
+
+    # Of mean_flow: the share of examples that learn an average, over r < t; the others have r = t.
+    share_r_below_t: float = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidanceConfig:
+    """Guidance that training folds into the model, so that sampling calls it once a step."""
+
+    scale: float = 1.0  # the scale of classifier-free guidance that it amounts to; 1 is none
+    # Makes the scale an input of the model, between 1 and this, which sample.cfg_scale chooses.
+    max_scale: float | None = None
+    max_noise: float = math.inf  # guided at noise levels sigma / alpha up to this
+    start_step: int = 0  # training steps of the plain loss that come first
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether there is any."""
+        return self.scale != 1 or self.max_scale is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,10 +218,15 @@ class SampleConfig:
     # Images in a device's call of the model, whatever batch_size is. With it no bit of an image
     # depends on the batch or on the devices; None calls the model with all that a device draws.
     microbatch: int | None = None
-    sampler: Literal["ddpm", "ddim", "dpm_solver++", "heun"] = "ddpm"
+    # The first four are of the gaussian process; flows have euler, euler_maruyama and heun, a
+    # mean flow euler alone.
+    sampler: Literal["ddpm", "ddim", "dpm_solver++", "heun", "euler", "euler_maruyama"] = "ddpm"
     steps: int = 250
     eta: float = 0.0  # noise of DDIM: 0 is deterministic
-    cfg_scale: float = 1.0  # strength of guidance; 1 is none
+    # Noise of euler_maruyama: SiT's diffusion coefficient D(t) of this form.
+    sde: Literal["sigma", "constant", "decreasing", "increasing_decreasing"] = "sigma"
+    # Strength of guidance; 1 is none. A model that is told its scale gets it, and is called once.
+    cfg_scale: float = 1.0
     cfg_channels: int | None = None  # channels that are guided; None is all, DiT's code guides 3
     # Noise levels sigma / alpha, (low, high), between which steps are guided; None guides all.
     cfg_interval: tuple[float, float] | None = None
@@ -236,6 +278,7 @@ class Config:
     compilation_cache_dir: FilePath | None = None
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    guidance: GuidanceConfig = GuidanceConfig()
     data: DataConfig = DataConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -260,3 +303,10 @@ class Config:
         """The number of tokens of an image: patches of its grid."""
         height, width, _ = self.grid
         return height * width // self.model.patch_size**2
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The scalars that the model is told, in their order: the names of their embeddings."""
+        is_mean_flow = self.diffusion.process == "mean_flow"
+        is_told_scale = self.guidance.max_scale is not None
+        return ("timestep", *["interval"] * is_mean_flow, *["guidance_scale"] * is_told_scale)

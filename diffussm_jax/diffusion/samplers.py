@@ -1,4 +1,4 @@
-"""Samplers: from noise to images by a trained denoiser. Each sampler is the function of one step.
+"""Samplers of the Gaussian process. Each is the function of one step from noise to images.
 
 An image depends on its own key alone: x_T and the noise of every step come from
 `fold_in(image_key, ...)`, so batch size and device count change nothing.
@@ -10,18 +10,17 @@ and sigma = 0.
 
 import functools
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffussm_jax.diffusion.gaussian import Denoiser, Diffusion, ReverseStep, reverse_step
+from diffussm_jax.diffusion.gaussian import Gaussian, ReverseStep
+from diffussm_jax.diffusion.process import Denoiser
 from diffussm_jax.diffusion.schedule import Schedule, Spacing
 from diffussm_jax.shapes import ImageKeys, Images, Labels
-
-Name = Literal["ddpm", "ddim", "dpm_solver++", "heun"]
 
 # Folded into an image's key for x_T, in place of a step: the same for any sampler and step count.
 START = 2**31 - 2
@@ -37,7 +36,7 @@ class State(NamedTuple):
 class Problem(NamedTuple):
     """What all steps share: the process, the model, and the key and label of each image."""
 
-    diffusion: Diffusion
+    diffusion: Gaussian
     model: Denoiser
     keys: ImageKeys
     y: Labels | None
@@ -45,7 +44,7 @@ class Problem(NamedTuple):
     def estimate(self, x_t: Images, t: Array) -> ReverseStep:
         """Call the model once, with all images at step t."""
         steps = jnp.full(len(self.keys), t)
-        return reverse_step(self.diffusion, self.model, x_t, steps, self.y)
+        return self.diffusion.reverse_step(self.model, x_t, steps, self.y)
 
     def noise(self, t: int | Array, shape: tuple[int, ...]) -> Images:
         """Standard normal noise for step t, [b, *shape]."""
@@ -121,7 +120,7 @@ def heun(problem: Problem, state: State, t: Array) -> State:
 
 
 # The steps of the full process that each sampler keeps; docs/sampling.md has what the others cost.
-SPACINGS: dict[Name, Spacing] = {
+SPACINGS: dict[str, Spacing] = {
     "ddpm": "even",
     "ddim": "even",
     "dpm_solver++": "trailing",
@@ -129,7 +128,7 @@ SPACINGS: dict[Name, Spacing] = {
 }
 
 
-def make_step(name: Name, *, eta: float = 0.0) -> Step:
+def make_step(name: str, *, eta: float = 0.0) -> Step:
     """The step of the sampler of this name; `eta` is DDIM's alone."""
     if name == "ddim":
         return functools.partial(ddim, eta=eta)
@@ -138,7 +137,7 @@ def make_step(name: Name, *, eta: float = 0.0) -> Step:
 
 def run_sampler(
     step: Step,
-    diffusion: Diffusion,
+    diffusion: Gaussian,
     model: Denoiser,
     keys: ImageKeys,
     y: Labels | None,

@@ -26,6 +26,7 @@ def create_model(
     options: dict[str, Any] = {
         "in_channels": channels,
         "out_channels": 2 * channels if learned else channels,
+        "conditions": config.conditions,
         "num_classes": config.data.num_classes,
         "gather": gather,
         "rngs": rngs,

@@ -11,14 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.layers import (
-    LabelEmbedding,
-    Modulation,
-    TimestepEmbedding,
-    linear,
-    modulate,
-)
-from diffussm_jax.shapes import Condition, Groups, Images, Labels, Timesteps
+from diffussm_jax.models.layers import LabelEmbedding, Modulation, ScalarEmbedding, linear, modulate
+from diffussm_jax.shapes import Condition, Conditions, Groups, Images, Labels
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_saveable,
@@ -29,10 +23,14 @@ REMAT_POLICIES = {
 class Backbone(nnx.Module):
     """Denoiser of `[b, h, w, in_channels]`, called as model(x_t, t, y).
 
+    t is what the model is told besides: one scalar for each example, [b], or several, [b k].
+
     Args:
         config: the model section of the run's config.
         in_channels: channels of the image or latent.
         out_channels: channels of the output; twice `in_channels` where the variance is learned.
+        conditions: names of the embeddings of t, the first of which is the timestep's. The others
+            start at zero, so that a model which is told less can be trained on.
         num_classes: 0 for an unconditional model, which is called with y = None.
         group_size: tokens that become one row of x.
         make_block: makes a block, called as block(x, c), from the random keys of its parameters.
@@ -47,6 +45,7 @@ class Backbone(nnx.Module):
         *,
         in_channels: int,
         out_channels: int,
+        conditions: tuple[str, ...],
         num_classes: int,
         group_size: int,
         make_block: Callable[[nnx.Rngs], nnx.Module],
@@ -58,7 +57,9 @@ class Backbone(nnx.Module):
         dtype = jnp.dtype(config.dtype)
         features = group_size * config.patch_size**2
         self.embed = linear(features * in_channels, d, dtype=dtype, rngs=rngs)
-        self.timestep = TimestepEmbedding(d, dtype=dtype, rngs=rngs)
+        for name in conditions:
+            is_first = name == conditions[0]
+            setattr(self, name, ScalarEmbedding(d, dtype=dtype, rngs=rngs, zero=not is_first))
         if num_classes:
             self.label = LabelEmbedding(num_classes, d, dtype=dtype, rngs=rngs)
         # One block whose arrays have a leading layer axis, for the scan below.
@@ -68,13 +69,14 @@ class Backbone(nnx.Module):
         self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
         self.head = linear(d, features * out_channels, dtype=dtype, rngs=rngs, zero=True)
         self.config = config
+        self.conditions = conditions
         self.num_classes = num_classes
         self.group_size = group_size
         self.position = position
         self.gather = gather
 
     def __call__(
-        self, x_t: Images, t: Timesteps, y: Labels | None = None
+        self, x_t: Images, t: Conditions, y: Labels | None = None
     ) -> Float[Array, "b h w o"]:
         _, height, width, _ = x_t.shape
         p = self.config.patch_size
@@ -82,13 +84,19 @@ class Backbone(nnx.Module):
             x = self.embed(group(x_t, p, self.group_size).astype(self.config.dtype))
             if self.position is not None:
                 x = x + self.position(height // p, width // p).astype(x.dtype)
-            c = self.timestep(t)
+            c = self.embed_conditions(t)
             if y is not None:
                 c = c + self.label(y)
         x = self.run_blocks(x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype)), c)
         with jax.named_scope("embeddings"):
             x = self.head(modulate(x, *self.modulation(c)))
         return ungroup(x.astype(jnp.float32), height, width, p)
+
+    def embed_conditions(self, t: Conditions) -> Condition:
+        """The sum of the embeddings of what the model is told."""
+        columns = t.reshape(len(t), -1).T
+        named = zip(self.conditions, columns, strict=True)
+        return sum(getattr(self, name)(column) for name, column in named)
 
     def run_blocks(self, x: Groups, c: Condition) -> Groups:
         """Apply the blocks one after the other to rows x."""

@@ -1,14 +1,16 @@
 """Layers shared by the backbones: embeddings of time, class and place, and adaptive modulation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Num
 
-from diffussm_jax.shapes import Condition, Groups, Labels, Timesteps
+from diffussm_jax.shapes import Condition, Groups, Labels
 
-TIMESTEP_FEATURES = 256  # ADM and DiT
+SCALAR_FEATURES = 256  # ADM and DiT
 EMBEDDING_INIT = nnx.initializers.normal(0.02)  # DiT
 
 
@@ -49,18 +51,18 @@ class GroupedLinear(nnx.Module):
         return jnp.einsum("bjmi,mio->bjmo", x, kernel) + bias
 
 
-class TimestepEmbedding(nnx.Module):
-    """Sinusoidal features of the diffusion step, then a two-layer MLP."""
+class ScalarEmbedding(nnx.Module):
+    """Sinusoidal features of a scalar, as the diffusion step, then a two-layer MLP."""
 
-    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        def dense(num_inputs: int) -> nnx.Linear:
-            return nnx.Linear(num_inputs, width, kernel_init=EMBEDDING_INIT, dtype=dtype, rngs=rngs)
-
-        self.hidden, self.out = dense(TIMESTEP_FEATURES), dense(width)
+    def __init__(self, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs, zero: bool = False):
+        out_init = nnx.initializers.zeros if zero else EMBEDDING_INIT
+        dense = functools.partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.hidden = dense(SCALAR_FEATURES, width, kernel_init=EMBEDDING_INIT)
+        self.out = dense(width, width, kernel_init=out_init)
         self.dtype = dtype
 
-    def __call__(self, t: Timesteps) -> Condition:
-        features = sinusoids(t.astype(jnp.float32), TIMESTEP_FEATURES).astype(self.dtype)
+    def __call__(self, values: Num[Array, " b"]) -> Condition:
+        features = sinusoids(values.astype(jnp.float32), SCALAR_FEATURES).astype(self.dtype)
         return self.out(jax.nn.silu(self.hidden(features)))
 
 

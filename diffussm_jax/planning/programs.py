@@ -52,7 +52,9 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
 def rows_of_a_call(config: Config, mesh: Mesh) -> int:
     """The size of the model's batch in the sampler: classifier-free guidance doubles it."""
     sample = config.sample
+    is_told = config.guidance.max_scale is not None  # its scale, and so is called once
     guided = config.data.num_classes and sample.cfg_scale != 1 and not sample.autoguidance
+    guided = guided and not is_told
     return images_per_call(config.sample, mesh) * (2 if guided else 1)
 
 

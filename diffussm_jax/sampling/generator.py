@@ -121,6 +121,7 @@ def _require_same_process(config: Config, guide: Config, folder: str) -> None:
         {
             "grid": c.grid,
             "data.num_classes": c.data.num_classes,
+            "diffusion.process": c.diffusion.process,
             "diffusion.num_steps": c.diffusion.num_steps,
             "diffusion.schedule": c.diffusion.schedule,
             "diffusion.prediction": c.diffusion.prediction,

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from diffussm_jax.config import Config, SampleConfig
-from diffussm_jax.diffusion.gaussian import Denoiser, make_diffusion
-from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
-from diffussm_jax.diffusion.samplers import SPACINGS, make_step, run_sampler
+from diffussm_jax.diffusion import create_process, create_sampler
+from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, told, within
+from diffussm_jax.diffusion.process import Denoiser
 from diffussm_jax.parallel.mesh import num_batch_parts, split_over_batch
 from diffussm_jax.sampling.inputs import image_keys
 from diffussm_jax.shapes import Images, Labels, ceil_div
@@ -35,10 +35,7 @@ def sampling_program(
         None) to what the model denoises, [b h w c], split over the batch axes of the mesh.
     """
     shape = config.grid
-    diffusion = make_diffusion(
-        config.diffusion, num_steps=options.steps, spacing=SPACINGS[options.sampler]
-    )
-    step = make_step(options.sampler, eta=options.eta)
+    draw = create_sampler(config.diffusion, options)
     guide_graphdef = None if guide is None else abstract_model(guide, mesh)[0]
 
     def run(
@@ -52,7 +49,7 @@ def sampling_program(
         worse = None if guide_graphdef is None else nnx.merge(guide_graphdef, guide_params)
         denoiser = _guided(config, options, model, worse)
         keys = image_keys(seed, indices)
-        return run_sampler(step, diffusion, denoiser, keys, labels, shape=shape)
+        return draw(denoiser, keys, labels, shape=shape)
 
     return jax.jit(run, out_shardings=split_over_batch(mesh))
 
@@ -63,6 +60,8 @@ def _guided(
     scale, channels = options.cfg_scale, options.cfg_channels
     if guide is not None:
         guided = autoguidance(model, guide, scale, channels=channels)
+    elif config.guidance.max_scale is not None:
+        model, guided = told(model, 1.0), told(model, scale)
     elif config.data.num_classes:
         null = config.data.num_classes
         guided = classifier_free(model, scale, null_label=null, cfg_channels=channels)
@@ -70,8 +69,7 @@ def _guided(
         return model
     if options.cfg_interval is None:
         return guided
-    levels = make_diffusion(config.diffusion).schedule.noise_levels
-    return within(options.cfg_interval, guided, model, levels)
+    return within(options.cfg_interval, guided, model, create_process(config.diffusion))
 
 
 def with_dtype_of(options: SampleConfig, config: Config) -> Config:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,44 +12,32 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from diffussm_jax.config import Config, TrainingConfig
-from diffussm_jax.data.transforms import from_uint8
-from diffussm_jax.diffusion.gaussian import Diffusion, make_diffusion, training_loss
+from diffussm_jax.diffusion.process import NoisedBatch
 from diffussm_jax.parallel.mesh import replicated
-from diffussm_jax.shapes import Images, Labels, Timesteps
 from diffussm_jax.training import power_ema
+from diffussm_jax.training.objective import DeviceBatch, for_evaluation, make_objective, noise_batch
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
-DeviceBatch = dict[str, Array]  # the arrays of a source's examples [b, ...], on the devices
 TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
 
 
-class NoisedBatch(NamedTuple):
-    """The inputs of the loss, in the order of `training_loss`; y is None without classes."""
-
-    x0: Images
-    t: Timesteps
-    eps: Images
-    y: Labels | None
-
-
 def make_train_step(
-    config: Config,
-    graphdef: nnx.GraphDef,
-    diffusion: Diffusion,
-    optimizer: optax.GradientTransformation,
+    config: Config, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
 ) -> TrainStep:
-    """The update of DiT's recipe: loss, AdamW, EMA.
+    """The update of a step: loss, optimizer, EMA.
 
     Randomness is a function of (seed, step, index in the batch). The update of a step whose loss or
     gradient is not finite is dropped.
     """
     decay, widths = config.training.ema_decay, config.training.ema_lengths
 
+    objective = make_objective(config, graphdef)
+
     @functools.partial(jax.grad, has_aux=True)
-    def gradient(params: dict, batch: NoisedBatch) -> tuple[Array, Metrics]:
-        losses = training_loss(diffusion, nnx.merge(graphdef, params), *batch)
+    def gradient(params: dict, state: TrainState, batch: NoisedBatch) -> tuple[Array, Metrics]:
+        losses = objective(params, state.ema, batch, state.step)
         means = jax.tree.map(jnp.mean, losses)
         return means["loss"], means
 
@@ -57,7 +45,9 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         noised = noise_batch(config, key, batch, config.training.label_dropout)
         grads, metrics = _mean_over_microbatches(
-            lambda part: gradient(state.params, part), noised, config.training.num_microbatches
+            lambda part: gradient(state.params, state, part),
+            noised,
+            config.training.num_microbatches,
         )
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -80,9 +70,7 @@ def compile_train_step(
     config: Config, graphdef: nnx.GraphDef, abstract: TrainState, mesh: Mesh
 ) -> TrainStep:
     """The jitted train step: the state stays where `abstract` has it and is updated in place."""
-    step = make_train_step(
-        config, graphdef, make_diffusion(config.diffusion), make_optimizer(config.optimizer)
-    )
+    step = make_train_step(config, graphdef, make_optimizer(config.optimizer))
     shardings = jax.tree.map(lambda a: a.sharding, abstract)
     return jax.jit(step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
 
@@ -116,17 +104,18 @@ def max_skipped(config: TrainingConfig) -> int:
 
 
 def make_eval_step(
-    config: Config, graphdef: nnx.GraphDef, diffusion: Diffusion
+    config: Config, graphdef: nnx.GraphDef
 ) -> Callable[[dict, DeviceBatch, Array], Metrics]:
     """The mean losses of given parameters on held-out batch number `index`.
 
     The noise is a function of (seed, index): the same at each evaluation.
     """
+    objective = make_objective(for_evaluation(config), graphdef)
 
     def eval_step(params: dict, batch: DeviceBatch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         noised = noise_batch(config, key, batch, 0.0)
-        losses = training_loss(diffusion, nnx.merge(graphdef, params), *noised)
+        losses = objective(params, params, noised, config.training.num_steps)
         return jax.tree.map(jnp.mean, losses)
 
     return eval_step
@@ -152,29 +141,3 @@ def _mean_over_microbatches(
         lambda total, part: (jax.tree.map(jnp.add, total, compute(part)), None), zeros, parts
     )
     return jax.tree.map(lambda x: x / num_microbatches, total)
-
-
-def noise_batch(
-    config: Config, key: Array, batch: DeviceBatch, label_dropout: float
-) -> NoisedBatch:
-    """Draw steps and noise, and drop labels, with a key of its own for each example."""
-    num_classes = config.data.num_classes
-
-    def noise_example(index: Array, example: DeviceBatch) -> NoisedBatch:
-        keys = jax.random.split(jax.random.fold_in(key, index), 4)
-        t = jax.random.randint(keys[0], (), 0, config.diffusion.num_steps)
-        eps = jax.random.normal(keys[1], config.grid)
-        is_dropped = jax.random.bernoulli(keys[2], label_dropout)
-        y = jnp.where(is_dropped, num_classes, example["label"])
-        return NoisedBatch(clean_example(config, keys[3], example), t, eps, y)
-
-    noised = jax.vmap(noise_example)(jnp.arange(len(batch["label"])), batch)
-    return noised if num_classes else noised._replace(y=None)
-
-
-def clean_example(config: Config, key: Array, example: DeviceBatch) -> Array:
-    """x0 of one example, float32: pixels in [-1, 1], or scaled latents drawn from their moments."""
-    if config.data.space == "pixels":
-        return from_uint8(example["image"])
-    mean, std = (example[name].astype(jnp.float32) for name in ("mean", "std"))
-    return config.autoencoder.scale * (mean + std * jax.random.normal(key, config.grid))

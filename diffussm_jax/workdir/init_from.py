@@ -19,12 +19,15 @@ from diffussm_jax.workdir.weights import Weights, load_weights
 logger = logging.getLogger(__name__)
 
 LABEL_TABLE = "label.table"
+# Embeddings that start at zero: with them a model begins as the one without.
+ZERO_EMBEDDINGS = ("interval.", "guidance_scale.")
 
 
 class Outcome(enum.Enum):
     """What becomes of a parameter."""
 
     LOADED = "loaded"
+    ADDED = "added, starts at zero"
     REINITIALISED = "re-initialised"
     LEFT_OUT = "left out"
     REFUSED = "refused"
@@ -46,7 +49,7 @@ def init_from(
     """Replace a new state's parameters and averages by the EMA of `training.init_from`.
 
     What becomes of each parameter is logged. A label table of other classes keeps its initial
-    values, as do the step and the optimizer.
+    values, as do embeddings that start at zero, the step and the optimizer.
 
     Args:
         class_names: classes of the data to train on.
@@ -81,6 +84,8 @@ def _judge(name: str, ours: dict, theirs: dict, has_same_classes: bool) -> Verdi
     shapes = f"{there} there and {here} here"
     if here == there and (has_same_classes or name != LABEL_TABLE):
         return Verdict(Outcome.LOADED)
+    if name not in theirs and name.startswith(ZERO_EMBEDDINGS):
+        return Verdict(Outcome.ADDED)
     if name != LABEL_TABLE or (name in theirs and name in ours and here[1:] != there[1:]):
         return Verdict(Outcome.REFUSED, shapes)
     if name not in ours:

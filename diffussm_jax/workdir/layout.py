@@ -71,6 +71,7 @@ MAY_DIFFER = frozenset(
 OF_THE_MODEL = (
     "model.",
     "diffusion.",
+    "guidance.",
     "data.space",
     "data.image_size",
     "data.channels",

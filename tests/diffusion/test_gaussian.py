@@ -8,10 +8,16 @@ from scipy import integrate, stats
 
 from diffussm_jax.config import DiffusionConfig
 from diffussm_jax.diffusion import gaussian
-from diffussm_jax.diffusion.gaussian import Diffusion, make_diffusion, training_loss
+from diffussm_jax.diffusion.gaussian import Gaussian, make_gaussian
+from diffussm_jax.diffusion.process import NoisedBatch
 from diffussm_jax.diffusion.schedule import make_schedule
 
 SCHEDULE = make_schedule("linear", 1000)
+
+
+def process(prediction="eps", variance="learned_range", **options):
+    config = DiffusionConfig(prediction=prediction, variance=variance, **options)
+    return Gaussian(config, SCHEDULE)
 
 
 def images(*values):
@@ -47,7 +53,7 @@ def test_q_sample_has_the_marginal_of_the_chain():
     for beta in SCHEDULE.betas[:301]:
         mean, variance = np.sqrt(1 - beta) * mean, (1 - beta) * variance + beta
     eps = jax.random.normal(jax.random.key(0), (20_000, 1, 1, 1))
-    x_t = gaussian.q_sample(SCHEDULE, jnp.full_like(eps, 0.7), jnp.full((20_000,), 300), eps)
+    x_t = process().x_t(jnp.full_like(eps, 0.7), jnp.full((20_000,), 300), eps)
     assert float(x_t.mean()) == pytest.approx(mean, abs=0.02)
     assert float(x_t.var()) == pytest.approx(variance, rel=0.04)
 
@@ -57,7 +63,7 @@ def test_an_exact_prediction_gives_back_the_image_and_no_squared_error(predictio
     x0 = jax.random.uniform(jax.random.key(0), (6, 4, 4, 2), minval=-1)
     eps = jax.random.normal(jax.random.key(1), x0.shape)
     t = jnp.array([1, 10, 100, 300, 600, 900])
-    diffusion = Diffusion(SCHEDULE, prediction, "fixed_small")
+    diffusion = process(prediction, "fixed_small")
     signal = np.sqrt(SCHEDULE.alpha_bar[t])[:, None, None, None]
     noise = np.sqrt(1 - SCHEDULE.alpha_bar[t])[:, None, None, None]
     exact = {"eps": eps, "x0": x0, "v": signal * eps - noise * x0}[prediction]
@@ -65,10 +71,10 @@ def test_an_exact_prediction_gives_back_the_image_and_no_squared_error(predictio
     def model(x_t, t, y):
         return exact
 
-    losses = training_loss(diffusion, model, x0, t, eps, None)
+    losses = diffusion.losses(model, NoisedBatch(x0, t, eps))
     np.testing.assert_allclose(losses["mse"], 0, atol=1e-9)
-    x_t = gaussian.q_sample(SCHEDULE, x0, t, eps)
-    step = gaussian.reverse_step(diffusion, model, x_t, t, None)
+    x_t = process().x_t(x0, t, eps)
+    step = diffusion.reverse_step(model, x_t, t, None)
     np.testing.assert_allclose(step.x0, x0, atol=2e-3)
     np.testing.assert_allclose(step.eps, eps, atol=1e-4)
     expected = gaussian.q_posterior_mean(SCHEDULE, x0, x_t, t)
@@ -76,15 +82,15 @@ def test_an_exact_prediction_gives_back_the_image_and_no_squared_error(predictio
 
 
 def test_learned_variance_interpolates_between_its_bounds():
-    diffusion = Diffusion(SCHEDULE, "eps", "learned_range")
+    diffusion = process()
     t = jnp.array([400])
     for value, expected in (
         (-1, np.log(SCHEDULE.posterior_variance[400])),
         (1, np.log(SCHEDULE.betas[400])),
     ):
         output = jnp.concatenate([jnp.zeros((1, 2, 2, 1)), jnp.full((1, 2, 2, 1), value)], -1)
-        step = gaussian.reverse_step(
-            diffusion, lambda x, t, y, output=output: output, jnp.zeros((1, 2, 2, 1)), t, None
+        step = diffusion.reverse_step(
+            lambda x, t, y, output=output: output, jnp.zeros((1, 2, 2, 1)), t, None
         )
         np.testing.assert_allclose(step.log_variance, expected, rtol=1e-5)
 
@@ -97,14 +103,7 @@ def test_training_does_not_clip(prediction):
     output = jnp.asarray(3 * rng.normal(size=(4, 2, 2, 2)), jnp.float32)
     t = jnp.array([0, 10, 500, 999])
     clipped, plain = (
-        training_loss(
-            Diffusion(SCHEDULE, prediction, "learned_range", clip_x0=clip),
-            lambda x, t, y: output,
-            x0,
-            t,
-            eps,
-            None,
-        )
+        process(prediction, clip_x0=clip).losses(lambda x, t, y: output, NoisedBatch(x0, t, eps))
         for clip in (True, False)
     )
     np.testing.assert_array_equal(clipped["loss"], plain["loss"])
@@ -131,13 +130,13 @@ def test_likelihood_of_all_256_values_sums_to_one():
 
 
 def test_the_bound_is_in_bits_and_trains_the_variance_alone():
-    diffusion = make_diffusion(DiffusionConfig())
+    diffusion = make_gaussian(DiffusionConfig())
     x0 = jax.random.uniform(jax.random.key(0), (4, 3, 3, 1), minval=-1)
     eps = jax.random.normal(jax.random.key(1), x0.shape)
     t = jnp.array([0, 3, 400, 999])
 
     def losses(output):
-        return training_loss(diffusion, lambda x, t, y: output, x0, t, eps, None)
+        return diffusion.losses(lambda x, t, y: output, NoisedBatch(x0, t, eps))
 
     output = 0.3 * jax.random.normal(jax.random.key(2), (4, 3, 3, 2))
     gradient = jax.grad(lambda output: losses(output)["vlb"].sum())(output)
@@ -147,8 +146,8 @@ def test_the_bound_is_in_bits_and_trains_the_variance_alone():
     np.testing.assert_allclose(values["loss"], values["mse"] + values["vlb"], rtol=1e-6)
     # At an interpolation of -1 the variances agree, so the divergence is the distance of the means.
     output = output.at[..., 1:].set(-1)
-    x_t = gaussian.q_sample(diffusion.schedule, x0, t, eps)
-    step = gaussian.reverse_step(diffusion, lambda x, t, y: output, x_t, t, None)
+    x_t = diffusion.x_t(x0, t, eps)
+    step = diffusion.reverse_step(lambda x, t, y: output, x_t, t, None)
     mean = gaussian.q_posterior_mean(diffusion.schedule, x0, x_t, t)
     variance = diffusion.schedule.posterior_variance[np.asarray(t)][:, None, None, None]
     expected = np.mean((mean - step.mean) ** 2, axis=(1, 2, 3))[1:] / (2 * variance[1:, 0, 0, 0])
@@ -156,9 +155,8 @@ def test_the_bound_is_in_bits_and_trains_the_variance_alone():
 
 
 def test_bound_is_weighted_by_the_number_of_steps():
-    diffusion = make_diffusion(DiffusionConfig(num_steps=200))
+    diffusion = make_gaussian(DiffusionConfig(num_steps=200))
     x0 = eps = jnp.ones((1, 2, 2, 1))
-    losses = training_loss(
-        diffusion, lambda x, t, y: jnp.zeros((1, 2, 2, 2)), x0, jnp.array([9]), eps, None
-    )
+    batch = NoisedBatch(x0, jnp.array([9]), eps)
+    losses = diffusion.losses(lambda x, t, y: jnp.zeros((1, 2, 2, 2)), batch)
     np.testing.assert_allclose(losses["loss"], losses["mse"] + 0.2 * losses["vlb"], rtol=1e-6)

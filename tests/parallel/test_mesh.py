@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from diffussm_jax.config import MeshConfig, from_dict
-from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel import mesh as mesh_lib
 from diffussm_jax.parallel.feed import prefetch, shard_batch
@@ -64,7 +63,7 @@ def one_step(tiny_config, batch, mesh, **training):
         state.params.update(jax.tree.unflatten(structure, noisy))
         return state
 
-    step = make_train_step(config, graphdef, make_diffusion(config.diffusion), optimizer)
+    step = make_train_step(config, graphdef, optimizer)
     state, metrics = jax.jit(step, out_shardings=(places, None))(
         init(), shard_batch(mesh, batch, batch_size=16)
     )

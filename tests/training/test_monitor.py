@@ -8,7 +8,6 @@ import pytest
 from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict
 from diffussm_jax.data.pipeline import example_indices, open_source, train_batches
-from diffussm_jax.diffusion.gaussian import make_diffusion
 from diffussm_jax.errors import NonFiniteError
 from diffussm_jax.training.monitor import NumericsMonitor
 from diffussm_jax.training.optimizer import make_optimizer
@@ -27,8 +26,7 @@ def latent_step(tiny_config):
     config = merge(tiny_config, {"data": data, "training": {"max_nonfinite": 3}})
     optimizer = make_optimizer(config.optimizer)
     graphdef, _ = abstract_model(config)
-    diffusion = make_diffusion(config.diffusion)
-    step = jax.jit(make_train_step(config, graphdef, diffusion, optimizer))
+    step = jax.jit(make_train_step(config, graphdef, optimizer))
     return step, jax.jit(lambda: init_state(config, optimizer))()
 
 
