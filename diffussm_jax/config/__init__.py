@@ -1,7 +1,8 @@
 """The configuration of a run.
 
-`schema` has every field, `rules` what a type cannot say, and `parsing` builds a config and names
-its mistakes. `config_file` reads one of `configs/`.
+`schema` has every field (those of what is learned come from `objective`), `rules` what a type
+cannot say, and `parsing` builds a config and names its mistakes. `config_file` reads one of
+`configs/`.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffussm_jax.config import parsing, rules
+from diffussm_jax.config.objective import DiffusionConfig, GuidanceConfig
 from diffussm_jax.config.schema import (
     DIT_SIZES,
     SIZES,
@@ -17,10 +19,8 @@ from diffussm_jax.config.schema import (
     CheckpointConfig,
     Config,
     DataConfig,
-    DiffusionConfig,
     EvaluateConfig,
     ExportConfig,
-    GuidanceConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,

@@ -168,7 +168,10 @@ def _check_folded_guidance(config: Config) -> None:
     if not guidance.is_folded:
         return
     field = "guidance.scale" if guidance.max_scale is None else "guidance.max_scale"
-    demand = "need labels and training.label_dropout above 0: it is learned against no label"
+    demand = (
+        "be left out where data.num_classes or training.label_dropout is 0: guidance leads away "
+        "from the prediction without a label"
+    )
     has_labels = config.data.num_classes > 0 and config.training.label_dropout > 0
     require(has_labels, field, demand)
     if guidance.max_scale is None:

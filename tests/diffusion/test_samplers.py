@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffussm_jax.config import DiffusionConfig
+from diffussm_jax.config import DiffusionConfig, GuidanceConfig
 from diffussm_jax.diffusion.gaussian import make_gaussian
-from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, within
+from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, folded, within
+from diffussm_jax.diffusion.process import NoisedBatch
 from diffussm_jax.diffusion.samplers import SPACINGS, make_step, run_sampler
 from diffussm_jax.diffusion.schedule import make_schedule
 from tests.diffusion.mixture import SHAPE, assert_has_moments, keys, posterior_mean
@@ -175,3 +176,44 @@ def test_guidance_acts_within_its_interval_alone():
     x_t, y = jnp.zeros((1, 1, 1, 3)), jnp.array([4])
     outputs = [float(denoise(x_t, jnp.array([t]), y)[0, 0, 0, 0]) for t in (98, 101, 499, 502)]
     assert outputs == [4.0, -2.0, -2.0, 4.0]
+
+
+def test_folded_guidance_ends_where_classifier_free_guidance_is():
+    """A model that learns its folded target again and again predicts u + scale (c - u)."""
+    process = make_gaussian(DiffusionConfig())
+    x0, eps = (jax.random.normal(jax.random.key(i), (2, 1, 1, 3)) for i in range(2))
+    batch = NoisedBatch(x0, jnp.array([300, 700]), eps, y=jnp.array([2, 5]))
+    plain = {y: jax.random.normal(jax.random.key(y), (1, 1, 3)) for y in (2, 5, 10)}
+    learned = dict(plain)
+
+    def model(x_t, t, y):
+        prediction = jnp.stack([learned[int(label)] for label in y])
+        return jnp.concatenate([prediction, 7 * prediction], axis=-1)
+
+    for _ in range(60):
+        shift = folded(GuidanceConfig(scale=2.5), process, model, batch, null_label=10)
+        learned |= {y: plain[y] + shift[i] for i, y in enumerate((2, 5))}
+    for y in (2, 5):
+        expected = plain[10] + 2.5 * (plain[y] - plain[10])
+        np.testing.assert_allclose(learned[y], expected, atol=1e-5)
+
+
+def test_folded_guidance_spares_the_unlabelled_and_the_noisy():
+    process = make_gaussian(DiffusionConfig())
+    x0 = jnp.ones((4, 1, 1, 3))
+    batch = NoisedBatch(x0, jnp.array([300, 300, 900, 300]), x0, y=jnp.array([2, 10, 2, 2]))
+    batch = batch._replace(scale=jnp.array([2.0, 2.0, 2.0, 1.0]))
+    config = GuidanceConfig(max_scale=4.0, max_noise=5.0)
+    shift = folded(config, process, labelled, batch, null_label=10)
+    np.testing.assert_allclose(shift[:, 0, 0, 0], [-4, 0, 0, 0])
+
+
+def test_folded_guidance_leaves_the_bound_of_a_learned_variance():
+    process = make_gaussian(DiffusionConfig())
+    x0, eps, shift = (jax.random.normal(jax.random.key(i), (3, 2, 2, 1)) for i in range(3))
+    output = jax.random.normal(jax.random.key(3), (3, 2, 2, 2))
+    batch = NoisedBatch(x0, jnp.array([1, 400, 900]), eps)
+    plain, shifted = (process.losses(lambda *_: output, batch, x) for x in (None, shift))
+    np.testing.assert_array_equal(plain["vlb"], shifted["vlb"])
+    expected = np.mean((output[..., :1] - eps - shift) ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(shifted["mse"], expected, rtol=1e-6)
