@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from benchmarks.chaos.run import RECIPES
+
 
 def chaos(folder, data_dir, *options):
     command = [
@@ -21,9 +23,10 @@ def chaos(folder, data_dir, *options):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ends_where_the_undisturbed_one_does(tmp_path, data_dir):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_is_killed_ends_where_the_undisturbed_one_does(recipe, tmp_path, data_dir):
     """Three kills, one of them at least in a write, and a SIGTERM."""
-    output = chaos(tmp_path, data_dir, "--short")
+    output = chaos(tmp_path, data_dir, "--short", f"--recipe={recipe}")
     assert "kills: 62 log lines" in output
     assert "terms: 62 log lines" in output
 

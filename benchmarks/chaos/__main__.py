@@ -25,7 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from benchmarks.chaos.run import ENVIRONMENT, Run, in_fork
+from benchmarks.chaos.run import ENVIRONMENT, RECIPES, Run, in_fork
 from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.shapes import ceil_div
@@ -227,6 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--short", action="store_true", help="3 kills and a SIGTERM: a minute")
     parser.add_argument("--only", choices=SCENARIOS, help="one kind of disturbance")
+    parser.add_argument("--recipe", choices=RECIPES, default="ddpm", help="what is trained")
     parser.add_argument("--folder", type=Path, default=Path("runs/chaos"))
     parser.add_argument("--data_dir", help="of the prepared digits; default: TFDS's")
     parser.add_argument("--seed", type=int, default=0)

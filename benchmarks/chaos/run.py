@@ -32,6 +32,24 @@ FIELDS = {
     "sample.batch_size": 4,
     "sample.steps": 2,
 }
+FLOW = {
+    "diffusion.process": "flow",
+    "diffusion.variance": "none",
+    "diffusion.time_sampling": "logit_normal",
+    "sample.sampler": "euler",
+    "sample.cfg_scale": 1.0,
+}
+# What is trained: changes of configs/digits.py.
+RECIPES: dict[str, dict[str, Any]] = {
+    "ddpm": {},
+    "flow": FLOW,
+    "mean_flow": FLOW
+    | {
+        "diffusion.process": "mean_flow",
+        "diffusion.weighting": "adaptive",
+        "guidance.max_scale": 3.0,
+    },
+}
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -50,7 +68,8 @@ class Run:
         self.folder, self._processes = folder, processes
         self.log = folder.with_suffix(".log")
         shutil.rmtree(folder, ignore_errors=True)
-        fields = FIELDS | {
+        fields = FIELDS | RECIPES[options.recipe]
+        fields |= {
             "training.num_steps": options.num_steps,
             "compilation_cache_dir": options.folder / "compiled",
         }

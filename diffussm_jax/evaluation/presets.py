@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from diffussm_jax.config import Config, SampleConfig, from_dict
+from diffussm_jax.config.parsing import ConfigError
 
 # DiT's guided table: scale 1.5 on three of the four latent channels, as its released code does.
 _DIT_GUIDED = {
@@ -30,7 +31,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # G-1.5, and nothing says which channels are guided, so these are those of DiT's code, whose
     # recipe the paper follows.
     "paper_guided": _DIT_GUIDED,
-    # For comparing checkpoints, at a fiftieth of the work; not for publishing.
+    # For comparing checkpoints, at a fiftieth of the work; not for publishing. Flows take the
+    # samplers below.
     "fast": {
         "num": 10_000,
         "sampler": "dpm_solver++",
@@ -40,6 +42,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ema": True,
     },
 }
+# 25 calls for an image of a flow, and one of a mean flow.
+_FAST_SAMPLERS: dict[str, dict[str, Any]] = {
+    "gaussian": {},
+    "flow": {"sampler": "heun", "steps": 13},
+    "mean_flow": {"sampler": "euler", "steps": 1},
+}
 
 
 def sample_options(config: Config) -> SampleConfig:
@@ -48,7 +56,15 @@ def sample_options(config: Config) -> SampleConfig:
     Raises:
         UserError: the fields do not fit the model.
     """
-    values = dataclasses.asdict(config)
-    if config.evaluate.preset is not None:
-        values["sample"] |= PRESETS[config.evaluate.preset]
+    values, preset = dataclasses.asdict(config), config.evaluate.preset
+    if preset is not None:
+        process = config.diffusion.process
+        if preset != "fast" and process != "gaussian":
+            raise ConfigError(
+                f"config.evaluate.preset = {preset!r} samples DDPM's process, and this run's is "
+                f"{process!r}: leave the preset out, or take 'fast'"
+            )
+        values["sample"] |= PRESETS[preset]
+        if preset == "fast":
+            values["sample"] |= _FAST_SAMPLERS[process]
     return from_dict(values).sample

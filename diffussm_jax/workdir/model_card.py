@@ -27,7 +27,7 @@ tags: [diffusion, {model}]
 | source | {source} |
 | classes | {classes} |
 | trained for | {step:,} steps of {batch_size} images, EMA {ema_decay} |
-| process | {schedule} schedule of {num_steps} steps, predicts {prediction}, variance {variance} |
+| process | {process} |
 | autoencoder | {autoencoder} |
 | written with | jax {jax}, flax {flax} |
 
@@ -35,7 +35,7 @@ tags: [diffusion, {model}]
 import diffussm_jax
 
 model = diffussm_jax.load("FOLDER")  # of this file
-images = model.sample({example}, steps=50, seed=0)
+images = model.sample({example}, steps={steps}, seed=0)
 diffussm_jax.save_grid(images, "samples.png")
 ```
 
@@ -54,7 +54,7 @@ _ABOUT = {
 
 def model_card(config: Config, facts: DataFacts, *, step: int, num_parameters: int) -> str:
     """Markdown that says what the weights are, how they were trained and how to draw samples."""
-    model, data, diffusion = config.model, config.data, config.diffusion
+    model, data = config.model, config.data
     height, width, channels = config.grid
     conditional = bool(data.num_classes)
     return _CARD.format(
@@ -74,15 +74,28 @@ def model_card(config: Config, facts: DataFacts, *, step: int, num_parameters: i
         step=step,
         batch_size=config.training.batch_size,
         ema_decay=config.training.ema_decay,
-        schedule=diffusion.schedule,
-        num_steps=diffusion.num_steps,
-        prediction=diffusion.prediction,
-        variance=diffusion.variance,
+        process=_process(config),
         autoencoder=_autoencoder(config),
         jax=jax.__version__,
         flax=flax.__version__,
         example="classes=[0]" if conditional else "num=4",
+        steps=1 if config.diffusion.process == "mean_flow" else 50,
     )
+
+
+def _process(config: Config) -> str:
+    diffusion, guidance = config.diffusion, config.guidance
+    words = [diffusion.process.replace("_", " ")]
+    if diffusion.process == "gaussian":
+        words.append(f"{diffusion.schedule} schedule of {diffusion.num_steps} steps")
+    words.append(f"predicts {diffusion.prediction}")
+    if diffusion.variance != "none":
+        words.append(f"variance {diffusion.variance}")
+    if guidance.max_scale is not None:
+        words.append(f"guided by `cfg_scale` in 1 .. {guidance.max_scale:g}, in one call")
+    elif guidance.is_folded:
+        words.append(f"guided at scale {guidance.scale:g} without `cfg_scale`")
+    return ", ".join(words)
 
 
 def _classes(num_classes: int, names: list[str] | None) -> str:

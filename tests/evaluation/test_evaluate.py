@@ -239,6 +239,16 @@ def test_presets_are_those_of_the_config(scored_values):
         sample_options(unconditional)
 
 
+def test_a_flow_has_a_fast_preset_and_none_of_the_papers(scored_values):
+    flow = {"process": "flow", "prediction": "v", "variance": "none"}
+    changes = {"diffusion": flow, "sample": {"sampler": "euler"}, "evaluate": {"preset": "fast"}}
+    options = sample_options(merge(scored_values, changes))
+    assert (options.sampler, options.steps, options.num) == ("heun", 13, 10_000)
+    papers = merge(scored_values, changes | {"evaluate": {"preset": "paper"}})
+    with pytest.raises(UserError, match="config.evaluate.preset = 'paper' samples DDPM's process"):
+        sample_options(papers)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -18,6 +18,7 @@ from diffussm_jax.models.block import Block
 from diffussm_jax.models.layers import sincos2d
 from diffussm_jax.ops.s4d import s4d
 from diffussm_jax.training.state import abstract_model
+from tests.conftest import TINY_MODEL
 from tests.models.tiny import assert_gradients_reach_all, inputs, randomized, tiny
 
 OPTIONS = [
@@ -55,6 +56,26 @@ def test_every_implementation_can_be_recomputed(name, remat):
     graphdef, params = abstract_model(tiny(ssm_implementation=name, remat=remat))
     gradient = jax.grad(lambda params: nnx.merge(graphdef, params)(*inputs()).sum())
     assert jax.tree.structure(jax.eval_shape(gradient, params)) == jax.tree.structure(params)
+
+
+def test_a_model_that_is_told_more_begins_as_the_one_that_is_not():
+    """The embeddings of an interval and of a guidance scale start at zero, but are trained."""
+    flow = {"process": "flow", "prediction": "v", "variance": "none"}
+    values = {"model": TINY_MODEL, "diffusion": flow, "sample": {"sampler": "euler"}}
+    more = values | {"diffusion": flow | {"process": "mean_flow"}, "guidance": {"max_scale": 4.0}}
+    x, _, y = inputs()
+    t = jnp.array([0.1, 2.0, 4.0])
+    told = jnp.stack([t, 0.5 * t, 0.3 * t], axis=-1)
+    graphdef, plain = randomized(from_dict(values))
+    graphdef_more, params = randomized(from_dict(more))
+    added = {name: params[name] for name in ("interval", "guidance_scale")}
+    at_start = jax.tree.map(jnp.copy, added)
+    for embedding in at_start.values():
+        embedding["out"] = jax.tree.map(jnp.zeros_like, embedding["out"])
+    expected = nnx.merge(graphdef, plain)(x, t, y)
+    started, trained = (nnx.merge(graphdef_more, plain | z)(x, told, y) for z in (at_start, added))
+    np.testing.assert_array_equal(started, expected)
+    assert np.abs(trained - expected).max() > 0.01
 
 
 def test_options_that_only_change_the_computation_change_no_value():

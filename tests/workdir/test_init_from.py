@@ -106,6 +106,15 @@ def test_another_process_is_said(tiny_config, exported, caplog):
     assert "diffusion.prediction is 'v' here and was 'eps' there" in caplog.text
 
 
+def test_an_embedding_that_the_model_is_told_more_by_is_added(tiny_config, exported, caplog):
+    """It keeps its own start, at zero, so that the model begins as the one it comes from."""
+    with caplog.at_level("INFO", "diffussm_jax"):
+        state = begin(tiny_config, exported, {"guidance": {"max_scale": 4.0}})
+    assert "guidance_scale.out.kernel: added, starts at zero" in caplog.text
+    assert (np.asarray(state.params["guidance_scale"]["out"]["kernel"]) == FILL).all()
+    assert_equal(state.params["timestep"], load_weights(exported).params["timestep"])
+
+
 def test_what_is_no_run_is_refused(tiny_config, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         begin(tiny_config, tmp_path)
