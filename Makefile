@@ -2,9 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/digits
+ONE_STEP_RUN := runs/one_step
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo test test-long test-all notebook chaos parity lint docs format clean
+.PHONY: help install demo one-step test test-long test-all notebook chaos parity lint docs format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +25,12 @@ demo: install  ## train on 8x8 digits, draw 500, measure them (about four minute
 	$(BIN)/python -m diffussm_jax.main --config=configs/digits.py --workdir=$(RUN) --mode=sample \
 		--config.sample.num=500 --config.sample.batch_size=500
 	$(BIN)/python -m benchmarks.digits $(RUN)
+
+one-step: install  ## the same digits, each drawn in one call of the network (five minutes on two cores)
+	$(BIN)/python -m diffussm_jax.main --config=configs/one_step.py --workdir=$(ONE_STEP_RUN)
+	$(BIN)/python -m diffussm_jax.main --config=configs/one_step.py --workdir=$(ONE_STEP_RUN) \
+		--mode=sample --config.sample.num=500 --config.sample.batch_size=500
+	$(BIN)/python -m benchmarks.digits $(ONE_STEP_RUN)
 
 test: install  ## the tests to run before each commit (five minutes on two cores)
 	$(PYTEST) -m 'not slow and not parity'

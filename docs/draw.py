@@ -47,7 +47,7 @@ PURPOSES = {
     "training": "step, state, optimizer, averages",
     "autoencoder": "pixels to latents and back",
     "models": "block and backbones",
-    "diffusion": "process and samplers",
+    "diffusion": "processes and samplers",
     "data": "sources and batches",
     "parallel": "mesh and processes",
     "files": "reading and writing",
