@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, GuidanceConfig
 from diffussm_jax.files import write_text
 from diffussm_jax.planning.estimate import chip_and_mesh, estimate, estimate_sampler
 from diffussm_jax.planning.plans import Plan, SamplerPlan
@@ -45,7 +45,18 @@ def plan(config: Config, workdir: Path | None) -> None:
 def make_plan(config: Config, topology: str) -> Plan:
     """The plan of training and of sampling on one topology; raises as `plan`."""
     training = _plan_training(config, topology)
+    plain = _plain(config)
+    if plain != config and (speed := estimate(plain, topology).speed) is not None:
+        training = dataclasses.replace(training, plain_step_ms=speed.step_ms)
     return dataclasses.replace(training, sampler=estimate_sampler(config, topology))
+
+
+def _plain(config: Config) -> Config:
+    """The config without what its objective adds to a plain one: a mean flow is a flow."""
+    diffusion = config.diffusion
+    if diffusion.process == "mean_flow":
+        diffusion = dataclasses.replace(diffusion, process="flow")
+    return dataclasses.replace(config, diffusion=diffusion, guidance=GuidanceConfig())
 
 
 def _plan_training(config: Config, topology: str) -> Plan:
@@ -129,12 +140,17 @@ def _report_training(plan: Plan) -> list[str]:
     hours = speed.chip_hours / plan.chips
     parameters, ema, optimizer = memory.parameters_gib, memory.ema_gib, memory.optimizer_gib
     work = f"{plan.multiply_adds / 1e9:.2f} G multiply-adds an image"
+    objective = []
+    if plan.plain_step_ms:
+        times = speed.step_ms / plan.plain_step_ms
+        objective = [f"    {times:.2f} times the plain objective's {plan.plain_step_ms:.0f} ms"]
     waiting = "of which what the products do not hide comes on top"
     return [
         f"  fits: {memory.total_gib:.1f} of {memory.hbm_gib:.0f} GiB a chip",
         f"    parameters {parameters:.2f}, EMA {ema:.2f}, optimizer {optimizer:.2f}",
         f"    activations, gradients and other temporary arrays {memory.temporary_gib:.2f}",
         f"  estimate: {speed.million_cycles:.0f}M cycles, {speed.step_ms:.0f} ms a step",
+        *objective,
         f"    {speed.images_per_second:,.0f} images/s, MFU {speed.mfu:.1%}",
         f"    {plan.num_steps:,} steps: {hours:,.1f} hours, {speed.chip_hours:,.0f} chip-hours",
         f"  {work} (forward, without the SSM operator)",

@@ -3,6 +3,7 @@
 The paths are exact: data of two Gaussians on a line, whose velocity is known in closed form.
 """
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -30,7 +31,7 @@ def posterior_mean(x: np.ndarray, alpha: float, sigma: float) -> np.ndarray:
 def paths(name: str) -> np.ndarray:
     """x at each t from 1 to 0, [steps + 1, paths]."""
     x, t = [START], np.linspace(1, 0, NUM_STEPS + 1)
-    for now, then in zip(t[:-1], t[1:]):
+    for now, then in itertools.pairwise(t):
         (alpha, sigma), (next_alpha, next_sigma) = (coefficients(name, s) for s in (now, then))
         x0 = posterior_mean(x[-1], alpha, sigma)
         x.append(next_alpha * x0 + next_sigma * (x[-1] - alpha * x0) / sigma)

@@ -27,6 +27,7 @@ FIELDS = (
     "total_gib",
     "million_cycles",
     "step_ms",
+    "plain_step_ms",
     "images_per_second",
     "mfu",
     "chip_hours",
@@ -108,6 +109,8 @@ class Plan:
         multiply_adds: of an image's forward pass, without the SSM operator.
         speed: None where the step did not compile for lack of memory.
         fits_with: the smallest change of the config that makes it fit.
+        plain_step_ms: of a step without an average velocity and folded guidance; 0 where the config
+            has neither.
     """
 
     topology: str
@@ -123,6 +126,7 @@ class Plan:
     speed: Speed | None = None
     compile_seconds: float = 0.0
     fits_with: dict[str, Any] | None = None
+    plain_step_ms: float = 0.0
     sampler: SamplerPlan | None = None
 
     @property
