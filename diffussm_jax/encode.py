@@ -32,7 +32,7 @@ from diffussm_jax.data.latents import (
 )
 from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
-from diffussm_jax.data.transforms import CROP
+from diffussm_jax.data.transforms import describe_crop
 from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.files import replacing, require_only, sha256_of, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
@@ -126,7 +126,7 @@ def _facts(
     dtype = record_dtype(config)
     facts = shared_fields(config, split) | source.facts
     facts |= {
-        "crop": CROP,
+        "crop": describe_crop(),
         "autoencoder.sha256": autoencoder.sha256,
         "autoencoder.dtype": config.autoencoder.dtype,
         "data.shard_size": config.data.shard_size,

@@ -47,7 +47,7 @@ def test_every_config_builds_and_runs_abstractly(name):
 
 
 # Those of small images, and those of other objectives than the paper's.
-OWN_RECIPES = {"common", "digits", "photos", "one_step", "flow256", "mean_flow256"}
+OWN_RECIPES = {"common", "digits", "fashion_mnist", "flow256", "mean_flow256", "one_step", "photos"}
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if f not in OWN_RECIPES])

@@ -27,6 +27,7 @@ _MAY_BE_ZERO = {
     "guidance.start_step",
     "data.num_classes",
     "data.workers",
+    "data.pad",
     "optimizer.warmup_steps",
     "optimizer.weight_decay",
     "optimizer.ssm_lr_multiplier",
@@ -100,6 +101,10 @@ def _check_grid(config: Config) -> None:
     fits = data.space == "pixels" or data.image_size % factor == 0
     demand = f"be a multiple of autoencoder.factor = {factor}"
     require(fits, "data.image_size", demand, data.image_size)
+    demand = "be 0 where data.space is latents, which are of whole crops"
+    require(data.space == "pixels" or not data.pad, "data.pad", demand, data.pad)
+    demand = f"leave pixels of data.image_size = {data.image_size} between the two edges"
+    require(2 * data.pad < data.image_size, "data.pad", demand, data.pad)
     patch = config.model.patch_size
     require(side % patch == 0, "model.patch_size", f"divide the grid's side {side}", patch)
     is_colour = data.space == "latents" or data.channels in (1, 3)

@@ -59,7 +59,8 @@ class DataConfig:
     # A TFDS data set, `lsun/<category>`, or `folder:<path>`, whose sub-folders are the classes.
     name: FilePath = "digits"
     space: Literal["pixels", "latents"] = "pixels"  # in which the model denoises
-    image_size: int = 8  # side of the centre crop in pixels
+    image_size: int = 8  # side of an image in pixels: its centre crop and the padding around it
+    pad: int = 0  # black pixels along each edge, so that 28 x 28 images become 32 x 32 unscaled
     channels: int = 1  # of an image; those of latents are the autoencoder's
     num_classes: int = 10  # 0 trains without labels
     split: str = "train"  # or a part of one, as train[1%:]

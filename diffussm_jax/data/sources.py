@@ -77,7 +77,10 @@ class ImageSource:
             image = transforms.decode_image(
                 record["image"], channels=self._config.channels, max_pixels=self._config.max_pixels
             )
-            pixels = transforms.centre_crop(image, self._config.image_size)
+            pad = self._config.pad
+            pixels = transforms.centre_crop(image, self._config.image_size - 2 * pad)
+            if pad:
+                pixels = transforms.pad_with_black(pixels, pad)
         # Pillow's decoders and the record reader raise anything at all for damaged bytes.
         except Exception as error:
             raise BadRecordError(f"{self._name(index, record)}: {error}") from error

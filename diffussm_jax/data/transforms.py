@@ -11,7 +11,6 @@ from diffussm_jax.config import DataConfig
 from diffussm_jax.data.formats import set_up_pillow
 
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by number of channels
-CROP = "ADM: box halving, bicubic, centre"  # what `centre_crop` does, in facts that are compared
 MAX_ASPECT = 16  # of a picture that is resized at its full length
 
 
@@ -76,6 +75,20 @@ def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "h w c"]:
     left, top = (width - size) // 2, (height - size) // 2
     cropped = image.crop((left, top, left + size, top + size))
     return np.asarray(cropped).reshape(size, size, -1)
+
+
+def pad_with_black(pixels: UInt8[np.ndarray, "h w c"], width: int) -> UInt8[np.ndarray, "_ _ c"]:
+    """Add `width` black pixels along each edge."""
+    height, length, channels = pixels.shape
+    padded = np.zeros((height + 2 * width, length + 2 * width, channels), np.uint8)
+    padded[width : width + height, width : width + length] = pixels
+    return padded
+
+
+def describe_crop(pad: int = 0) -> str:
+    """Say what `centre_crop` and `pad_with_black` do, for facts that are compared."""
+    crop = "ADM: box halving, bicubic, centre"
+    return f"{crop}; {pad} black pixels around" if pad else crop
 
 
 def _cut_strip(image: Image.Image) -> Image.Image:

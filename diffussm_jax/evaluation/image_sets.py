@@ -19,7 +19,7 @@ from diffussm_jax.data.faults import Faults
 from diffussm_jax.data.image_files import find_images, read_file, readable, sha256_of_image
 from diffussm_jax.data.pipeline import MAX_WORKERS, read_good
 from diffussm_jax.data.sources import open_images
-from diffussm_jax.data.transforms import CROP, decode_image
+from diffussm_jax.data.transforms import decode_image, describe_crop
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import NPZ_ERRORS, sha256_of
 from diffussm_jax.sampling.images import ImageArray
@@ -247,7 +247,7 @@ class SourceImages(ImageSet):
             "fingerprint": self._source.facts["fingerprint"]["sha256"],
             "split": split,
             "image_size": config.data.image_size,
-            "crop": CROP,
+            "crop": describe_crop(config.data.pad),
         }
 
     def __len__(self) -> int:

@@ -74,6 +74,7 @@ OF_THE_MODEL = (
     "guidance.",
     "data.space",
     "data.image_size",
+    "data.pad",
     "data.channels",
     "data.num_classes",
     "autoencoder.",
