@@ -207,7 +207,9 @@ class EvaluateConfig:
     # inception, pixels, classifier, or module:function from uint8 images [b h w c] to
     # {"pool": [b d]} (evaluation/features.py).
     features: str = "inception"
-    weights: FilePath | None = None  # file of Inception's weights that convert.inception wrote
+    # File of Inception's weights that convert.inception wrote, or the classifier.safetensors of
+    # another run, so that scores compare. None: the work directory's own classifier.
+    weights: FilePath | None = None
     reference: FilePath | None = None  # npz in ADM's form; None is what refstats wrote
     reference_images: int = 10_000  # whose features refstats keeps, for precision and recall
     images: FilePath | None = None  # npz or folder to score; None scores the model's

@@ -22,8 +22,8 @@ from diffussm_jax.data.sources import ARRAY_RECORD
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import writing_to
 
-# Of what is in each file. TFDS knows the checksums of the archives, which differ where the files
-# were compressed again, as in Debian; and the files of MNIST have the same names.
+# Of what is in the archives whose checksums TFDS knows. Their own differ where the files were
+# compressed again, as in Debian; and MNIST's files have the same names.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",

@@ -203,6 +203,7 @@ def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
             f'data set {name!r} is not prepared under {builder.data_dir}: run python -c "import '
             f"tensorflow_datasets as tfds; tfds.builder({name!r}, "
             f"file_format='{ARRAY_RECORD}'{where}).download_and_prepare()\""
+            + _without_download(config)
         )
     formats = builder.info.available_file_formats()
     if tfds.core.FileFormat.ARRAY_RECORD not in formats:
@@ -215,6 +216,16 @@ def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
             "--config.data.data_dir=NEW"
         )
     return builder
+
+
+def _without_download(config: DataConfig) -> str:
+    if config.name != "fashion_mnist":
+        return ""
+    target = config.data_dir or tfds.core.constants.DATA_DIR
+    return (
+        f"; or, with its four files in FOLDER: python -m diffussm_jax.convert.fashion_mnist FOLDER "
+        f"{target}"
+    )
 
 
 def _prepared_folder(name: str, data_dir: str | None) -> Path | None:

@@ -1,7 +1,8 @@
 """A small classifier of a run's own classes, for data unlike Inception's, and for tests.
 
-It is trained once, in seconds, on the run's training images and kept in the work directory, since
-scores by two classifiers do not compare.
+It is trained once, in a minute at most, on the run's training images and kept in the work
+directory, since scores by two classifiers do not compare. `evaluate.weights` names that of another
+work directory, so that runs compare.
 """
 
 import logging
@@ -29,10 +30,13 @@ logger = logging.getLogger(__name__)
 Params = dict[str, Any]
 
 FILE = "classifier.safetensors"
-WIDTHS = (32, 64, 128)  # features of each convolution; the second and the third halve the side
+WIDTHS = (32, 64, 128)  # features of the last convolutions, which see a side, half and a quarter
+STEM_WIDTH, STEM_SIDE = 32, 8  # of convolutions before those, each of which halves a larger side
 MAX_SIDE = 32  # larger images are averaged over squares to at most this side
 MAX_IMAGES = 50_000  # of the training split to learn from
-NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 500, 128, 2e-3
+NUM_STEPS, NUM_EPOCHS = 500, 4  # of training; the longer of the two
+BATCH_SIZE, LEARNING_RATE = 128, 2e-3
+SEED = 0  # not the run's, so that runs of several seeds on the same data have the same classifier
 
 
 def features(params: Params, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
@@ -60,11 +64,14 @@ def features(params: Params, images: UInt8[Array, "b h w c"]) -> dict[str, Array
 def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[str, Any]]:
     """The classifier of a work directory and its facts; train it first if there is none.
 
-    The facts are its checksum, its accuracy and the split that this was measured on.
+    Instead it is read from `evaluate.weights`, where that is given. The facts are its checksum, its
+    accuracy and the split that this was measured on.
 
     Raises:
-        UserError: the data has no labels, or the file is damaged.
+        UserError: the data has no labels, or the file is damaged or of other classes.
     """
+    if config.evaluate.weights is not None:
+        return _read_given(Path(config.evaluate.weights), config)
     if workdir is None or not config.data.num_classes:
         lacks = "--workdir, where it is kept" if workdir is None else "data.num_classes"
         raise UserError(f"config.evaluate.features: the classifier needs {lacks}")
@@ -75,6 +82,19 @@ def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[st
                 _train_to(path, config)
     wait_for_all("classifier")
     return _read(path)
+
+
+def _read_given(path: Path, config: Config) -> tuple[Params, dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"config.evaluate.weights: there is no file {path}")
+    params, facts = _read(path)
+    num_classes = params.get("head.bias", np.empty(0)).size
+    if num_classes == 0 or num_classes != config.data.num_classes:
+        raise UserError(
+            f"config.evaluate.weights: {path} must be the {FILE} of a run with data.num_classes = "
+            f"{config.data.num_classes}"
+        )
+    return params, facts
 
 
 def _train_to(path: Path, config: Config) -> None:
@@ -100,16 +120,17 @@ def _read(path: Path) -> tuple[Params, dict[str, Any]]:
 
 
 def train(config: Config) -> Params:
-    """Train by `NUM_STEPS` of Adam on the cross entropy.
+    """Train by Adam on the cross entropy.
 
-    The parameters are a function of the config's data and seed.
+    The parameters are a function of the config's data.
     """
     source = SourceImages(config, config.data.split)
-    rng = np.random.default_rng(config.seed)
+    rng = np.random.default_rng(SEED)
     rows = np.sort(rng.permutation(len(source))[:MAX_IMAGES])
     images, labels = source.examples(rows)
+    num_steps = max(NUM_STEPS, NUM_EPOCHS * len(images) // BATCH_SIZE)
     params = _init(config)
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, NUM_STEPS)
+    schedule = optax.cosine_decay_schedule(LEARNING_RATE, num_steps)
     optimizer = optax.adam(schedule)
     state = optimizer.init(params)
 
@@ -121,11 +142,11 @@ def train(config: Config) -> Params:
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(params, updates), state
 
-    for number in range(NUM_STEPS):
+    for number in range(num_steps):
         chosen = rng.integers(len(images), size=BATCH_SIZE)
         batch = images[chosen]
         if config.data.flip:
-            flips = mirrored(config.seed, start=number * BATCH_SIZE, num=BATCH_SIZE)
+            flips = mirrored(SEED, start=number * BATCH_SIZE, num=BATCH_SIZE)
             batch = np.where(flips[:, None, None, None], batch[:, :, ::-1], batch)
         params, state = step(params, state, batch, labels[chosen])
     return params
@@ -133,9 +154,10 @@ def train(config: Config) -> Params:
 
 def _init(config: Config) -> Params:
     init, params = jax.nn.initializers.he_normal(), {}
-    keys = iter(jax.random.split(jax.random.key(config.seed), len(WIDTHS) + 1))
+    widths = _widths(config.data.image_size)
+    keys = iter(jax.random.split(jax.random.key(SEED), len(widths) + 1))
     before = config.data.channels
-    for number, width in enumerate(WIDTHS):
+    for number, width in enumerate(widths):
         params[f"conv{number}.kernel"] = init(next(keys), (3, 3, before, width))
         params[f"conv{number}.bias"] = jnp.zeros(width)
         before = width
@@ -144,12 +166,21 @@ def _init(config: Config) -> Params:
     return params
 
 
+def _widths(image_size: int) -> tuple[int, ...]:
+    """Features of each convolution. The last of them see the whole image, whatever its size."""
+    side, num_stems = image_size // ceil_div(image_size, MAX_SIDE), 0
+    while side > STEM_SIDE:
+        side, num_stems = ceil_div(side, 2), num_stems + 1
+    return (STEM_WIDTH,) * num_stems + WIDTHS
+
+
 def _forward(
     params: Params, images: UInt8[Array, "b h w c"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b k"]]:
     x = _shrink(from_uint8(images))
-    for number in range(len(WIDTHS)):
-        strides = (1, 1) if number == 0 else (2, 2)
+    num_layers = sum(name.startswith("conv") for name in params) // 2
+    for number in range(num_layers):
+        strides = (1, 1) if number == num_layers - len(WIDTHS) else (2, 2)
         x = jax.lax.conv_general_dilated(
             x,
             params[f"conv{number}.kernel"],

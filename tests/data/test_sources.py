@@ -302,6 +302,11 @@ def test_digits_are_scikit_learns(tiny_config):
             "train",
             r"'cifar10', file_format='array_record', data_dir='.*'\).download_and_prep",
         ),
+        (
+            {"name": "fashion_mnist"},
+            "train",
+            r"or, with its four files in FOLDER: python -m diffussm_jax.convert.fashion_mnist FOLD",
+        ),
         ({"num_classes": 9}, "train", "set --config.data.num_classes=10, or 0"),
         ({"space": "latents", "image_size": 256}, "train", "with --mode=encode first"),
     ],

@@ -45,6 +45,14 @@ def test_a_picture_of_the_right_size_is_left_alone():
     np.testing.assert_array_equal(crop, digit)
 
 
+def test_padding_is_black_and_leaves_the_picture_alone():
+    digit = np.arange(1, 65, dtype=np.uint8).reshape(8, 8, 1)
+    padded = transforms.pad_with_black(digit, 2)
+    assert padded.shape == (12, 12, 1)
+    np.testing.assert_array_equal(padded[2:-2, 2:-2], digit)
+    assert padded.sum() == digit.sum()
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 30_000), (30_000, 1), (3, 2)])
 def test_the_smallest_and_the_longest_pictures(size):
     image = transforms.decode_image(encode(Image.new("RGB", size, "red")), channels=3)

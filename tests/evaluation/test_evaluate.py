@@ -5,11 +5,12 @@ import json
 import shutil
 import typing
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffussm_jax.config import EvaluateConfig
+from diffussm_jax.config import EvaluateConfig, from_dict
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluate import evaluate
 from diffussm_jax.evaluation import classifier
@@ -173,7 +174,9 @@ def test_a_run_is_scored_while_it_trains(scored_values, reference, tmp_path):
 
 
 def test_the_classifier_is_trained_once(scored_values, digits, tmp_path, monkeypatch):
+    """The work directory keeps it, and other runs may take it from there."""
     monkeypatch.setattr(classifier, "NUM_STEPS", 2)
+    monkeypatch.setattr(classifier, "NUM_EPOCHS", 0)
     path = write_npz(tmp_path / "x.npz", digits[0][:40], digits[1][:40])
     changes = {"features": "classifier", "reference": path, "images": path}
     config = merge(scored_values, {"evaluate": changes})
@@ -183,6 +186,15 @@ def test_the_classifier_is_trained_once(scored_values, digits, tmp_path, monkeyp
     assert first["scores"]["frechet_distance"] == pytest.approx(0, abs=1e-6)
     assert {"inception_score", "class_agreement"} < first["scores"].keys()
     kept = tmp_path / "run" / "evaluation" / classifier.FILE
+    given = scored_values | {"evaluate": {"features": "classifier", "weights": str(kept)}}
+    params, facts = classifier.find_or_train(from_dict(given), None)
+    assert facts.items() <= first["extractor"].items()
+    of_another_seed = classifier.train(from_dict(given | {"seed": 1}))
+    jax.tree.map(np.testing.assert_array_equal, of_another_seed, params)
+    with pytest.raises(UserError, match=r"weights: .* of a run with data.num_classes = 9"):
+        classifier.find_or_train(merge(given, {"data": {"num_classes": 9}}), None)
+    with pytest.raises(UserError, match=r"weights: there is no file none"):
+        classifier.find_or_train(merge(given, {"evaluate": {"weights": "none"}}), None)
     kept.write_bytes(kept.read_bytes()[:100])
     with pytest.raises(UserError, match="is damaged"):
         evaluate(config, tmp_path / "run")
