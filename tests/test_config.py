@@ -117,6 +117,8 @@ MEAN_FLOW = {"process": "mean_flow", "prediction": "v", "variance": "none"}
         ({"training": {"ema_decay": 1.0}}, "config.training.ema_decay must be below 1"),
         ({"model": {"m": 3}}, "config.model.m must divide the 64 tokens"),
         ({"model": {"patch_size": 3}}, "config.model.patch_size must divide the grid's side 8"),
+        ({"data": {"pad": 4}}, "config.data.pad must leave pixels of data.image_size = 8 between"),
+        ({"data": {"space": "latents", "pad": 1}}, "config.data.pad must be 0 where data.space is"),
         ({"model": {"width": 18}}, "config.model.width must be a multiple of 4"),
         ({"model": {"state_size": 7}}, "config.model.state_size must be even"),
         ({"model": {"dt_range": (0.1, 0.01)}}, "config.model.dt_range"),
