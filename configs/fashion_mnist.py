@@ -34,7 +34,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.name = "fashion_mnist"
     config.data.image_size = 32
     config.data.pad = 2
-    config.data.flip = False  # all shoes point to the left
+    config.data.flip = False  # shoes point to the left
     config.data.in_memory = True
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
