@@ -4,7 +4,6 @@ The working set of a block stays in a CPU's cache, and the memory that an operat
 inputs and outputs shrinks to that of one block: for the backward pass only the inputs are kept.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -32,35 +31,11 @@ def by_channel_blocks(run: Run, operands: Operands, *, num_blocks: int) -> Resul
     if num_blocks == 1:
         return run(*operands)
     d = operands[0].shape[2]
-    padded = _pad(operands, -d % num_blocks)
-    return _cut(_run_blocks(run, num_blocks, padded), d)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _run_blocks(run: Run, num_blocks: int, operands: Operands) -> Results:
-    blocks = _split(operands, _OPERAND_AXES, num_blocks)
-    return _join(jax.lax.map(lambda block: run(*block), blocks), _RESULT_AXES)
-
-
-def _forward(run: Run, num_blocks: int, operands: Operands) -> tuple[Results, Operands]:
-    return _run_blocks(run, num_blocks, operands), operands
-
-
-def _backward(
-    run: Run, num_blocks: int, operands: Operands, cotangents: Results
-) -> tuple[Operands]:
-    def gradients(block: tuple[Operands, Results]) -> Operands:
-        inputs, d_outputs = block
-        return jax.vjp(run, *inputs)[1](d_outputs)
-
-    blocks = (
-        _split(operands, _OPERAND_AXES, num_blocks),
-        _split(cotangents, _RESULT_AXES, num_blocks),
-    )
-    return (_join(jax.lax.map(gradients, blocks), _OPERAND_AXES),)
-
-
-_run_blocks.defvjp(_forward, _backward)
+    blocks = _split(_pad(operands, -d % num_blocks), _OPERAND_AXES, num_blocks)
+    # A loop needs no barriers against merging the recomputation away.
+    run = jax.checkpoint(run, prevent_cse=False)
+    results = _join(jax.lax.map(lambda block: run(*block), blocks), _RESULT_AXES)
+    return _cut(results, d)
 
 
 def _split(arrays: Any, axes: Axes, num_blocks: int) -> Any:

@@ -11,7 +11,7 @@ per channel).
 
 import functools
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,11 +124,30 @@ def _merge(
     return jnp.transpose(y, (1, 2, 4, 3, 0)).reshape(b, -1, num_directions, d)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _product(spec: str, x: Array, table: Array) -> Float32[Array, "..."]:
-    """Matrix product with float32 sums; float32 operands keep their precision on every backend."""
+    """Matrix product with float32 sums; float32 operands keep their precision on every backend.
+
+    It has a rule of its own, that of any product, so that `jax.checkpoint` does not take it for one
+    of the dense products whose results its policies keep: these are larger than what they are of.
+    """
     return jnp.einsum(
         spec, x, table, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
+
+
+@functools.partial(_product.defjvp, symbolic_zeros=True)
+def _product_jvp(
+    spec: str, primals: tuple[Array, Array], tangents: tuple[Any, Any]
+) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
+    x, table = primals
+    of_x = () if _is_zero(tangents[0]) else (_product(spec, tangents[0], table),)
+    of_table = () if _is_zero(tangents[1]) else (_product(spec, x, tangents[1]),)
+    return _product(spec, x, table), functools.reduce(operator.add, of_x + of_table)
+
+
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, jax.custom_derivatives.SymbolicZero)
 
 
 def _tables(

@@ -1,4 +1,4 @@
-"""The operator on TPU: forward and, by `jax.custom_vjp`, backward, one kernel each.
+"""The operator on TPU: forward and backward, one kernel each, which `ops/linear_in_u.py` joins.
 
 The algorithm is that of `ops/chunked.py`; see there for the equations. Only u and the parameters
 are kept for the backward pass. HBM sees u, y, their gradients and some kilobytes a channel.
@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.ops.chunked import chunked
+from diffussm_jax.ops.linear_in_u import Kernels, linear_in_u
 from diffussm_jax.ops.pallas_tpu import kernels, parameters
 from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, ChannelBlock
 from diffussm_jax.ops.pallas_tpu.parameters import pack, unpack
@@ -82,12 +83,17 @@ def _with_rest(u, ssm: SSM, state, reverse, rest: int, tiling: Tiling):
     return jnp.concatenate(y, axis=1), jnp.concatenate(states)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _whole_chunks(u, ssm, state, reverse, tiling):
-    return _forward(u, ssm, state, reverse, tiling)[0]
+def _whole_chunks(u, ssm: SSM, state, reverse, tiling: Tiling):
+    options = {"reverse": reverse, "tiling": tiling}
+    kernels_and_plain = Kernels(
+        run=functools.partial(_forward, **options),
+        gradients=functools.partial(_backward, **options),
+        plain=functools.partial(chunked, reverse=reverse, return_state=state is not None),
+    )
+    return linear_in_u(kernels_and_plain, u, ssm, state)
 
 
-def _forward(u, ssm, state, reverse, tiling):
+def _forward(u, ssm, state, *, reverse, tiling):
     block, inputs = _inputs(u, ssm, state, reverse, tiling)
     d, num_rows, t = inputs.u.shape
     y, last = _call(
@@ -101,11 +107,11 @@ def _forward(u, ssm, state, reverse, tiling):
         tiling=tiling,
     )
     last = None if state is None else _from_lanes(last, state.shape)
-    return (_from_rows(y, u.shape, block), last), (u, ssm, state)
+    return _from_rows(y, u.shape, block), last
 
 
-def _backward(reverse, tiling, residuals, cotangents):
-    u, ssm, state = residuals
+def _backward(operands, cotangents, *, reverse, tiling):
+    u, ssm, state = operands
     dy, d_last = cotangents
     block, inputs = _inputs(u, ssm, state, reverse, tiling)
     d_last = None if state is None else _to_lanes(d_last, block)
@@ -125,9 +131,6 @@ def _backward(reverse, tiling, residuals, cotangents):
     d_ssm = parameters.gradients(ssm, gradients.kernel, gradients.sums, reverse, tiling.chunk_size)
     d_state = None if state is None else _from_lanes(gradients.state, state.shape)
     return _from_rows(gradients.u[None], u.shape, block), d_ssm, d_state
-
-
-_whole_chunks.defvjp(_forward, _backward)
 
 
 def _inputs(u, ssm: SSM, state, reverse, tiling: Tiling) -> tuple[ChannelBlock, kernels.Inputs]:
