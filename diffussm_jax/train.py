@@ -179,7 +179,7 @@ def first_state(run: Run, checkpoints: Checkpoints) -> Saved:
         logger.info("resuming from step %d", saved.record["step"])
         return saved
     init = jax.jit(
-        lambda: init_state(config, make_optimizer(config.optimizer)),
+        lambda: init_state(config, make_optimizer(config)),
         out_shardings=jax.tree.map(lambda a: a.sharding, run.abstract),
     )
     state = init()

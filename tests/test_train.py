@@ -82,7 +82,7 @@ def test_8_devices_equal_1(trained, tiny_config, tmp_path, monkeypatch):
 def test_the_state_has_one_type_from_the_first_step_on(tiny_config):
     """A weakly typed parameter would compile the train step a second time."""
     config = from_dict(tiny_config)
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     graphdef, _ = abstract_model(config)
     step = make_train_step(config, graphdef, optimizer)
     before = jax.eval_shape(lambda: init_state(config, optimizer))
@@ -100,7 +100,7 @@ def test_the_state_has_one_type_from_the_first_step_on(tiny_config):
 
 def test_one_step_is_adam_on_the_gradient_and_ema_follows(tiny_config):
     config = merge(tiny_config, {"training": {"ema_decay": 0.9}})
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     graphdef, _ = abstract_model(config)
     step = jax.jit(make_train_step(config, graphdef, optimizer))
     state = jax.jit(lambda: init_state(config, optimizer))()

@@ -182,7 +182,7 @@ class _Model:
 
     def _started(self) -> TrainState:
         config = self.config
-        return self.state or jax.jit(lambda: init_state(config, make_optimizer(config.optimizer)))()
+        return self.state or jax.jit(lambda: init_state(config, make_optimizer(config)))()
 
     def _row(self, timed: Row, flops_per_multiply_add: int) -> Row:
         work = multiply_adds(self.config).without_ssm * flops_per_multiply_add

@@ -124,7 +124,7 @@ def _training(config: Config) -> tuple[Any, Callable[[Any], Callable[[], Any]]]:
     compiled = step.lower(abstract, batch).compile()
 
     def start(compiled: Any) -> Callable[[], Any]:
-        state = jax.jit(lambda: init_state(config, make_optimizer(config.optimizer)))()
+        state = jax.jit(lambda: init_state(config, make_optimizer(config)))()
         full = jax.tree.map(_ones, batch)
 
         def call() -> Any:

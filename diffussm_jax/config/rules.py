@@ -29,6 +29,7 @@ _MAY_BE_ZERO = {
     "data.workers",
     "data.pad",
     "optimizer.warmup_steps",
+    "optimizer.decay_steps",
     "optimizer.weight_decay",
     "optimizer.ssm_lr_multiplier",
     "optimizer.betas",
@@ -60,6 +61,7 @@ def check(config: Config) -> None:
     _check_process(config)
     _check_sampling(config)
     _check_folded_guidance(config)
+    _check_schedule(config)
     _check_averages(config)
     _check_labels(config)
 
@@ -192,6 +194,18 @@ def _check_folded_guidance(config: Config) -> None:
     require(fits, "sample.cfg_scale", demand, sample.cfg_scale)
     demand = "be None where guidance.max_scale is given: that model guides all channels"
     require(sample.cfg_channels is None, "sample.cfg_channels", demand, sample.cfg_channels)
+
+
+def _check_schedule(config: Config) -> None:
+    optimizer, num_steps = config.optimizer, config.training.num_steps
+    has_decay = optimizer.schedule == "warmup_stable_decay"
+    demand = "be positive where optimizer.schedule is 'warmup_stable_decay', and 0 elsewhere"
+    is_given = optimizer.decay_steps > 0
+    require(is_given == has_decay, "optimizer.decay_steps", demand, optimizer.decay_steps)
+    demand = f"leave optimizer.decay_steps of training.num_steps = {num_steps}"
+    fits = optimizer.warmup_steps + optimizer.decay_steps <= num_steps
+    is_free = optimizer.schedule == "constant"
+    require(fits or is_free, "optimizer.warmup_steps", demand, optimizer.warmup_steps)
 
 
 def _check_averages(config: Config) -> None:

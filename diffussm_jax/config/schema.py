@@ -92,11 +92,17 @@ class AutoencoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
+    # Muon takes the kernels of the blocks, at AdamW's rates; AdamW keeps all other parameters.
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
-    warmup_steps: int = 0  # steps of a linear rise from 0; constant afterwards
-    betas: tuple[float, float] = (0.9, 0.999)
+    # After the warmup: constant, half a cosine to 0 at training.num_steps, or constant and then
+    # linear to 0 over the last decay_steps.
+    schedule: Literal["constant", "cosine", "warmup_stable_decay"] = "constant"
+    warmup_steps: int = 0  # steps of a linear rise from 0
+    decay_steps: int = 0  # of warmup_stable_decay
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     weight_decay: float = 0.0  # never applied to SSM parameters
     ssm_lr_multiplier: float = 1.0  # SSM parameters learn at learning_rate times this
     grad_clip: float | None = None  # largest global norm of the gradient; None does not clip
@@ -252,6 +258,15 @@ class Config:
             return self.data.image_size, self.data.image_size, self.data.channels
         side = self.data.image_size // self.autoencoder.factor
         return side, side, self.autoencoder.channels
+
+    @property
+    def decay_start(self) -> int | None:
+        """The number of steps after which the learning rate falls; None if it stays."""
+        if self.optimizer.schedule == "cosine":
+            return self.optimizer.warmup_steps
+        if self.optimizer.schedule == "warmup_stable_decay":
+            return self.training.num_steps - self.optimizer.decay_steps
+        return None
 
     @property
     def num_tokens(self) -> int:

@@ -120,6 +120,11 @@ def gather_layer(mesh: Mesh, layer: Any) -> Any:
     return jax.lax.with_sharding_constraint(layer, replicated(mesh))
 
 
+def split_over_fsdp(mesh: Mesh, x: jax.Array) -> jax.Array:
+    """Give each device along `fsdp` its share of the first axis, of any length."""
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("fsdp")))
+
+
 def _split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     size = mesh.shape["fsdp"]
     fitting = [axis for axis in range(1, len(shape)) if shape[axis] % size == 0]

@@ -1,40 +1,76 @@
-"""AdamW, with S4D's practice for the SSM parameters: no weight decay, and a rate of their own."""
+"""AdamW or Muon, with S4D's practice for the SSM: no weight decay, and a rate of its own."""
 
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from diffussm_jax.config import OptimizerConfig
+from diffussm_jax.config import Config, OptimizerConfig
+from diffussm_jax.parallel.mesh import LAYERS
+from diffussm_jax.training.muon import scale_by_muon
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """AdamW; SSM parameters get no weight decay and `ssm_lr_multiplier` times the learning rate."""
+def make_optimizer(config: Config, mesh: Mesh | None = None) -> optax.GradientTransformation:
+    """The optimizer of a run; `mesh` is what Muon's matrices are shared out over.
+
+    SSM parameters get no weight decay and `ssm_lr_multiplier` times the learning rate, by AdamW.
+    """
+    optimizer = config.optimizer
 
     def adamw(multiplier: float, weight_decay: float) -> optax.GradientTransformation:
-        return optax.adamw(
-            learning_rate(config, multiplier), *config.betas, weight_decay=weight_decay
+        rate = learning_rate(config, multiplier)
+        return optax.adamw(rate, *optimizer.betas, weight_decay=weight_decay)
+
+    groups = {
+        "dense": adamw(1.0, optimizer.weight_decay),
+        "ssm": adamw(optimizer.ssm_lr_multiplier, 0.0),
+    }
+    if optimizer.name == "muon":
+        groups["matrix"] = optax.chain(
+            scale_by_muon(mesh),
+            optax.add_decayed_weights(optimizer.weight_decay),
+            optax.scale_by_learning_rate(learning_rate(config)),
         )
-
-    groups = {"dense": adamw(1.0, config.weight_decay), "ssm": adamw(config.ssm_lr_multiplier, 0.0)}
-    optimizer = optax.multi_transform(groups, label_parameters)
-    if config.grad_clip is None:
-        return optimizer
-    return optax.chain(optax.clip_by_global_norm(config.grad_clip), optimizer)
+    by_group = optax.multi_transform(groups, lambda params: label_parameters(optimizer, params))
+    if optimizer.grad_clip is None:
+        return by_group
+    return optax.chain(optax.clip_by_global_norm(optimizer.grad_clip), by_group)
 
 
-def learning_rate(config: OptimizerConfig, multiplier: float = 1.0) -> optax.Schedule:
-    """A schedule that rises linearly from 0 over `warmup_steps` and then stays constant."""
-    peak = config.learning_rate * multiplier
-    if not config.warmup_steps:
-        return optax.constant_schedule(peak)
-    return optax.linear_schedule(0.0, peak, config.warmup_steps)
+def learning_rate(config: Config, multiplier: float = 1.0) -> optax.Schedule:
+    """The rate of each update, counted from 0.
+
+    It rises linearly from 0 over `warmup_steps`. Then it stays, or follows half a cosine to 0 at
+    `training.num_steps`, or stays and falls linearly to 0 over the last `decay_steps`.
+    """
+    optimizer, num_steps, start = config.optimizer, config.training.num_steps, config.decay_start
+    peak, warmup = optimizer.learning_rate * multiplier, optimizer.warmup_steps
+
+    def rate(step: Any) -> Any:
+        factor = jnp.minimum(step / warmup, 1.0) if warmup else 1.0
+        if start is not None and start < num_steps:
+            left = jnp.clip((num_steps - step) / (num_steps - start), 0.0, 1.0)
+            is_cosine = optimizer.schedule == "cosine"
+            factor = factor * (jnp.sin(jnp.pi / 2 * left) ** 2 if is_cosine else left)
+        return peak * factor
+
+    return rate
 
 
-def label_parameters(params: dict) -> dict:
-    """Label "ssm" each parameter inside a module called `ssm`, and "dense" the others."""
+def label_parameters(config: OptimizerConfig, params: dict) -> dict:
+    """Label each parameter with its group.
+
+    "ssm" are those inside a module called `ssm`; "matrix" are, under Muon, the kernels of the
+    blocks; "dense" are all others: embeddings, the head with its modulation, and biases.
+    """
 
     def label(path: tuple, _: Any) -> str:
-        return "ssm" if any(getattr(key, "key", None) == "ssm" for key in path) else "dense"
+        names = [getattr(key, "key", None) for key in path]
+        if "ssm" in names:
+            return "ssm"
+        is_matrix = names[0] == LAYERS and names[-1] == "kernel"
+        return "matrix" if is_matrix and config.name == "muon" else "dense"
 
     return jax.tree_util.tree_map_with_path(label, params)

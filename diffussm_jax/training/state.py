@@ -87,7 +87,7 @@ def init_state(config: Config, optimizer: optax.GradientTransformation) -> Train
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """The shape, type and sharding of each array of the state, to restore a checkpoint to."""
-    shapes = jax.eval_shape(lambda: init_state(config, make_optimizer(config.optimizer)))
+    shapes = jax.eval_shape(lambda: init_state(config, make_optimizer(config)))
     return jax.tree.map(
         lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
         shapes,

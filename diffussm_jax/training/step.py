@@ -70,7 +70,7 @@ def compile_train_step(
     config: Config, graphdef: nnx.GraphDef, abstract: TrainState, mesh: Mesh
 ) -> TrainStep:
     """The jitted train step: the state stays where `abstract` has it and is updated in place."""
-    step = make_train_step(config, graphdef, make_optimizer(config.optimizer))
+    step = make_train_step(config, graphdef, make_optimizer(config, mesh))
     shardings = jax.tree.map(lambda a: a.sharding, abstract)
     return jax.jit(step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
 

@@ -125,8 +125,13 @@ def is_export(folder: Path) -> bool:
 
 def has_checkpoint(workdir: Path) -> bool:
     """Whether a run has saved anything that it can go on from."""
+    return bool(_saved_steps(workdir))
+
+
+def _saved_steps(workdir: Path) -> list[int]:
     folder = workdir / CHECKPOINTS_FOLDER
-    return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return [int(name) for name in names if name.isdigit()]
 
 
 def read_config(workdir: Path) -> Config:
@@ -155,8 +160,22 @@ def require_same_model(workdir: Path, config: Config) -> None:
 
 
 def require_same_run(workdir: Path, config: Config) -> None:
-    """Raise UserError naming the first field that differs in the run in `workdir` and may not."""
+    """Raise UserError naming the first field that differs in the run in `workdir` and may not.
+
+    A change of `training.num_steps` moves the end of the learning rate's decay, so it must come
+    before the decay has begun.
+    """
     _require_same(workdir, config, parsing.field_names(Config))
+    saved, step = read_config(workdir), max(_saved_steps(workdir), default=0)
+    starts = [c.decay_start for c in (saved, config) if c.decay_start is not None]
+    ours, theirs = config.training.num_steps, saved.training.num_steps
+    if ours != theirs and step > min(starts, default=step):
+        raise UserError(
+            f"--workdir={workdir} holds a run with training.num_steps = {theirs}, but this config "
+            f"has {ours!r}, with which the learning rate of the {step} steps made would have been "
+            f"another (optimizer.schedule = {config.optimizer.schedule!r}): use its value, or "
+            f"remove the checkpoints after step {min(starts)}"
+        )
 
 
 def may_differ(field: str) -> bool:

@@ -42,14 +42,16 @@ def batch():
     }
 
 
-def one_step(tiny_config, batch, mesh, **training):
-    """A step from random parameters: metrics, Adam's first moments and the state.
+def one_step(tiny_config, batch, mesh, *, optimizer="adamw", **training):
+    """A step from random parameters: metrics, the optimizer's moments and the state.
 
-    A first moment is a tenth of the gradient.
+    Adam's first moment is a tenth of the gradient, and Muon's momentum is the gradient.
     """
     data = {"space": "latents", "image_size": 64, "channels": 3}
-    config = merge(tiny_config, {"data": data, "training": training})
-    optimizer = make_optimizer(config.optimizer)
+    config = merge(
+        tiny_config, {"data": data, "training": training, "optimizer": {"name": optimizer}}
+    )
+    optimizer = make_optimizer(config, mesh)
     graphdef, _ = abstract_model(config, mesh)
     abstract = abstract_state(config, mesh)
     places = jax.tree.map(lambda a: a.sharding, abstract)
@@ -93,6 +95,24 @@ def test_eight_devices_equal_one(tiny_config, batch, expected, sizes, monkeypatc
     assert_same(actual, expected)
     kernel = actual[2].ema["blocks"]["w0"]["kernel"]
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 16 // sizes[1])
+
+
+def test_muon_on_eight_devices_equals_one(tiny_config, batch, monkeypatch):
+    """The momentum is split as its kernels are, and three layers fit on two devices unevenly."""
+    monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)
+    config = tiny_config | {"model": tiny_config["model"] | {"depth": 3}}
+    one, eight = (
+        one_step(config, batch, mesh, optimizer="muon")
+        for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(MeshConfig(2, 2, 2)))
+    )
+    assert_same(eight, one)
+    rate = tiny_config["optimizer"]["learning_rate"]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=0.01 * rate),
+        *(jax.device_get(state.params["blocks"]["w2"]) for *_, state in (eight, one)),
+    )
+    (momentum,) = (x for x in jax.tree.leaves(eight[2].optimizer) if x.shape == (3, 32, 32))
+    assert momentum.sharding.shard_shape(momentum.shape) == (3, 32, 16)
 
 
 def test_microbatches_add_up_to_the_batch(tiny_config, batch, expected):

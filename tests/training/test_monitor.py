@@ -24,7 +24,7 @@ def latent_step(tiny_config):
     """A train step on 8 x 8 x 4 latents that stops after three, and the state before it."""
     data = {"space": "latents", "image_size": 64, "channels": 3}
     config = merge(tiny_config, {"data": data, "training": {"max_nonfinite": 3}})
-    optimizer = make_optimizer(config.optimizer)
+    optimizer = make_optimizer(config)
     graphdef, _ = abstract_model(config)
     step = jax.jit(make_train_step(config, graphdef, optimizer))
     return step, jax.jit(lambda: init_state(config, optimizer))()

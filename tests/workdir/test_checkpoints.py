@@ -199,7 +199,7 @@ def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
         make_mesh(MeshConfig(**axes), jax.devices()[:num])
         for num, axes in ((8, {}), (4, {"data": 1, "fsdp": 4}), (1, {}), (8, {"fsdp": 2}))
     ]
-    optimizer, first = make_optimizer(config.optimizer), abstract(config, meshes[0])
+    optimizer, first = make_optimizer(config), abstract(config, meshes[0])
     state = jax.jit(
         lambda: init_state(config, optimizer),
         out_shardings=jax.tree.map(lambda a: a.sharding, first),

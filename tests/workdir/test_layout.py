@@ -101,3 +101,35 @@ def test_a_field_that_is_new_since_the_run_began_has_its_default(run):
     del saved["training"]["ema_decay"]
     (run / "config.json").write_text(json.dumps(saved))
     layout.begin(run, Config())
+
+
+WSD = {"schedule": "warmup_stable_decay", "decay_steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "step", "num_steps", "goes_on"),
+    [
+        (WSD, 80, 200, True),
+        (WSD, 81, 200, False),
+        (WSD, 60, 80, True),
+        (WSD, 61, 80, False),  # the shorter run would have begun its decay at 60
+        (WSD, 90, 100, True),
+        ({"schedule": "cosine", "warmup_steps": 5}, 5, 200, True),
+        ({"schedule": "cosine", "warmup_steps": 5}, 6, 200, False),
+        ({"warmup_steps": 5}, 90, 200, True),
+    ],
+)
+def test_the_length_of_a_run_changes_until_its_decay_begins(
+    tmp_path, optimizer, step, num_steps, goes_on
+):
+    first, longer = (
+        from_dict({"optimizer": optimizer, "training": {"num_steps": n}}) for n in (100, num_steps)
+    )
+    layout.begin(tmp_path, first)
+    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+    if goes_on:
+        layout.begin(tmp_path, longer)
+        return
+    with pytest.raises(UserError, match=r"training.num_steps = 100, .* after step ") as error:
+        layout.begin(tmp_path, longer)
+    assert "\n" not in str(error.value)
