@@ -82,6 +82,7 @@ class Run:
             f"--workdir={folder}",
         ]
         self._command += [f"--config.{k}={v}" for k, v in fields.items()]
+        self._command += [f"--config.{change}" for change in options.set]
 
     def start(self, num_devices: int = 1) -> None:
         """Start a process that trains, or goes on training."""

@@ -97,6 +97,7 @@ def test_eight_devices_equal_one(tiny_config, batch, expected, sizes, monkeypatc
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 16 // sizes[1])
 
 
+@pytest.mark.slow
 def test_muon_on_eight_devices_equals_one(tiny_config, batch, monkeypatch):
     """The momentum is split as its kernels are, and three layers fit on two devices unevenly."""
     monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)
