@@ -32,14 +32,6 @@ def test_a_run_that_is_killed_ends_where_the_undisturbed_one_does(recipe, tmp_pa
 
 
 @pytest.mark.slow
-def test_so_does_one_under_muon_with_a_rate_that_falls(tmp_path, data_dir):
-    recipe = ["name=muon", "schedule=warmup_stable_decay", "warmup_steps=5", "decay_steps=40"]
-    fields = [f"optimizer.{field}" for field in recipe]
-    output = chaos(tmp_path, data_dir, "--short", "--only=kills", "--set", *fields)
-    assert "kills: 62 log lines" in output
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "num"), [(["--short"], 2), pytest.param([], 10, marks=pytest.mark.nightly)]
 )

@@ -231,9 +231,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/chaos"))
     parser.add_argument("--data_dir", help="of the prepared digits; default: TFDS's")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of the config"
-    )
     options = parser.parse_args(argv)
     options.folder = options.folder.absolute()
     sizes = {"num_steps": 400, "kills": 30, "terms": 10, "job_ends": 6, "moves": 8, "pairs": 10}

@@ -49,6 +49,12 @@ RECIPES: dict[str, dict[str, Any]] = {
         "diffusion.weighting": "adaptive",
         "guidance.max_scale": 3.0,
     },
+    "muon": {
+        "optimizer.name": "muon",
+        "optimizer.schedule": "warmup_stable_decay",
+        "optimizer.warmup_steps": 5,
+        "optimizer.decay_steps": 40,
+    },
 }
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
@@ -82,7 +88,6 @@ class Run:
             f"--workdir={folder}",
         ]
         self._command += [f"--config.{k}={v}" for k, v in fields.items()]
-        self._command += [f"--config.{change}" for change in options.set]
 
     def start(self, num_devices: int = 1) -> None:
         """Start a process that trains, or goes on training."""
