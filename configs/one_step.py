@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion.variance = "none"
     config.diffusion.weighting = "adaptive"
     config.guidance.scale = 1.25
-    config.training.num_steps = 3000
+    config.optimizer.schedule = "cosine"
+    config.training.num_steps = 4000
     config.sample.sampler = "euler"
     config.sample.steps = 1
     config.sample.cfg_scale = 1.0
