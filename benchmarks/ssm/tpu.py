@@ -62,7 +62,7 @@ class Estimator:
             times * cycles
             for called, times in estimate.kernels.items()
             for name, cycles in self.kernels(b, l).items()
-            if name in called  # autodiff puts its own words around it
+            if name in called.name  # autodiff puts its own words around it
         )
         temporary = compiled.memory_analysis().temp_size_in_bytes
         total = estimate.xla + kernels

@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
+from diffussm_jax.ops.pallas_tpu import tiling_for
 from diffussm_jax.parallel.mesh import check_divides, make_mesh
 from diffussm_jax.planning import programs, tpu_compiler
 from diffussm_jax.planning.chips import GIB, Chip, chip_of
@@ -23,6 +24,7 @@ from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.planning.plans import Memory, Plan, SamplerPlan, Speed
 from diffussm_jax.planning.split_axes import split_axes
 from diffussm_jax.planning.tpu_compiler import TooLarge
+from diffussm_jax.shapes import ceil_div
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +103,7 @@ def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     except TooLarge:
         return plan
     total = total_bytes(compiled)
-    rows = programs.rows_of_a_call(config, mesh)
-    seconds = _cycles(compiled.as_text(), config, mesh, topology, rows) / chip.clock_hz
+    seconds = _cycles(compiled.as_text(), config, mesh, topology) / chip.clock_hz
     return dataclasses.replace(
         plan,
         fits=total < chip.hbm_bytes,
@@ -120,8 +121,7 @@ def _bytes_on_a_chip(tree: Any) -> int:
 
 def _speed(plan: Plan, text: str, config: Config, mesh: Mesh, chip: Chip) -> Speed:
     """Time and traffic of a train step, from the text of its program."""
-    rows = plan.batch_size // plan.num_microbatches
-    cycles = _cycles(text, config, mesh, plan.topology, rows)
+    cycles = _cycles(text, config, mesh, plan.topology)
     seconds = cycles / chip.clock_hz
     flops = FLOPS_PER_MULTIPLY_ADD * plan.multiply_adds * plan.batch_size
     traffic = {kind: size / 1e9 for kind, size in tpu_compiler.collectives(text).items()}
@@ -148,17 +148,16 @@ def total_bytes(compiled: Any) -> int:
     )
 
 
-def _cycles(text: str, config: Config, mesh: Mesh, topology: str, rows: int) -> int:
-    """The cycles of one run of a program: XLA's operations and the kernels."""
-    counted = tpu_compiler.cycles(text)
-    if not counted.kernels:
-        return counted.xla
-    b, l, d = programs.local_tokens(config, mesh, rows)
-    num_pairs = config.model.state_size // 2
-    each = _kernel_cycles(topology, b, l, d, num_pairs=num_pairs, dtype=config.model.dtype)
-    return counted.xla + sum(
-        times * each[name]
-        for called, times in counted.kernels.items()
-        for name in each
-        if name in called  # autodiff puts words of its own around the name
-    )
+def _cycles(text: str, config: Config, mesh: Mesh, topology: str) -> int:
+    """The cycles of one run of a program: XLA's operations and the kernels, each at its batch."""
+    counted, total = tpu_compiler.cycles(text), 0
+    _, l, d = programs.local_tokens(config, mesh, rows=0)
+    chunk = tiling_for(mesh.devices.flat[0].device_kind).chunk_size
+    l = chunk * ceil_div(l, chunk)  # as the kernels pad it
+    options = {"num_pairs": config.model.state_size // 2, "dtype": config.model.dtype}
+    for call, times in counted.kernels.items():
+        # The kernels read u first.
+        each = _kernel_cycles(topology, call.num_elements // (l * d), l, d, **options)
+        # Autodiff puts words of its own around a kernel's name.
+        total += sum(times * cycles for name, cycles in each.items() if name in call.name)
+    return counted.xla + total

@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -100,6 +100,13 @@ def compile_for(device: jax.Device, function: Callable, *arguments: Any) -> Any:
     return compile_lowered(jax.jit(function).lower(*abstract))
 
 
+class KernelCall(NamedTuple):
+    """A Pallas kernel by its name, and the elements of the first array that it reads."""
+
+    name: str
+    num_elements: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Cycles:
     """The cost of a complete program.
@@ -111,7 +118,7 @@ class Cycles:
     """
 
     xla: int
-    kernels: collections.Counter[str]
+    kernels: collections.Counter[KernelCall]
     kernel_bytes: int
 
 
@@ -121,12 +128,13 @@ def cycles(text: str) -> Cycles:
 
     @functools.cache
     def count(name: str) -> Cycles:
-        xla, kernel_bytes, kernels = 0, 0, collections.Counter[str]()
+        xla, kernel_bytes, kernels = 0, 0, collections.Counter[KernelCall]()
         for line in computations[name]:
             if match := _CYCLES.search(line):
                 xla += int(match[1])
             if match := _KERNEL.search(line):
-                kernels[match["name"]] += 1
+                first = next(_ARRAY.finditer(match["operands"]))
+                kernels[KernelCall(match["name"], _num_elements(first))] += 1
                 kernel_bytes += _bytes(match["results"]) + _bytes(match["operands"])
             for inner, rounds in _inner(line, computations):
                 one_round = count(inner)
@@ -192,7 +200,10 @@ def _inner(line: str, computations: dict[str, list[str]]) -> list[tuple[str, int
 
 def _bytes(arrays: str) -> int:
     return sum(
-        math.prod(int(x) for x in match["shape"].split(",") if x)
-        * (2 if match["type"] == "bf16" else 4)
+        _num_elements(match) * (2 if match["type"] == "bf16" else 4)
         for match in _ARRAY.finditer(arrays)
     )
+
+
+def _num_elements(array: re.Match) -> int:
+    return math.prod(int(x) for x in array["shape"].split(",") if x)
