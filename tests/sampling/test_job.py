@@ -50,12 +50,15 @@ def draw_job(folder, *, num=22, range_size=4, facts="a", when_called=lambda num_
     return samples, starts
 
 
-def random_weights(seed: int) -> Weights:
-    """A tiny model without a layer of zeros, of a process that keeps noisy images in 0 .. 255."""
-    process = {"num_steps": 20, "schedule": "cosine", "prediction": "v", "variance": "fixed_small"}
-    config = from_dict(
-        {"model": TINY_MODEL, "diffusion": process, "sample": {"steps": 4}, "seed": seed}
-    )
+# Processes that keep noisy images in 0 .. 255.
+GAUSSIAN = {"num_steps": 20, "schedule": "cosine", "prediction": "v", "variance": "fixed_small"}
+MEAN_FLOW = {"process": "mean_flow", "prediction": "v", "variance": "none"}
+
+
+def random_weights(seed: int, process=GAUSSIAN, **sections) -> Weights:
+    """A tiny model without a layer of zeros."""
+    values = {"model": TINY_MODEL, "diffusion": process, "sample": {"steps": 4}, "seed": seed}
+    config = from_dict(values | sections)
     leaves, structure = jax.tree.flatten(jax.jit(lambda: init_params(config))())
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [x + 0.05 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
@@ -80,6 +83,22 @@ def draw_on(weights, num_devices: int, **options):
     assert images.std() > 20
     assert np.mean((images == 0) | (images == 255)) < 0.7
     return images.astype(int), labels
+
+
+def test_a_model_that_is_told_its_guidance_is_called_once_and_obeys():
+    """One call for an image, on one device as on two; the scale is an argument of sampling."""
+    euler = {"sampler": "euler", "steps": 1, "num": 16}
+    told = random_weights(0, MEAN_FLOW, sample=euler, guidance={"max_scale": 8.0})
+    layer = told.params["guidance_scale"]["out"]
+    layer["kernel"] = 30 * layer["kernel"]  # random weights hardly look at one condition
+    one, _ = draw_on(told, 1, **euler)
+    two, _ = draw_on(told, 2, **euler)
+    np.testing.assert_allclose(one, two, atol=1)
+    strong, _ = draw_on(told, 1, **euler | {"cfg_scale": 8.0})
+    assert np.abs(strong - one).mean() > 1
+    model = load_on_devices(told, 1)
+    with pytest.raises(UserError, match="cfg_scale must be between 1 and guidance.max_scale"):
+        model.sample(num=1, cfg_scale=9.0)
 
 
 def npz_of(samples, path) -> bytes:
