@@ -1,0 +1,193 @@
+"""The tables, the commands and the plots of what a folder's runs have shown so far."""
+
+import itertools
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.evidence.rows import COMPARISONS, ROWS, Comparison, Row, Scoring
+from benchmarks.evidence.study import Record, Study, evaluate_options, sample_options
+from benchmarks.throughput.tables import table
+from diffussm_jax.files import write_json, write_text
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DISTANCE = "frechet_distance"
+# Heading, factor and decimals of each score in the tables; the last three are benchmarks.digits'.
+COLUMNS = {
+    DISTANCE: ("Frechet distance", 1, 2),
+    "class_agreement": ("class agreement, %", 100, 1),
+    "agreement": ("agreement by 3 neighbours, %", 100, 1),
+    "variance": ("variance", 1, 2),
+    "copies": ("copies, %", 100, 1),
+}
+Entry = tuple[Row, Scoring, list[dict[str, Any]]]  # the scores of each seed
+
+
+def write_report(study: Study) -> None:
+    """Write evidence.md, evidence.json and a plot for each comparison that has scores.
+
+    Raises:
+        UserError: a run was trained by another definition of its row.
+    """
+    records = {row.name: _records(study, row) for row in ROWS.values()}
+    lines = ["# Evidence\n"]
+    for comparison in COMPARISONS:
+        entries = list(_entries(comparison, records))
+        if entries:
+            plot = _plot_calls if comparison.plot == "calls" else _plot_seeds
+            plot(entries, study.folder / f"{comparison.name}.png")
+            rows = [_cells(*entry) for entry in entries]
+            lines += [f"## {comparison.question}\n", table(rows)]
+            lines += [f"\n![{comparison.question}]({comparison.name}.png)\n"]
+    trained = [row for row in ROWS.values() if records[row.name]]
+    lines += ["## Trainings\n", table([_training(study, row, records) for row in trained])]
+    lines += ["\n## Commands\n", "```bash", *(_commands(study, row) for row in trained), "```"]
+    write_text(study.folder / "evidence.md", "\n".join(lines) + "\n")
+    write_json(study.folder / "evidence.json", _as_json(study, trained, records))
+
+
+def _records(study: Study, row: Row) -> list[Record]:
+    present = any(study.record_path(row, seed).exists() for seed in row.seeds)
+    found = [study.record(row, seed) for seed in row.seeds] if present else []
+    return [record for record in found if record is not None]
+
+
+def _entries(comparison: Comparison, records: dict[str, list[Record]]) -> Iterable[Entry]:
+    for name, chosen in comparison.rows.items():
+        row = ROWS[name]
+        for scoring in row.scorings:
+            if not chosen or scoring.name in chosen:
+                scores = [x.scores[scoring.name] for x in records[name] if scoring.name in x.scores]
+                if scores:
+                    yield row, scoring, scores
+
+
+def _cells(row: Row, scoring: Scoring, scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    cells: dict[str, Any] = {
+        "training": row.name,
+        "sampler": scoring.sampler,
+        "steps": scoring.steps,
+        "guidance": f"{scoring.cfg_scale:g}",
+        "calls": row.calls(scoring),
+    }
+    for name, (heading, factor, decimals) in COLUMNS.items():
+        if all(name in x for x in scores):
+            cells[heading] = _mean([factor * x[name] for x in scores], decimals)
+    return cells | {"images": scoring.num, "seeds": len(scores)}
+
+
+def _mean(values: Sequence[float], decimals: int) -> str:
+    """The mean over seeds; where there are several, with their standard deviation."""
+    mean = f"{statistics.fmean(values):.{decimals}f}"
+    return f"{mean} ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else mean
+
+
+def _training(study: Study, row: Row, records: dict[str, list[Record]]) -> dict[str, Any]:
+    runs = records[row.name]
+    config = study.config(row, row.seeds[0])
+    num_images = config.training.num_steps * config.training.batch_size
+    speed = statistics.fmean(x.images_per_second for x in runs)
+    return {
+        "training": row.name,
+        "seeds": len(runs),
+        "images": f"{num_images:,}",
+        "images/s": f"{speed:,.0f}",
+        "minutes": f"{num_images / speed / 60:.1f}",
+        "device": ", ".join(sorted({x.device for x in runs})),
+    }
+
+
+def _commands(study: Study, row: Row) -> str:
+    """How a user trains a row's first seed, and scores it in the last of its ways."""
+    seed, scoring = row.seeds[0], row.scorings[-1]
+    workdir, reference = study.workdir(row, seed), study.reference(row)
+    images = workdir / "samples" / "samples.npz"
+    name = f"{row.name}-{seed}-{scoring.name}"
+    of_reference = {"evaluate.features": "classifier"}
+    changes = study.changes(row, seed)
+    return "\n".join(
+        [
+            command(row, workdir, "train", changes),
+            command(row, workdir, "sample", changes | sample_options(scoring)),
+            command(row, reference, "refstats", study.options | of_reference),
+            command(row, reference, "evaluate", study.options | evaluate_options(images, name)),
+            "",
+        ]
+    )
+
+
+def command(row: Row, workdir: Path, mode: str, fields: dict[str, str]) -> str:
+    """The command of a mode, one line."""
+    options = shlex.join(f"--config.{name}={value}" for name, value in fields.items())
+    program = f"python -m diffussm_jax.main --config={row.config}"
+    return f"{program} --workdir={workdir} --mode={mode} {options}"
+
+
+def _as_json(
+    study: Study, rows: Iterable[Row], records: dict[str, list[Record]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": row.name,
+            "config": row.config,
+            "changes": study.changes(row, record.seed),
+            "seed": record.seed,
+            "device": record.device,
+            "images_per_second": record.images_per_second,
+            "scores": record.scores,
+        }
+        for row in rows
+        for record in records[row.name]
+    ]
+
+
+def _plot_calls(entries: Sequence[Entry], path: Path) -> None:
+    """Draw the distance over the calls: a line for each training and scale of guidance."""
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for (name, scale), group in itertools.groupby(
+        entries, key=lambda entry: (entry[0].name, entry[1].cfg_scale)
+    ):
+        lines = [
+            (row.calls(scoring), [x[DISTANCE] for x in seeds]) for row, scoring, seeds in group
+        ]
+        label = name if scale == 1 else f"{name}, guidance {scale:g}"
+        (line,) = axes.plot(
+            [calls for calls, _ in lines], [statistics.fmean(y) for _, y in lines], label=label
+        )
+        points = [(calls, distance) for calls, seeds in lines for distance in seeds]
+        axes.plot(*zip(*points), ".", color=line.get_color())
+    axes.set(xscale="log", yscale="log", xlabel="calls of the network for an image")
+    calls = sorted({row.calls(scoring) for row, scoring, _ in entries})
+    axes.set_xticks(calls, [str(x) for x in calls], minor=False)
+    axes.minorticks_off()
+    axes.set(ylabel="Frechet distance")
+    axes.legend()
+    _save(figure, axes, path)
+
+
+def _plot_seeds(entries: Sequence[Entry], path: Path) -> None:
+    """Draw the distance of each seed as a dot, a line of them for each way to sample a training."""
+    figure, axes = plt.subplots(figsize=(6, 1 + 0.35 * len(entries)), layout="constrained")
+    names = [f"{row.name}, {scoring.name}" for row, scoring, _ in entries]
+    for place, (_, _, seeds) in enumerate(entries):
+        distances = [x[DISTANCE] for x in seeds]
+        axes.plot(distances, [place] * len(seeds), "o", color="C0", alpha=0.6)
+        axes.plot(statistics.fmean(distances), place, "|", color="black", markersize=14)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="Frechet distance", xlim=(0, None))
+    _save(figure, axes, path)
+
+
+def _save(figure: Figure, axes: Axes, path: Path) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,179 @@
+"""The named trainings, how each is scored, and the questions that they answer."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """Images drawn in one way, to be scored.
+
+    Attributes:
+        num: images; distances of other numbers of images do not compare.
+    """
+
+    sampler: str
+    steps: int
+    cfg_scale: float = 1.0
+    num: int = 10_000
+
+    @property
+    def name(self) -> str:
+        """The name of its result among those of a run."""
+        guidance = "" if self.cfg_scale == 1 else f"_cfg{self.cfg_scale:g}"
+        return f"{self.sampler}_{self.steps}{guidance}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A training by one recipe, once for each seed.
+
+    Attributes:
+        changes: values of dotted fields, as after `--config.`, in place of the config file's.
+        num_steps: of the training.
+    """
+
+    name: str
+    config: str
+    changes: dict[str, str]
+    num_steps: int
+    seeds: tuple[int, ...]
+    scorings: tuple[Scoring, ...]
+
+    @property
+    def data(self) -> str:
+        """The name of the config file, under which rows share a classifier and a reference."""
+        return self.config.rpartition("/")[2].removesuffix(".py")
+
+    def calls(self, scoring: Scoring) -> int:
+        """The calls of the network for an image; guidance takes two, unless it is an input."""
+        calls = 2 * scoring.steps - 1 if scoring.sampler == "heun" else scoring.steps
+        takes_scale = "guidance.max_scale" in self.changes
+        return calls if scoring.cfg_scale == 1 or takes_scale else 2 * calls
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Rows that answer a question together.
+
+    Attributes:
+        name: of its plot.
+        rows: names of rows, each with the names of the scorings that are compared; empty means all.
+        plot: the distance over the calls, or a dot for each seed.
+    """
+
+    name: str
+    question: str
+    rows: dict[str, tuple[str, ...]]
+    plot: Literal["calls", "seeds"]
+
+
+FLOW = {"diffusion.process": "flow", "diffusion.variance": "none"}
+MEAN_FLOW = {"diffusion.process": "mean_flow", "diffusion.variance": "none"}
+LOGIT_NORMAL = {"diffusion.time_sampling": "logit_normal"}
+GUIDED = {"guidance.scale": "1.5", "sample.cfg_scale": "1"}
+CALLS = (1, 2, 4, 8, 20, 50)
+
+
+def at_calls(
+    sampler: str, calls: Iterable[int], *, cfg_scale: float = 1.0, num: int = 10_000
+) -> tuple[Scoring, ...]:
+    """One scoring for each number of calls; with guidance a step takes two, and 1 is left out."""
+    per_step = 1 if cfg_scale == 1 else 2
+    return tuple(Scoring(sampler, n // per_step, cfg_scale, num) for n in calls if n >= per_step)
+
+
+def _digits(name: str, changes: dict[str, str], scorings: tuple[Scoring, ...]) -> Row:
+    return Row(f"digits_{name}", "configs/digits.py", changes, 1500, (0, 1, 2), scorings)
+
+
+def _fashion(name: str, changes: dict[str, str], *scorings: Scoring) -> Row:
+    changes = {"checkpoint.keep": "1", "training.sample_every": "None"} | changes
+    return Row(f"fashion_{name}", "configs/fashion_mnist.py", changes, 2600, (0, 1, 2), scorings)
+
+
+def _digits_at_calls(sampler: str) -> tuple[Scoring, ...]:
+    """Without guidance, then at as many calls with it."""
+    plain, guided = (at_calls(sampler, CALLS, cfg_scale=x, num=2000) for x in (1.0, 1.5))
+    return plain + guided
+
+
+ROWS = {
+    row.name: row
+    for row in (
+        _digits("gaussian", {}, _digits_at_calls("ddim")),
+        _digits("flow", FLOW, _digits_at_calls("euler")),
+        _digits("mean_flow", MEAN_FLOW | GUIDED, at_calls("euler", CALLS, num=2000)),
+        _fashion("gaussian", {}, *at_calls("ddim", (1, 4, 8, 20, 50)), Scoring("dpm_solver++", 20)),
+        _fashion(
+            "flow",
+            FLOW,
+            *at_calls("euler", (1, 4, 8, 20, 50)),
+            *at_calls("euler", (20, 40), cfg_scale=1.5),
+        ),
+        _fashion("mean_flow", MEAN_FLOW | GUIDED, *at_calls("euler", (1, 2, 4, 20))),
+        _fashion("flow_logit_normal", FLOW | LOGIT_NORMAL, *at_calls("euler", (20, 50))),
+        _fashion("gaussian_min_snr", {"diffusion.weighting": "min_snr"}, Scoring("ddim", 20)),
+        _fashion("flow_muon", FLOW | {"optimizer.name": "muon"}, Scoring("euler", 20)),
+        _fashion("flow_guided", FLOW | GUIDED, *at_calls("euler", (10, 20))),
+    )
+}
+
+COMPARISONS = (
+    Comparison(
+        "digits_calls",
+        "Digits: how few calls of the network suffice?",
+        {"digits_mean_flow": (), "digits_flow": (), "digits_gaussian": ()},
+        plot="calls",
+    ),
+    Comparison(
+        "fashion_calls",
+        "Fashion-MNIST: one call, or twenty?",
+        {
+            "fashion_mean_flow": (),
+            "fashion_flow": ("euler_1", "euler_4", "euler_8", "euler_20", "euler_50"),
+            "fashion_gaussian": ("ddim_1", "ddim_4", "ddim_8", "ddim_20", "ddim_50"),
+        },
+        plot="calls",
+    ),
+    Comparison(
+        "fashion_flow",
+        "Fashion-MNIST: a flow, or DDPM's recipe?",
+        {
+            "fashion_flow": ("euler_20", "euler_50"),
+            "fashion_gaussian": ("ddim_20", "dpm_solver++_20", "ddim_50"),
+        },
+        plot="seeds",
+    ),
+    Comparison(
+        "fashion_times",
+        "Fashion-MNIST: times of a flow drawn logit-normally, or uniformly?",
+        {
+            "fashion_flow_logit_normal": ("euler_20", "euler_50"),
+            "fashion_flow": ("euler_20", "euler_50"),
+        },
+        plot="seeds",
+    ),
+    Comparison(
+        "fashion_min_snr",
+        "Fashion-MNIST: does Min-SNR help DDPM's recipe?",
+        {"fashion_gaussian_min_snr": ("ddim_20",), "fashion_gaussian": ("ddim_20",)},
+        plot="seeds",
+    ),
+    Comparison(
+        "fashion_muon",
+        "Fashion-MNIST: Muon, or AdamW?",
+        {"fashion_flow_muon": ("euler_20",), "fashion_flow": ("euler_20",)},
+        plot="seeds",
+    ),
+    Comparison(
+        "fashion_guidance",
+        "Fashion-MNIST: guidance in the model, or by a second call?",
+        {
+            "fashion_flow_guided": (),
+            "fashion_flow": ("euler_10_cfg1.5", "euler_20_cfg1.5", "euler_20"),
+        },
+        plot="seeds",
+    ),
+)

@@ -1,0 +1,112 @@
+"""Trains and scores the runs of a folder, each once, by the functions of the modes."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterable, Iterator
+
+import filelock
+import jax
+import numpy as np
+
+from benchmarks.digits import measure
+from benchmarks.evidence.rows import Row, Scoring
+from benchmarks.evidence.study import Record, Study, definition, evaluate_options, sample_options
+from diffussm_jax.config import parsing
+from diffussm_jax.errors import NonFiniteError
+from diffussm_jax.evaluate import evaluate, result_path
+from diffussm_jax.files import one_writer, write_json
+from diffussm_jax.refstats import refstats
+from diffussm_jax.sample import sample
+from diffussm_jax.train import train
+
+logger = logging.getLogger(__name__)
+
+SCORES = ("frechet_distance", "class_agreement", "precision", "recall", "inception_score")
+
+
+def runs_of(rows: Iterable[Row]) -> Iterator[tuple[Row, int]]:
+    """Each row and seed; the first seed of every row before the second of any."""
+    rows = list(rows)
+    for number in range(max(len(row.seeds) for row in rows)):
+        yield from ((row, row.seeds[number]) for row in rows if number < len(row.seeds))
+
+
+def run_all(study: Study, rows: Iterable[Row]) -> list[str]:
+    """Train and score all runs that nobody else has in hand; return what failed.
+
+    Raises:
+        UserError: a row does not fit its config, or a run of it was another's.
+        Preempted: the process was told to stop.
+    """
+    runs, failures = list(runs_of(rows)), []
+    for row, seed in runs:
+        study.config(row, seed)
+        study.record(row, seed)
+    for row, seed in runs:
+        path = study.record_path(row, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
+                _run(study, row, seed)
+        except filelock.Timeout:
+            logger.info("%s, seed %d: in another process's hands", row.name, seed)
+        except NonFiniteError as error:
+            failures.append(f"{row.name}, seed {seed}: {error}")
+        jax.clear_caches()
+    return failures
+
+
+def _run(study: Study, row: Row, seed: int) -> None:
+    record = study.record(row, seed) or _train(study, row, seed)
+    for scoring in row.scorings:
+        facts = dataclasses.asdict(scoring) | {"calls": row.calls(scoring)}
+        present = record.scores.get(scoring.name, {})
+        if facts != {name: present.get(name) for name in facts}:
+            logger.info("%s, seed %d: scoring %s", row.name, seed, scoring.name)
+            record.scores[scoring.name] = facts | _score(study, row, seed, scoring)
+            _write(study, row, record)
+
+
+def _write(study: Study, row: Row, record: Record) -> None:
+    write_json(study.record_path(row, record.seed), dataclasses.asdict(record))
+
+
+def _train(study: Study, row: Row, seed: int) -> Record:
+    logger.info("%s, seed %d: training", row.name, seed)
+    config, workdir = study.config(row, seed), study.workdir(row, seed)
+    train(config, workdir)
+    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    speeds = [x["images_per_second"] for x in map(json.loads, lines) if "images_per_second" in x]
+    speed = float(np.median(speeds))
+    device = jax.devices()[0].device_kind
+    record = Record(row.name, seed, definition(config), device, speed, {})
+    _write(study, row, record)
+    return record
+
+
+def _score(study: Study, row: Row, seed: int, scoring: Scoring) -> dict[str, float]:
+    """Draw into the work directory, and score the images by what the rows on the data share."""
+    options = sample_options(scoring)
+    workdir, folder = study.workdir(row, seed), study.reference(row)
+    images = workdir / "samples" / "samples.npz"
+    sample(study.config(row, seed, **options), workdir)
+    _make_reference(study, row)
+    name = f"{row.name}-{seed}-{scoring.name}"
+    config = study.config(row, 0, **evaluate_options(images, name))
+    evaluate(config, folder)
+    scores = parsing.read_as(result_path(config, folder), dict)["scores"]
+    scores = {name: scores[name] for name in SCORES if name in scores}
+    if config.data.name == "digits":
+        with np.load(images) as drawn:
+            scores |= measure(drawn["arr_0"], drawn["arr_1"])
+    return scores
+
+
+def _make_reference(study: Study, row: Row) -> None:
+    """Train the classifier and write the reference, unless they are there."""
+    folder = study.reference(row)
+    path = folder / "evaluation" / "reference-classifier.npz"
+    with one_writer(folder):
+        if not path.exists():
+            refstats(study.config(row, 0, **{"evaluate.features": "classifier"}), folder)

@@ -1,0 +1,119 @@
+"""A folder of runs: where each is, what it is, and what is known of it.
+
+references/DATA/      the classifier and the reference that all runs on the data are scored with
+runs/ROW/SEED/        a work directory; it may be removed when its scores are complete
+scores/ROW-SEED.json  what the run was, its speed, and its scores
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence.rows import Row, Scoring
+from diffussm_jax.config import Config, config_file, from_dict, parsing
+from diffussm_jax.errors import UserError
+from diffussm_jax.workdir import layout
+
+# Large calls: they are as fast on a CPU, and many times as fast on an accelerator.
+BATCH_SIZE = "500"
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A run and its scores so far.
+
+    Attributes:
+        definition: the fields that the trained model depends on.
+        images_per_second: the median over the log's lines.
+        scores: by the names of the scorings; beside the scores what they are of.
+    """
+
+    row: str
+    seed: int
+    definition: dict[str, Any]
+    device: str
+    images_per_second: float
+    scores: dict[str, dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A folder of runs, and what all of them have in common.
+
+    Attributes:
+        options: values of dotted fields for every row, as after `--config.`.
+        scale: multiplies the steps of every training.
+    """
+
+    folder: Path
+    options: dict[str, str] = dataclasses.field(default_factory=dict)
+    scale: float = 1.0
+
+    def changes(self, row: Row, seed: int) -> dict[str, str]:
+        """The fields of a run that differ from its config file, as after `--config.`."""
+        num_steps = max(1, round(row.num_steps * self.scale))
+        own = {"seed": str(seed), "training.num_steps": str(num_steps)}
+        return own | row.changes | self.options
+
+    def config(self, row: Row, seed: int, **more: str) -> Config:
+        """The config of a run.
+
+        Raises:
+            UserError: in one line, where a field does not exist or does not fit the others.
+        """
+        try:
+            return from_dict(config_file.load(row.config), self.changes(row, seed) | more)
+        except UserError as error:
+            raise UserError(f"{row.name}: {error}") from error
+
+    def workdir(self, row: Row, seed: int) -> Path:
+        """The work directory of a run."""
+        return self.folder / "runs" / row.name / str(seed)
+
+    def reference(self, row: Row) -> Path:
+        """The folder of the classifier and the reference of a row."""
+        return self.folder / "references" / row.data
+
+    def record_path(self, row: Row, seed: int) -> Path:
+        """Where the scores of a run are kept."""
+        return self.folder / "scores" / f"{row.name}-{seed}.json"
+
+    def record(self, row: Row, seed: int) -> Record | None:
+        """What is known of a run whose training is complete.
+
+        Raises:
+            UserError: it was trained by another definition of its row.
+        """
+        path = self.record_path(row, seed)
+        if not path.exists():
+            return None
+        record = parsing.read_as(path, Record)
+        for field, now in definition(self.config(row, seed)).items():
+            then = record.definition.get(field, parsing.get_field(Config(), field))
+            if then != now:
+                raise UserError(
+                    f"--out={self.folder} holds a run of {row.name} with {field} = {then!r}, and "
+                    f"now it is {now!r}: remove {path} and {self.workdir(row, seed)}, or give "
+                    "another --out"
+                )
+        return record
+
+
+def definition(config: Config) -> dict[str, Any]:
+    """The fields that a trained model depends on, as JSON."""
+    names = [x for x in parsing.field_names(Config) if not layout.may_differ(x)]
+    values = {x: parsing.get_field(config, x) for x in [*names, "training.num_steps"]}
+    return json.loads(json.dumps(values))
+
+
+def sample_options(scoring: Scoring) -> dict[str, str]:
+    """The options of `--mode=sample` for a scoring."""
+    values = dataclasses.asdict(scoring) | {"batch_size": BATCH_SIZE}
+    return {f"sample.{name}": str(value) for name, value in values.items()}
+
+
+def evaluate_options(images: Path, name: str) -> dict[str, str]:
+    """The options of `--mode=evaluate` for the images of a scoring."""
+    shared = {"evaluate.features": "classifier", "evaluate.batch_size": BATCH_SIZE}
+    return shared | {"evaluate.images": str(images), "evaluate.name": name}
