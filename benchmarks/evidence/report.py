@@ -40,7 +40,7 @@ def write_report(study: Study) -> None:
     records = {row.name: _records(study, row) for row in ROWS.values()}
     lines = ["# Evidence\n"]
     for comparison in COMPARISONS:
-        entries = list(_entries(comparison, records))
+        entries = list(_entries(study, comparison, records))
         if entries:
             plot = _plot_calls if comparison.plot == "calls" else _plot_seeds
             plot(entries, study.folder / f"{comparison.name}.png")
@@ -60,10 +60,12 @@ def _records(study: Study, row: Row) -> list[Record]:
     return [record for record in found if record is not None]
 
 
-def _entries(comparison: Comparison, records: dict[str, list[Record]]) -> Iterable[Entry]:
+def _entries(
+    study: Study, comparison: Comparison, records: dict[str, list[Record]]
+) -> Iterable[Entry]:
     for name, chosen in comparison.rows.items():
         row = ROWS[name]
-        for scoring in row.scorings:
+        for scoring in study.scorings(row):
             if not chosen or scoring.name in chosen:
                 scores = [x.scores[scoring.name] for x in records[name] if scoring.name in x.scores]
                 if scores:
@@ -107,7 +109,7 @@ def _training(study: Study, row: Row, records: dict[str, list[Record]]) -> dict[
 
 def _commands(study: Study, row: Row) -> str:
     """How a user trains a row's first seed, and scores it in the last of its ways."""
-    seed, scoring = row.seeds[0], row.scorings[-1]
+    seed, scoring = row.seeds[0], study.scorings(row)[-1]
     workdir, reference = study.workdir(row, seed), study.reference(row)
     images = workdir / "samples" / "samples.npz"
     name = f"{row.name}-{seed}-{scoring.name}"

@@ -69,8 +69,13 @@ class Comparison:
     plot: Literal["calls", "seeds"]
 
 
-FLOW = {"diffusion.process": "flow", "diffusion.variance": "none"}
-MEAN_FLOW = {"diffusion.process": "mean_flow", "diffusion.variance": "none"}
+FLOW = {"diffusion.process": "flow", "diffusion.variance": "none", "sample.sampler": "euler"}
+MEAN_FLOW = FLOW | {
+    "diffusion.process": "mean_flow",
+    "diffusion.time_sampling": "logit_normal",
+    "diffusion.time_mean": "-0.4",
+    "diffusion.weighting": "adaptive",
+}
 LOGIT_NORMAL = {"diffusion.time_sampling": "logit_normal"}
 GUIDED = {"guidance.scale": "1.5", "sample.cfg_scale": "1"}
 CALLS = (1, 2, 4, 8, 20, 50)

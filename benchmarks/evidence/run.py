@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import filelock
 import jax
@@ -19,6 +20,7 @@ from diffussm_jax.files import one_writer, write_json
 from diffussm_jax.refstats import refstats
 from diffussm_jax.sample import sample
 from diffussm_jax.train import train
+from diffussm_jax.workdir import layout
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,9 @@ def run_all(study: Study, rows: Iterable[Row]) -> list[str]:
     """
     runs, failures = list(runs_of(rows)), []
     for row, seed in runs:
-        study.config(row, seed)
         study.record(row, seed)
+        for scoring in study.scorings(row):
+            study.config(row, seed, **sample_options(scoring))
     for row, seed in runs:
         path = study.record_path(row, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,14 +61,25 @@ def run_all(study: Study, rows: Iterable[Row]) -> list[str]:
 
 
 def _run(study: Study, row: Row, seed: int) -> None:
-    record = study.record(row, seed) or _train(study, row, seed)
-    for scoring in row.scorings:
-        facts = dataclasses.asdict(scoring) | {"calls": row.calls(scoring)}
-        present = record.scores.get(scoring.name, {})
-        if facts != {name: present.get(name) for name in facts}:
-            logger.info("%s, seed %d: scoring %s", row.name, seed, scoring.name)
-            record.scores[scoring.name] = facts | _score(study, row, seed, scoring)
-            _write(study, row, record)
+    record, missing = study.record(row, seed), {}
+    if record is not None:
+        missing = _missing(study, row, record)
+    if record is None or (missing and not layout.holds_run(study.workdir(row, seed))):
+        record = _train(study, row, seed)
+        missing = _missing(study, row, record)
+    for scoring, facts in missing.items():
+        logger.info("%s, seed %d: scoring %s", row.name, seed, scoring.name)
+        record.scores[scoring.name] = facts | _score(study, row, seed, scoring)
+        _write(study, row, record)
+
+
+def _missing(study: Study, row: Row, record: Record) -> dict[Scoring, dict[str, Any]]:
+    """The scorings that a run lacks, or has of other images; with what they are of."""
+    scorings = study.scorings(row)
+    facts = {x: dataclasses.asdict(x) | {"calls": row.calls(x)} for x in scorings}
+    return {
+        x: y for x, y in facts.items() if not y.items() <= record.scores.get(x.name, {}).items()
+    }
 
 
 def _write(study: Study, row: Row, record: Record) -> None:

@@ -67,6 +67,18 @@ class Study:
         except UserError as error:
             raise UserError(f"{row.name}: {error}") from error
 
+    def scorings(self, row: Row) -> tuple[Scoring, ...]:
+        """The scorings of a row, of as many images as the options say, if they do.
+
+        Raises:
+            UserError: they do not say a number.
+        """
+        num = self.options.get("sample.num")
+        if num is None:
+            return row.scorings
+        num_images = parsing.with_option(Config(), "sample.num", num).sample.num
+        return tuple(dataclasses.replace(x, num=num_images) for x in row.scorings)
+
     def workdir(self, row: Row, seed: int) -> Path:
         """The work directory of a run."""
         return self.folder / "runs" / row.name / str(seed)

@@ -1,0 +1,149 @@
+"""Comparisons are trained, scored and tabled once, whatever ends their command."""
+
+import dataclasses
+import json
+
+import filelock
+import numpy as np
+import pytest
+
+from benchmarks.evidence import __main__ as evidence
+from benchmarks.evidence import report, rows, run
+from benchmarks.evidence.study import Study
+from diffussm_jax.errors import Preempted, UserError
+from diffussm_jax.evaluate import result_path
+from diffussm_jax.evaluation import classifier
+from diffussm_jax.files import write_json
+from tests.jobs import TINY
+
+SCORINGS = (rows.Scoring("ddim", 2), rows.Scoring("ddim", 3, cfg_scale=2.0))
+ROW = rows.Row("tiny", "configs/digits.py", {"optimizer.warmup_steps": "2"}, 4, (3, 5), SCORINGS)
+OPTIONS = TINY | {"sample.num": 20, "evaluate.reference_images": 50, "training.sample_every": None}
+
+
+@pytest.fixture
+def command(tmp_path, data_dir, monkeypatch):
+    """The command line on one tiny row of two seeds, in this process."""
+    for module in (evidence, report):
+        monkeypatch.setattr(module, "ROWS", {"tiny": ROW})
+    monkeypatch.setattr(report, "COMPARISONS", ())  # whose plots take a second each
+    options = [f"--config.{name}={value}" for name, value in OPTIONS.items()]
+    words = [f"--out={tmp_path}", f"--config.data.data_dir={data_dir}", *options]
+    return lambda *more: evidence.main([*words, *more])
+
+
+@pytest.fixture
+def done(monkeypatch):
+    """What was trained and drawn, by stand-ins for the modes that leave what they leave."""
+    calls = []
+
+    def train(config, workdir):
+        calls.append(f"train {config.seed}")
+        workdir.mkdir(parents=True)
+        (workdir / "metrics.jsonl").write_text('{"step": 4, "images_per_second": 7.0}\n')
+
+    def sample(config, workdir):
+        calls.append(f"sample {config.seed} {config.sample.steps}")
+        (workdir / "samples").mkdir(exist_ok=True)
+        labels = np.arange(20) % 10
+        images = np.zeros((20, 8, 8, 1), np.uint8)
+        np.savez(workdir / "samples" / "samples.npz", arr_0=images, arr_1=labels)
+
+    def evaluate(config, folder):
+        path = result_path(config, folder)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"scores": {"frechet_distance": float(len(calls)), "precision": 0.5}})
+
+    stand_ins = {"train": train, "sample": sample, "evaluate": evaluate}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(run, name, stand_in)
+    monkeypatch.setattr(run, "refstats", lambda config, folder: None)
+    monkeypatch.setattr(run, "measure", lambda images, labels: {"agreement": 0.9})
+    monkeypatch.setattr(run.layout, "holds_run", lambda workdir: workdir.exists())
+    return calls
+
+
+ALL = ["train 3", "sample 3 2", "sample 3 3", "train 5", "sample 5 2", "sample 5 3"]
+
+
+def test_nothing_is_trained_or_scored_twice(command, done, tmp_path, monkeypatch):
+    with monkeypatch.context() as patches, pytest.raises(Preempted):
+        patches.setattr(run, "evaluate", lambda config, folder: raise_(Preempted("told to stop")))
+        command()
+    assert done == ALL[:2]
+    done.clear()
+    few = rows.Comparison("few", "Few steps, or fewer?", {"tiny": ()}, plot="calls")
+    comparisons = few, dataclasses.replace(few, name="dots", plot="seeds")
+    monkeypatch.setattr(report, "COMPARISONS", comparisons)
+    command()
+    assert done == ALL[1:]
+    outputs = "evidence.md", "evidence.json", "few.png", "dots.png"
+    written = [(tmp_path / name).read_bytes() for name in outputs]
+    command()
+    assert done == ALL[1:]
+    assert written == [(tmp_path / name).read_bytes() for name in outputs]
+    table = written[0].decode()
+    assert "| tiny | ddim | 2 | 1 | 2 | 2.50 ± 2.12 |" in table
+    assert "| tiny | ddim | 3 | 2 | 6 | 3.50 ± 2.12 |" in table
+    assert [x["seed"] for x in json.loads(written[1])] == [3, 5]
+
+
+def raise_(error):
+    raise error
+
+
+def test_a_run_in_other_hands_is_left_to_them(command, done, tmp_path):
+    (tmp_path / "scores").mkdir()
+    with filelock.FileLock(tmp_path / "scores" / "tiny-3.lock"):
+        command()
+    assert done == ALL[3:]
+
+
+def test_another_definition_is_refused_before_anything_is_done(command, done):
+    command()
+    done.clear()
+    with pytest.raises(UserError, match="with training.num_steps = 4, and now it is 8: remove"):
+        command("--scale=2")
+    with pytest.raises(UserError, match=r"tiny: config has no field 'model\.depht\'"):
+        command("--config.model.depht=3")
+    assert not done
+
+
+def test_other_images_are_scored_anew_of_a_model_that_is_still_there(command, done, tmp_path):
+    command()
+    done.clear()
+    command("--config.sample.num=30")
+    assert done == [x for x in ALL if "sample" in x]
+
+
+def test_the_rows_fit_their_configs_and_their_comparisons(tmp_path):
+    for comparison in rows.COMPARISONS:
+        for name, scorings in comparison.rows.items():
+            assert set(scorings) <= {x.name for x in rows.ROWS[name].scorings}
+    for row in rows.ROWS.values():
+        for scoring in row.scorings:
+            Study(tmp_path).config(row, 0, **run.sample_options(scoring))
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--only=digits"], "there is no row 'digits': --list shows them"),
+        (["--config.seed=1"], "each row has seeds of its own"),
+        (["--seed=1"], "options are --config"),
+    ],
+)
+def test_mistakes_end_in_one_line(words, match):
+    with pytest.raises(UserError, match=match):
+        evidence.main(words)
+
+
+@pytest.mark.slow
+def test_a_tiny_row_is_trained_drawn_and_scored(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "NUM_STEPS", 20)
+    command()
+    runs = json.loads((tmp_path / "evidence.json").read_text())
+    names = {"frechet_distance", "class_agreement", "agreement", "variance", "copies"}
+    assert all(names <= x.keys() for of_run in runs for x in of_run["scores"].values())
+    assert len(runs) == 2
+    assert runs[0]["scores"]["ddim_2"] != runs[1]["scores"]["ddim_2"]
