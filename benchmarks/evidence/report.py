@@ -48,8 +48,9 @@ def write_report(study: Study) -> None:
             lines += [f"## {comparison.question}\n", table(rows)]
             lines += [f"\n![{comparison.question}]({comparison.name}.png)\n"]
     trained = [row for row in ROWS.values() if records[row.name]]
-    lines += ["## Trainings\n", table([_training(study, row, records) for row in trained])]
-    lines += ["\n## Commands\n", "```bash", *(_commands(study, row) for row in trained), "```"]
+    if trained:
+        lines += ["## Trainings\n", table([_training(study, row, records) for row in trained])]
+        lines += ["\n## Commands\n", "```bash", *(_commands(study, row) for row in trained), "```"]
     write_text(study.folder / "evidence.md", "\n".join(lines) + "\n")
     write_json(study.folder / "evidence.json", _as_json(study, trained, records))
 

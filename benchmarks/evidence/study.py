@@ -7,8 +7,11 @@ scores/ROW-SEED.json  what the run was, its speed, and its scores
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
+
+from absl import flags
 
 from benchmarks.evidence.rows import Row, Scoring
 from diffussm_jax.config import Config, config_file, from_dict, parsing
@@ -63,7 +66,8 @@ class Study:
             UserError: in one line, where a field does not exist or does not fit the others.
         """
         try:
-            return from_dict(config_file.load(row.config), self.changes(row, seed) | more)
+            given = {name: _read(name, x) for name, x in (self.changes(row, seed) | more).items()}
+            return from_dict(config_file.load(row.config), given)
         except UserError as error:
             raise UserError(f"{row.name}: {error}") from error
 
@@ -84,8 +88,9 @@ class Study:
         return self.folder / "runs" / row.name / str(seed)
 
     def reference(self, row: Row) -> Path:
-        """The folder of the classifier and the reference of a row."""
-        return self.folder / "references" / row.data
+        """The folder of the classifier and the reference of a row's data."""
+        data = self.config(row, row.seeds[0]).data.name
+        return self.folder / "references" / re.sub(r"\W+", "-", data)
 
     def record_path(self, row: Row, seed: int) -> Path:
         """Where the scores of a run are kept."""
@@ -110,6 +115,16 @@ class Study:
                     "another --out"
                 )
         return record
+
+
+def _read(field: str, text: str) -> str | bool:
+    """The value of a switch, else the text, as the command line of a run would have it."""
+    if parsing.find_type(Config, field) is not bool:
+        return text
+    try:
+        return bool(flags.BooleanParser().parse(text))
+    except ValueError as error:
+        raise UserError(f"config.{field} must be true or false, got {text!r}") from error
 
 
 def definition(config: Config) -> dict[str, Any]:
