@@ -99,6 +99,20 @@ def test_a_run_in_other_hands_is_left_to_them(command, done, tmp_path):
     assert done == ALL[3:]
 
 
+def test_a_run_that_fails_leaves_the_others_to_be_done(command, done, monkeypatch):
+    train = run.train
+
+    def fail_once(config, workdir):
+        if config.seed == 3:
+            raise FloatingPointError("not finite")
+        train(config, workdir)
+
+    monkeypatch.setattr(run, "train", fail_once)
+    with pytest.raises(UserError, match="tiny, seed 3: not finite"):
+        command()
+    assert done == ALL[3:]
+
+
 def test_another_definition_is_refused_before_anything_is_done(command, done):
     command()
     done.clear()
@@ -141,9 +155,11 @@ def test_mistakes_end_in_one_line(words, match):
 @pytest.mark.slow
 def test_a_tiny_row_is_trained_drawn_and_scored(command, tmp_path, monkeypatch):
     monkeypatch.setattr(classifier, "NUM_STEPS", 20)
+    row = dataclasses.replace(ROW, seeds=(3,), scorings=SCORINGS[:1])
+    for module in (evidence, report):
+        monkeypatch.setattr(module, "ROWS", {"tiny": row})
     command()
-    runs = json.loads((tmp_path / "evidence.json").read_text())
+    (of_run,) = json.loads((tmp_path / "evidence.json").read_text())
     names = {"frechet_distance", "class_agreement", "agreement", "variance", "copies"}
-    assert all(names <= x.keys() for of_run in runs for x in of_run["scores"].values())
-    assert len(runs) == 2
-    assert runs[0]["scores"]["ddim_2"] != runs[1]["scores"]["ddim_2"]
+    assert names <= of_run["scores"]["ddim_2"].keys()
+    assert of_run["images_per_second"] > 0

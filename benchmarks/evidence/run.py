@@ -14,7 +14,7 @@ from benchmarks.digits import measure
 from benchmarks.evidence.rows import Row, Scoring
 from benchmarks.evidence.study import Record, Study, definition, evaluate_options, sample_options
 from diffussm_jax.config import parsing
-from diffussm_jax.errors import NonFiniteError
+from diffussm_jax.errors import Preempted
 from diffussm_jax.evaluate import evaluate, result_path
 from diffussm_jax.files import one_writer, write_json
 from diffussm_jax.refstats import refstats
@@ -35,7 +35,7 @@ def runs_of(rows: Iterable[Row]) -> Iterator[tuple[Row, int]]:
 
 
 def run_all(study: Study, rows: Iterable[Row]) -> list[str]:
-    """Train and score all runs that nobody else has in hand; return what failed.
+    """Train and score all runs that nobody else has in hand; return what failed, and why.
 
     Raises:
         UserError: a row does not fit its config, or a run of it was another's.
@@ -54,7 +54,10 @@ def run_all(study: Study, rows: Iterable[Row]) -> list[str]:
                 _run(study, row, seed)
         except filelock.Timeout:
             logger.info("%s, seed %d: in another process's hands", row.name, seed)
-        except NonFiniteError as error:
+        except Preempted:
+            raise
+        except Exception as error:  # the other rows are hours of work
+            logger.exception("%s, seed %d failed", row.name, seed)
             failures.append(f"{row.name}, seed {seed}: {error}")
         jax.clear_caches()
     return failures
