@@ -79,7 +79,7 @@ def _cells(row: Row, scoring: Scoring, scores: Sequence[dict[str, Any]]) -> dict
         "sampler": scoring.sampler,
         "steps": scoring.steps,
         "guidance": f"{scoring.cfg_scale:g}",
-        "calls": row.calls(scoring),
+        "calls": scores[0]["calls"],
     }
     for name, (heading, factor, decimals) in COLUMNS.items():
         if all(name in x for x in scores):
@@ -158,17 +158,14 @@ def _plot_calls(entries: Sequence[Entry], path: Path) -> None:
     for (name, scale), group in itertools.groupby(
         entries, key=lambda entry: (entry[0].name, entry[1].cfg_scale)
     ):
-        lines = [
-            (row.calls(scoring), [x[DISTANCE] for x in seeds]) for row, scoring, seeds in group
-        ]
+        points = [(x["calls"], x[DISTANCE]) for _, _, seeds in group for x in seeds]
+        calls = sorted({x for x, _ in points})
+        means = [statistics.fmean(y for x, y in points if x == n) for n in calls]
         label = name if scale == 1 else f"{name}, guidance {scale:g}"
-        (line,) = axes.plot(
-            [calls for calls, _ in lines], [statistics.fmean(y) for _, y in lines], label=label
-        )
-        points = [(calls, distance) for calls, seeds in lines for distance in seeds]
+        (line,) = axes.plot(calls, means, label=label)
         axes.plot(*zip(*points), ".", color=line.get_color())
     axes.set(xscale="log", yscale="log", xlabel="calls of the network for an image")
-    calls = sorted({row.calls(scoring) for row, scoring, _ in entries})
+    calls = sorted({x["calls"] for _, _, seeds in entries for x in seeds})
     axes.set_xticks(calls, [str(x) for x in calls], minor=False)
     axes.minorticks_off()
     axes.set(ylabel="Frechet distance")

@@ -41,12 +41,6 @@ class Row:
     seeds: tuple[int, ...]
     scorings: tuple[Scoring, ...]
 
-    def calls(self, scoring: Scoring) -> int:
-        """The calls of the network for an image; guidance takes two, unless it is an input."""
-        calls = 2 * scoring.steps - 1 if scoring.sampler == "heun" else scoring.steps
-        takes_scale = "guidance.max_scale" in self.changes
-        return calls if scoring.cfg_scale == 1 or takes_scale else 2 * calls
-
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -65,7 +59,7 @@ class Comparison:
 
 
 FLOW = {"diffusion.process": "flow", "diffusion.variance": "none", "sample.sampler": "euler"}
-# configs/one_step.py's.
+# configs/one_step.py's, with the optimizer of the other rows.
 MEAN_FLOW = FLOW | {
     "diffusion.process": "mean_flow",
     "diffusion.weighting": "adaptive",
@@ -87,8 +81,12 @@ def at_calls(
     return tuple(Scoring(sampler, n // per_step, cfg_scale, num) for n in calls if n >= per_step)
 
 
-def _digits(name: str, changes: dict[str, str], scorings: tuple[Scoring, ...]) -> Row:
-    return Row(f"digits_{name}", "configs/digits.py", COMMON | changes, 3000, SEEDS, scorings)
+def _digits(
+    name: str, changes: dict[str, str], scorings: tuple[Scoring, ...], config: str = "digits"
+) -> Row:
+    # As many steps, and the same learning rates, as the recipe of one call has.
+    changes = COMMON | {"optimizer.schedule": "cosine"} | changes
+    return Row(f"digits_{name}", f"configs/{config}.py", changes, 4000, SEEDS, scorings)
 
 
 def _fashion(name: str, changes: dict[str, str], *scorings: Scoring) -> Row:
@@ -107,7 +105,7 @@ ROWS = {
     for row in (
         _digits("gaussian", {}, _digits_at_calls("ddim")),
         _digits("flow", FLOW, _digits_at_calls("euler")),
-        _digits("mean_flow", MEAN_FLOW, at_calls("euler", CALLS, num=2000)),
+        _digits("mean_flow", {}, at_calls("euler", CALLS, num=2000), config="one_step"),
         _fashion("gaussian", {}, *at_calls("ddim", (1, 4, 8, 20)), Scoring("dpm_solver++", 20)),
         _fashion(
             "flow",

@@ -83,6 +83,15 @@ class Study:
         num_images = parsing.with_option(Config(), "sample.num", num).sample.num
         return tuple(dataclasses.replace(x, num=num_images) for x in row.scorings)
 
+    def calls(self, row: Row, scoring: Scoring) -> int:
+        """The calls of the network for an image.
+
+        Guidance takes a second call, unless its scale is an input of the model.
+        """
+        calls = 2 * scoring.steps - 1 if scoring.sampler == "heun" else scoring.steps
+        takes_scale = self.config(row, row.seeds[0]).guidance.max_scale is not None
+        return calls if scoring.cfg_scale == 1 or takes_scale else 2 * calls
+
     def workdir(self, row: Row, seed: int) -> Path:
         """The work directory of a run."""
         return self.folder / "runs" / row.name / str(seed)
