@@ -18,6 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 DISTANCE = "frechet_distance"
 # Heading, factor and decimals of each score in the tables; the last three are benchmarks.digits'.
@@ -164,11 +165,13 @@ def _plot_calls(entries: Sequence[Entry], path: Path) -> None:
         label = name if scale == 1 else f"{name}, guidance {scale:g}"
         (line,) = axes.plot(calls, means, label=label)
         axes.plot(*zip(*points), ".", color=line.get_color())
-    axes.set(xscale="log", yscale="log", xlabel="calls of the network for an image")
+    axes.set(xscale="log", xlabel="calls of the network for an image")
+    axes.set(yscale="log", ylabel="Frechet distance")
     calls = sorted({x["calls"] for _, _, seeds in entries for x in seeds})
     axes.set_xticks(calls, [str(x) for x in calls], minor=False)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.set(ylabel="Frechet distance")
     axes.legend()
     _save(figure, axes, path)
 
