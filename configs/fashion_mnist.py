@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.in_memory = True
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 100
+    config.optimizer.schedule = "cosine"
     config.training.num_steps = 2600
     config.training.batch_size = 64
     config.training.ema_decay = 0.995
