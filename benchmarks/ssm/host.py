@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from benchmarks.ssm import arguments
+from benchmarks.ssm.derivatives import gradient, gradient_with_tangent
 from diffussm_jax.ops.s4d import ImplementationName, discretize, s4d
 from diffussm_jax.shapes import SSM
 
@@ -33,6 +34,7 @@ class Row:
     d: int
     forward_ms: float | None = None
     both_ms: float | None = None  # forward and backward
+    tangent_ms: float | None = None  # both, with a tangent along u that the loss needs
     compile_s: float | None = None  # of forward and backward
     memory: float | None = None  # of both besides u, y and gradients, in sizes of u and y
     error: float | None = None  # relative L2 of y to float64
@@ -45,12 +47,7 @@ def measure(
     raw = [jnp.asarray(x) for x in arguments.make(*shape)]
     run = jax.jit(functools.partial(apply, implementation=implementation))
     dy = jax.eval_shape(run, *raw)
-
-    @jax.jit
-    def both(dy: Array, *raw: Array) -> tuple:
-        y, vjp = jax.vjp(run, *raw)
-        return y, vjp(dy)
-
+    both = jax.jit(gradient(run))
     row = Row(implementation, *shape)
     start = time.perf_counter()
     compiled = both.lower(dy, *raw).compile()
@@ -63,6 +60,9 @@ def measure(
     row.forward_ms = median_ms(lambda: run(*raw), repeats, budget_s)
     ones = jnp.ones(dy.shape, dy.dtype)
     row.both_ms = median_ms(lambda: compiled(ones, *raw), repeats, budget_s)
+    with_tangent = jax.jit(gradient_with_tangent(run, along=(0,)))
+    d_u = raw[0][..., ::-1]
+    row.tangent_ms = median_ms(lambda: with_tangent(ones, (d_u,), *raw), repeats, budget_s)
     row.error = error(implementation, shape[1])
     return row
 

@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from benchmarks.ssm.arguments import NUM_PAIRS
+from benchmarks.ssm.derivatives import gradient, gradient_with_tangent
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.block import Block
 from diffussm_jax.ops.pallas_tpu import parameters, tiling_for
@@ -94,12 +95,18 @@ def programs(estimator: Estimator) -> Iterator[tuple]:
         y, u, ssm = operands(b, l)
         yield "operator forward", b, l, pallas_tpu, u, ssm
         yield "operator forward + backward", b, l, gradient(pallas_tpu), y, u, ssm
+        with_tangent = gradient_with_tangent(pallas_tpu, along=(0,))
+        yield "operator forward + tangent + backward", b, l, with_tangent, y, (u,), u, ssm
     b, l = SHAPES[0]
     _, _, ssm = operands(b, l)
     yield "its tables and their gradients", b, l, tables(estimator.tiling.chunk_size), ssm
     for name, apply_s4d in (("dense layers of the block", _copy), ("whole block", pallas_tpu)):
         function, arguments = block(apply_s4d, b, l)
-        yield f"{name}, forward + backward", b, l, function, *arguments
+        yield f"{name}, forward + backward", b, l, gradients_only(gradient(function)), *arguments
+    dy, params, x, c = arguments
+    with_tangent = gradients_only(gradient_with_tangent(function, along=(1, 2)))
+    name = "whole block, forward + tangent + backward"
+    yield name, b, l, with_tangent, dy, (x, c), params, x, c
 
 
 def operands(b: int, l: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct, SSM]:
@@ -114,14 +121,9 @@ def operator(implementation: Implementation) -> Operator:
     return functools.partial(s4d, implementation=implementation)
 
 
-def gradient(function: Callable) -> Callable:
-    """Make the function of a cotangent and the arguments that gives values and gradients."""
-
-    def both(dy: Any, *arguments: Any) -> tuple:
-        y, vjp = jax.vjp(function, *arguments)
-        return y, vjp(dy)
-
-    return both
+def gradients_only(function: Callable) -> Callable:
+    """Leave the values out, which the compiler then need not write."""
+    return lambda *arguments: function(*arguments)[1]
 
 
 def tables(chunk: int) -> Callable:
@@ -142,14 +144,13 @@ def tables(chunk: int) -> Callable:
 
 
 def block(apply_s4d: Operator, b: int, l: int) -> tuple[Callable, tuple[Any, ...]]:
-    """A block of the model, forward and backward, and its abstract arguments."""
+    """A block of the model, and the abstract arguments of its gradient."""
     config = ModelConfig(width=WIDTH, state_size=2 * NUM_PAIRS)
     model = jax.eval_shape(lambda: Block(config, apply_s4d=apply_s4d, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     x = jax.ShapeDtypeStruct((b, l // config.m, WIDTH), jnp.bfloat16)
     c = jax.ShapeDtypeStruct((b, WIDTH), jnp.bfloat16)
-    both = gradient(lambda params, x, c: nnx.merge(graphdef, params)(x, c))
-    return (lambda *arguments: both(*arguments)[1]), (x, params, x, c)
+    return (lambda params, x, c: nnx.merge(graphdef, params)(x, c)), (x, params, x, c)
 
 
 def _copy(u: Tokens, ssm: SSM, *, direction: Direction) -> Array:

@@ -45,3 +45,14 @@ def assert_gradients_reach_all(config):
     for path, grad in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(grad).all(), path
         assert np.any(grad != 0), jax.tree_util.keystr(path)
+
+
+def loss_with_tangent(graphdef, params, x, t, y):
+    """Return a loss like MeanFlow's: of the output and its derivative along a path of x and t."""
+    v = jnp.cos(3 * x)
+
+    def model(x, t):
+        return nnx.merge(graphdef, params)(x, t, y)
+
+    u, tangent = jax.jvp(model, (x, t), (v, jnp.ones_like(t)))
+    return jnp.mean(jnp.square(u + 0.3 * jax.lax.stop_gradient(tangent) - 1))

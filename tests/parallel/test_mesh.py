@@ -10,12 +10,13 @@ import pytest
 from diffussm_jax.config import MeshConfig, from_dict
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel import mesh as mesh_lib
-from diffussm_jax.parallel.feed import prefetch, shard_batch
+from diffussm_jax.parallel.feed import prefetch, shard_batch, split_rows
 from diffussm_jax.parallel.mesh import check_divides, make_mesh, state_shardings
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state, init_state
 from diffussm_jax.training.step import make_train_step
 from tests.conftest import merge
+from tests.models.tiny import loss_with_tangent, randomized
 
 ARRANGEMENTS = [
     (data, fsdp, 8 // data // fsdp)
@@ -114,6 +115,32 @@ def test_muon_on_eight_devices_equals_one(tiny_config, batch, monkeypatch):
     )
     (momentum,) = (x for x in jax.tree.leaves(eight[2].optimizer) if x.shape == (3, 32, 32))
     assert momentum.sharding.shard_shape(momentum.shape) == (3, 32, 16)
+
+
+@pytest.mark.slow
+def test_tangents_on_eight_devices_equal_those_on_one(tiny_config, monkeypatch):
+    """The loss takes the model's derivative along x and t, as MeanFlow's does."""
+    monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)
+    rng = np.random.default_rng(0)
+    config = from_dict(tiny_config)
+    _, params = randomized(config)
+
+    def value_and_gradients(mesh):
+        graphdef, _ = abstract_model(config, mesh)
+        places = jax.tree.map(lambda a: a.sharding, abstract_state(config, mesh).params)
+        loss = functools.partial(loss_with_tangent, graphdef)
+        return jax.jit(jax.value_and_grad(loss))(
+            jax.device_put(params, places), *(split_rows(mesh, a) for a in (x, t, y))
+        )
+
+    x = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
+    t = rng.uniform(size=16).astype(np.float32)
+    y = rng.integers(0, 10, 16).astype(np.int32)
+    actual = value_and_gradients(make_mesh(MeshConfig(2, 2, 2)))
+    expected = value_and_gradients(make_mesh(devices=jax.devices()[:1]))
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        scale = np.abs(theirs).max() + 1e-12
+        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
 
 
 def test_microbatches_add_up_to_the_batch(tiny_config, batch, expected):

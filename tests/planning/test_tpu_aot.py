@@ -67,6 +67,27 @@ def test_operator(compile_for, topology):
 
 
 @pytest.mark.slow
+def test_a_tangent_is_one_more_forward_kernel(compile_for):
+    """Of a loss of value and tangent: two forward kernels and one backward kernel."""
+
+    def make_function(implementation):
+        run = functools.partial(s4d, implementation=implementation)
+
+        def loss(u, ssm, d_u):
+            y, tangent = jax.jvp(lambda u: run(u, ssm), (u,), (d_u,))
+            return jnp.sum(jnp.square((y + jax.lax.stop_gradient(tangent)).astype(jnp.float32)))
+
+        return jax.grad(loss, argnums=(0, 1))
+
+    u, ssm = operands(jnp.bfloat16)
+    kernels = tpu_compiler.cycles(compile_for("v5e:2x2", make_function, u, ssm, u)).kernels
+    counts = {kind: 0 for kind in ("s4d_forward", "s4d_backward")}
+    for name, times in kernels.items():
+        counts[next(kind for kind in counts if kind in name)] += times
+    assert counts == {"s4d_forward": 2, "s4d_backward": 1}
+
+
+@pytest.mark.slow
 def test_cycles_count_the_rounds_of_a_loop(compile_for):
     """Twenty layers in a scan cost twice ten; kernels are counted too, with their traffic."""
 
