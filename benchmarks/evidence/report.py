@@ -12,7 +12,7 @@ import matplotlib
 from benchmarks.evidence.rows import COMPARISONS, ROWS, Comparison, Row, Scoring
 from benchmarks.evidence.study import Record, Study, evaluate_options, sample_options
 from benchmarks.throughput.tables import table
-from diffussm_jax.files import write_json, write_text
+from diffussm_jax.files import one_writer, write_json, write_text
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -38,6 +38,11 @@ def write_report(study: Study) -> None:
     Raises:
         UserError: a run was trained by another definition of its row.
     """
+    with one_writer(study.folder / "evidence.md"):
+        _write_report(study)
+
+
+def _write_report(study: Study) -> None:
     records = {row.name: _records(study, row) for row in ROWS.values()}
     lines = ["# Evidence\n"]
     for comparison in COMPARISONS:
@@ -57,9 +62,8 @@ def write_report(study: Study) -> None:
 
 
 def _records(study: Study, row: Row) -> list[Record]:
-    present = any(study.record_path(row, seed).exists() for seed in row.seeds)
-    found = [study.record(row, seed) for seed in row.seeds] if present else []
-    return [record for record in found if record is not None]
+    records = (study.record(row, seed) for seed in row.seeds)
+    return [record for record in records if record is not None]
 
 
 def _entries(
@@ -69,7 +73,8 @@ def _entries(
         row = ROWS[name]
         for scoring in study.scorings(row):
             if not chosen or scoring.name in chosen:
-                scores = [x.scores[scoring.name] for x in records[name] if scoring.name in x.scores]
+                scores = [x.scores.get(scoring.name, {}) for x in records[name]]
+                scores = [x for x in scores if x.get("num") == scoring.num]
                 if scores:
                     yield row, scoring, scores
 
