@@ -19,7 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.diffusion.weighting = "adaptive"
     config.guidance.scale = 1.25
     config.optimizer.schedule = "cosine"
-    config.training.num_steps = 4000
+    config.training.num_steps = 3000
     config.sample.sampler = "euler"
     config.sample.steps = 1
     config.sample.cfg_scale = 1.0
