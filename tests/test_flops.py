@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from configs import dit256
+from configs import dit256, flow256, mean_flow256
 from diffussm_jax import flops
 from diffussm_jax.config import SIZES, from_dict
 from diffussm_jax.models import create_model
@@ -27,6 +27,15 @@ def test_dense_layers_are_the_papers_formula(size):
     assert counts.dense == depth * (7.5 * 1024 + 2) * width**2
     assert counts.attention == 0
     assert 0 < counts.embeddings < 0.01 * counts.dense
+
+
+def test_what_a_model_is_told_besides_costs_its_embeddings():
+    """A mean flow of scale-aware guidance has those of t - r and of the scale more than a flow."""
+    flow, mean_flow = (from_dict(x.get_config("S").to_dict()) for x in (flow256, mean_flow256))
+    counts, more = multiply_adds(flow), multiply_adds(mean_flow)
+    d = flow.model.width
+    assert more.embeddings - counts.embeddings == 2 * (256 * d + d**2)
+    assert (more.dense, more.ssm) == (counts.dense, counts.ssm)
 
 
 @pytest.mark.parametrize("size", ["S/4", "XL/2"])

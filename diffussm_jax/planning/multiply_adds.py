@@ -59,10 +59,11 @@ def multiply_adds(config: Config) -> MultiplyAdds:
         return model(x, t, y if config.data.num_classes else None)
 
     x = jax.ShapeDtypeStruct((1, *config.grid), jnp.float32)
+    t = jax.ShapeDtypeStruct((1, len(config.conditions)), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
     counts = collections.Counter[str]()
     parts = {field.name for field in dataclasses.fields(MultiplyAdds)}
-    for scopes, count in _products(jax.make_jaxpr(forward)(x, label, label).jaxpr):
+    for scopes, count in _products(jax.make_jaxpr(forward)(x, t, label).jaxpr):
         counts[next((scope for scope in scopes if scope in parts), "dense")] += count
     return MultiplyAdds(**counts)
 

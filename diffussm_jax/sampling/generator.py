@@ -125,6 +125,7 @@ def _require_same_process(config: Config, guide: Config, folder: str) -> None:
             "diffusion.num_steps": c.diffusion.num_steps,
             "diffusion.schedule": c.diffusion.schedule,
             "diffusion.prediction": c.diffusion.prediction,
+            "guidance.max_scale": c.guidance.max_scale,  # an input of the model
         }
         for c in (config, guide)
     )
