@@ -1,4 +1,4 @@
-"""The demo's promise, as `make demo` shows it."""
+"""The promises of `make demo` and `make one-step`, as they show them."""
 
 import os
 import subprocess
@@ -13,9 +13,10 @@ from benchmarks.digits import measure, plot_loss
 
 @pytest.mark.slow
 @pytest.mark.nightly
-def test_the_demo_draws_digits(tmp_path, data_dir):
+@pytest.mark.parametrize("config", ["digits", "one_step"])
+def test_the_demo_draws_digits(config, tmp_path, data_dir):
     """Run as the demo is: eight fake devices would share two cores for minutes."""
-    command = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py"]
+    command = [sys.executable, "-m", "diffussm_jax.main", f"--config=configs/{config}.py"]
     command += [f"--workdir={tmp_path}", f"--config.data.data_dir={data_dir}"]
     sampling = ["--mode=sample", "--config.sample.num=500"]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
