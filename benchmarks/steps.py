@@ -9,13 +9,15 @@ times, and their ratios to a flow's under AdamW. The images are black: a step co
 import argparse
 import sys
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.evidence.__main__ import read_options
+from benchmarks.evidence.study import read_value
 from diffussm_jax.config import Config, config_file, from_dict
+from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.settings import start_jax
 from diffussm_jax.training.optimizer import make_optimizer
@@ -25,12 +27,12 @@ from diffussm_jax.training.step import compile_train_step
 FLOW = {"diffusion.process": "flow", "diffusion.variance": "none", "diffusion.prediction": "v"}
 FLOW |= {"sample.sampler": "euler", "sample.cfg_scale": "1"}
 MEAN_FLOW = FLOW | {"diffusion.process": "mean_flow", "diffusion.weighting": "adaptive"}
-RECIPES: dict[str, dict[str, str | bool]] = {
-    "flow": {**FLOW},
-    "flow, guidance folded in": {**FLOW, "guidance.scale": "1.5"},
-    "flow, muon": {**FLOW, "optimizer.name": "muon"},
-    "mean flow": {**MEAN_FLOW},
-    "mean flow, guidance folded in": {**MEAN_FLOW, "guidance.scale": "1.5"},
+RECIPES = {
+    "flow": FLOW,
+    "flow, guidance folded in": FLOW | {"guidance.scale": "1.5"},
+    "flow, muon": FLOW | {"optimizer.name": "muon"},
+    "mean flow": MEAN_FLOW,
+    "mean flow, guidance folded in": MEAN_FLOW | {"guidance.scale": "1.5"},
 }
 
 
@@ -56,6 +58,19 @@ class Subject:
         return time.perf_counter() - began
 
 
+def config_of(file: str, options: dict[str, str]) -> Config:
+    """The config of a file with some fields replaced.
+
+    Raises:
+        UserError: a field is wrong, or the model is one of latents.
+    """
+    given = {name: read_value(name, text) for name, text in options.items()}
+    config = from_dict(config_file.load(file), given)
+    if config.data.space != "pixels":
+        raise UserError(f"--config={file} has latents: give one of pixels")
+    return config
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.steps",
@@ -66,10 +81,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--config", default="configs/digits.py")
     parser.add_argument("--steps", type=int, default=40, help="of each")
     options, others = parser.parse_known_args(argv)
-    given = dict(word.removeprefix("--config.").split("=", 1) for word in others)
+    given = read_options(others)
     start_jax()
-    values: Any = config_file.load(options.config)
-    subjects = {name: Subject(from_dict(values, x | given)) for name, x in RECIPES.items()}
+    subjects = {name: Subject(config_of(options.config, x | given)) for name, x in RECIPES.items()}
     times = [[x.seconds() for x in subjects.values()] for _ in range(options.steps + 2)][2:]
     medians = np.median(times, axis=0)
     ratios = np.median([np.divide(row, row[0]) for row in times], axis=0)
@@ -78,4 +92,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CommandEnd as end:
+        sys.stderr.write(f"{end.last_line}\n")
+        sys.exit(end.exit_code)

@@ -1,7 +1,8 @@
-"""ImageNet at 256 x 256: class-conditional DiffuSSM-XL, trained as a flow (SiT's recipe).
+"""ImageNet at 256 x 256: class-conditional DiffuSSM-XL, trained as a flow (SiT's objective).
 
 Reproduces:     nothing, since the paper trains DDPM's process. SiT-XL/2, of attention, has FID 8.3
-                after 1,792M images, and with guidance 2.06 (SiT, tables 4 and 5).
+                after 1,792M images (SiT, table 1), and at guidance 1.5 2.15 by an ODE solver and
+                2.06 by 250 steps of euler_maruyama (table 7). Here images are drawn by Heun.
 Latents first:  the command below with --mode=encode instead of --workdir, once
 Command:        python -m diffussm_jax.main --config=configs/flow256.py --workdir=runs/flow256
 Other sizes:    configs/flow256.py:S, :B, :L

@@ -168,6 +168,18 @@ MEAN_FLOW = {"process": "mean_flow", "prediction": "v", "variance": "none"}
             {"guidance": {"max_scale": 4.0}, "training": {"label_dropout": 0.0}},
             "config.guidance.max_scale must be left out where",
         ),
+        (
+            {"guidance": {"scale": 2.0}, "sample": {"cfg_scale": 1.5}},
+            "config.sample.cfg_scale must be 1 where guidance.scale is given",
+        ),
+        (
+            {"diffusion": {"time_sampling": "shifted"}},
+            "config.diffusion.time_shift must differ from 1 where",
+        ),
+        (
+            {"diffusion": MEAN_FLOW, "sample": {"sampler": "euler", "cfg_interval": (0.1, 2.0)}},
+            "config.sample.cfg_interval must be None under",
+        ),
         ({"guidance": {"scale": 0.5}}, "config.guidance.scale must be at least 1"),
         ({"guidance": {"scale": 2.0, "max_scale": 4.0}}, "config.guidance.scale must be 1 where"),
         (

@@ -36,6 +36,8 @@ def main(words: list[str]) -> None:
     parser.add_argument("--scale", type=float, default=1.0)
     args, others = parser.parse_known_args(words)
     rows = chosen_rows(args.only)
+    if not 0 < args.scale < float("inf"):
+        raise UserError(f"--scale={args.scale} must be positive and finite")
     study = Study(args.out, read_options(others), args.scale)
     if args.list:
         sys.stdout.write(table([describe(study, row) for row in rows]) + "\n")

@@ -1,6 +1,7 @@
 """The tables, the commands and the plots of what a folder's runs have shown so far."""
 
 import itertools
+import logging
 import shlex
 import statistics
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,10 @@ import matplotlib
 from benchmarks.evidence.rows import COMPARISONS, ROWS, Comparison, Row, Scoring
 from benchmarks.evidence.study import Record, Study, evaluate_options, sample_options
 from benchmarks.throughput.tables import table
+from diffussm_jax.errors import UserError
 from diffussm_jax.files import one_writer, write_json, write_text
+
+logger = logging.getLogger(__name__)
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -62,7 +66,13 @@ def _write_report(study: Study) -> None:
 
 
 def _records(study: Study, row: Row) -> list[Record]:
-    records = (study.record(row, seed) for seed in row.seeds)
+    """The runs of a row by its definition of today."""
+    records = []
+    for seed in row.seeds:
+        try:
+            records.append(study.record(row, seed))
+        except UserError as error:
+            logger.warning("left out: %s", error)
     return [record for record in records if record is not None]
 
 

@@ -84,7 +84,7 @@ def at_calls(
 def _digits(
     name: str, changes: dict[str, str], scorings: tuple[Scoring, ...], config: str = "digits"
 ) -> Row:
-    # As many steps, and the same learning rates, as the recipe of one call has.
+    # Steps and learning rates are those of the recipe of one call, a third longer.
     changes = COMMON | {"optimizer.schedule": "cosine"} | changes
     return Row(f"digits_{name}", f"configs/{config}.py", changes, 4000, SEEDS, scorings)
 

@@ -66,7 +66,9 @@ class Study:
             UserError: in one line, where a field does not exist or does not fit the others.
         """
         try:
-            given = {name: _read(name, x) for name, x in (self.changes(row, seed) | more).items()}
+            given = {
+                name: read_value(name, x) for name, x in (self.changes(row, seed) | more).items()
+            }
             return from_dict(config_file.load(row.config), given)
         except UserError as error:
             raise UserError(f"{row.name}: {error}") from error
@@ -126,7 +128,7 @@ class Study:
         return record
 
 
-def _read(field: str, text: str) -> str | bool:
+def read_value(field: str, text: str) -> str | bool:
     """The value of a switch, else the text, as the command line of a run would have it."""
     if parsing.find_type(Config, field) is not bool:
         return text

@@ -14,14 +14,16 @@ class DiffusionConfig:
     process: Literal["gaussian", "flow", "mean_flow"] = "gaussian"
     # v is the velocity along the path: eps - x0 of a flow, sqrt(a) eps - sqrt(1 - a) x0 of DDPM's.
     prediction: Literal["eps", "v", "x0"] = "eps"
-    clip_x0: bool = False  # whether sampling clamps predictions of x0 to [-1, 1]; training never
+    # Whether sampling clamps predictions of x0 to [-1, 1]; training never does, and a mean flow
+    # predicts none.
+    clip_x0: bool = False
     # How the times to train at are drawn: sigmoid of N(time_mean, time_std^2), or uniform ones
     # moved towards noise.
     time_sampling: Literal["uniform", "logit_normal", "shifted"] = "uniform"
     time_mean: float = 0.0
     time_std: float = 1.0
     time_shift: float = 1.0
-    # Of an example's loss: Min-SNR's, or 1 / (error + 1e-3)^adaptive_power.
+    # Of an example's loss: Min-SNR's, or 1 / (mean square error + 1e-3)^adaptive_power.
     weighting: Literal["none", "min_snr", "adaptive"] = "none"
     min_snr_gamma: float = 5.0
     adaptive_power: float = 1.0
@@ -35,6 +37,11 @@ class DiffusionConfig:
 
     # Of mean_flow: the share of examples that learn an average, over r < t; the others have r = t.
     share_r_below_t: float = 0.5
+
+    @property
+    def told_loss(self) -> str:
+        """The loss that tells how training goes: with adaptive weights `loss` is always near 1."""
+        return "mse" if self.weighting == "adaptive" else "loss"
 
 
 @dataclasses.dataclass(frozen=True)

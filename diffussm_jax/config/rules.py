@@ -135,6 +135,10 @@ def _check_model(config: Config) -> None:
 def _check_process(config: Config) -> None:
     diffusion, process = config.diffusion, config.diffusion.process
     under = f"under diffusion.process = {process!r}"
+    is_shifted = diffusion.time_sampling == "shifted"
+    demand = "differ from 1 where diffusion.time_sampling is 'shifted', and there alone"
+    fits = is_shifted == (diffusion.time_shift != 1)
+    require(fits, "diffusion.time_shift", demand, diffusion.time_shift)
     is_gaussian = process == "gaussian"
     demand = f"be learned_range, fixed_small or fixed_large {under}"
     if not is_gaussian:
@@ -165,6 +169,10 @@ def _check_sampling(config: Config) -> None:
     require(can_be_guided or not is_guided, "sample.cfg_scale", demand)
     demand = "not be 1 where sample.autoguidance is given: it would do nothing"
     require(is_guided or not has_guide, "sample.cfg_scale", demand)
+    demand = "be None under diffusion.process = 'mean_flow', whose steps begin at infinite noise"
+    has_interval = sample.cfg_interval is not None
+    fits = not has_interval or diffusion.process != "mean_flow"
+    require(fits, "sample.cfg_interval", demand, sample.cfg_interval)
     low, high = sample.cfg_interval or (0, 1)
     demand = "be (low, high) with 0 <= low < high"
     require(0 <= low < high, "sample.cfg_interval", demand, sample.cfg_interval)
@@ -183,6 +191,9 @@ def _check_folded_guidance(config: Config) -> None:
     require(has_labels, field, demand)
     if guidance.max_scale is None:
         require(guidance.scale >= 1, "guidance.scale", "be at least 1", guidance.scale)
+        demand = "be 1 where guidance.scale is given: the model is guided by itself"
+        is_once = sample.cfg_scale == 1 or sample.autoguidance is not None
+        require(is_once, "sample.cfg_scale", demand, sample.cfg_scale)
         return
     demand = "be 1 where guidance.max_scale is given: the scale is then an input of the model"
     require(guidance.scale == 1, "guidance.scale", demand, guidance.scale)
@@ -202,7 +213,9 @@ def _check_schedule(config: Config) -> None:
     demand = "be positive where optimizer.schedule is 'warmup_stable_decay', and 0 elsewhere"
     is_given = optimizer.decay_steps > 0
     require(is_given == has_decay, "optimizer.decay_steps", demand, optimizer.decay_steps)
-    demand = f"leave optimizer.decay_steps of training.num_steps = {num_steps}"
+    demand = f"be at most training.num_steps - optimizer.decay_steps = {num_steps}"
+    if has_decay:
+        demand += f" - {optimizer.decay_steps}"
     fits = optimizer.warmup_steps + optimizer.decay_steps <= num_steps
     is_free = optimizer.schedule == "constant"
     require(fits or is_free, "optimizer.warmup_steps", demand, optimizer.warmup_steps)

@@ -1,6 +1,6 @@
 """Processes from images to noise, and back.
 
-`create_process` and `create_sampler` are the two places that know which processes there are.
+`create_process` and `create_sampler` make those of a config.
 """
 
 import functools
@@ -41,7 +41,8 @@ def create_sampler(config: DiffusionConfig, options: SampleConfig) -> Callable[.
             step = samplers.make_step(options.sampler, eta=options.eta)
             return functools.partial(samplers.run_sampler, step, gaussian)
         case "flow" | "mean_flow":
-            flow = Flow(config) if config.process == "flow" else MeanFlow(config)
+            flow = create_process(config)
+            assert isinstance(flow, Flow | MeanFlow)
             flow_step = flow_samplers.make_step(options.sampler, form=options.sde)
             run = flow_samplers.run_sampler
             return functools.partial(run, flow_step, flow, num_steps=num_steps)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffussm_jax.config import DiffusionConfig
-from diffussm_jax.diffusion.path import MIN_ALPHA, Point
+from diffussm_jax.diffusion.path import Point
 from diffussm_jax.diffusion.process import (
     Denoiser,
     NoisedBatch,
@@ -25,6 +25,8 @@ from diffussm_jax.shapes import Images, Labels
 # The network is told t times this. DDPM's 1000 would make the derivative by t, which a mean flow
 # needs, a thousand times larger, and noise of rounding with it.
 TIME_SCALE = 4.0
+# x0 = (x - sigma eps) / alpha has no meaning in pure noise; alpha is at least this there.
+MIN_ALPHA = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +57,14 @@ class Flow:
         return t / (1 - t)
 
     def losses(
-        self, model: Denoiser, batch: NoisedBatch, shift: Images | None = None
+        self, model: Denoiser, batch: NoisedBatch, correction: Images | None = None
     ) -> dict[str, PerExample]:
         """The squared error of each example, `mse`, and the weighted `loss`."""
         here = point(batch.t)
         x_t = here.mix(batch.x0, batch.eps)
         target = here.target(self.config.prediction, batch.x0, batch.eps)
         prediction = model(x_t, self.conditions(batch.t), batch.y)
-        mse = mean_square(prediction - (target if shift is None else target + shift))
+        mse = mean_square(prediction - (target if correction is None else target + correction))
         return {"loss": here.weight(self.config) * adaptive(self.config, mse), "mse": mse}
 
     def velocity(

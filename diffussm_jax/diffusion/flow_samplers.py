@@ -1,7 +1,7 @@
 """Samplers of flows: from noise at t = 1 to images at t = 0. Each is the function of one step.
 
 They follow dx / dt = v, or the stochastic equation with the same marginals (SiT, arXiv 2401.08740,
-section 2.2). An image depends on its own key alone, as in `samplers`.
+eq. 4, whose w is 2 D here). An image depends on its own key alone, as in `samplers`.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from diffussm_jax.shapes import ImageKeys, Images, Labels
 Form = Literal["sigma", "constant", "decreasing", "increasing_decreasing"]
 Time = Float[Array, ""]  # that all images are at
 
-# D(t) by SiT's names of its forms. Here t counts from the image, there from the noise.
+# D(t) of SiT's code, by its names. Here t counts from the image, there from the noise.
 DIFFUSION_COEFFICIENTS: dict[Form, Callable[[Time], Array]] = {
     "sigma": lambda t: t,
     "constant": jnp.ones_like,

@@ -72,20 +72,20 @@ class Gaussian:
         return jnp.asarray(full.noise_levels, jnp.float32)[conditions]
 
     def losses(
-        self, model: Denoiser, batch: NoisedBatch, shift: Images | None = None
+        self, model: Denoiser, batch: NoisedBatch, correction: Images | None = None
     ) -> dict[str, PerExample]:
         """The hybrid loss of each example: squared error, plus the bound for a learned variance.
 
         Returns:
             loss = weighted mse + vlb * num_steps / 1000, and mse and vlb. The bound is in bits per
             dimension and sees the mean through a stop-gradient, so that it trains the variance
-            alone (Nichol & Dhariwal, eq. 16); `shift` leaves it as it is.
+            alone (Nichol & Dhariwal, eq. 16); `correction` leaves it as it is.
         """
         x0, t, point = batch.x0, batch.t, self.at(batch.t)
         x_t = point.mix(x0, batch.eps)
         prediction, log_variance = self._split(model(x_t, self.conditions(t), batch.y), t)
         target = point.target(self.config.prediction, x0, batch.eps)
-        mse = mean_square(prediction - (target if shift is None else target + shift))
+        mse = mean_square(prediction - (target if correction is None else target + correction))
         loss = point.weight(self.config) * adaptive(self.config, mse)
         if self.config.variance != "learned_range":
             return {"loss": loss, "mse": mse}

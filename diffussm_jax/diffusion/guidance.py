@@ -93,7 +93,7 @@ def told(model: Denoiser, scale: PerExample | float) -> Denoiser:
 def draw_scale(config: GuidanceConfig, key: Key[Array, ""]) -> Float[Array, ""] | None:
     """Draw the scale that an example is trained at; None where the model is told none.
 
-    It is log-uniform between 1 and `max_scale` (iMF, arXiv 2512.02012, section 4.3).
+    It is log-uniform between 1 and `max_scale` (iMF, arXiv 2512.02012).
     """
     if config.max_scale is None:
         return None
@@ -105,15 +105,15 @@ def folded(
 ) -> Images:
     """What guidance adds to the target of a model that learns to be guided, with no gradient.
 
-    Tang et al. 2025 (model guidance, arXiv 2502.12154, eq. 11) add (w - 1) (m_c - m_u), where the
-    predictions m are those of the EMA. With m_c itself guided, that amounts to classifier-free
-    guidance of scale 1 / (2 - w). Here the scale is that of classifier-free guidance, and
-    w - 1 = 1 - 1 / scale, as in iMF (arXiv 2512.02012, eq. 20).
+    Tang et al. 2025 (model guidance, arXiv 2502.12154, eq. 18) add w (m_c - m_u), where the
+    predictions m are those of the EMA; their code and tables write the factor as w - 1. With m_c
+    itself guided, that amounts to classifier-free guidance of scale 1 / (1 - w). Here the scale is
+    that of classifier-free guidance and the factor 1 - 1 / scale, as in iMF (arXiv 2512.02012).
 
     Examples without a label, and those above `max_noise`, are not guided.
 
     Args:
-        teacher: the EMA of the model; it is told the scale itself where models are.
+        teacher: the EMA of the model, called with each example twice: with its label and without.
         null_label: the label that means "no label".
     """
     assert batch.y is not None

@@ -1,8 +1,8 @@
 """Mean flows: the average velocity of a flow over an interval, which draws images in one call.
 
-Of Geng et al. 2025 (MeanFlow, arXiv 2505.13447), with the loss of Geng et al. 2025b (iMF, arXiv
-2512.02012). On the path of `flow`, the network learns u(x_t, r, t), the average of the velocity
-over [r, t], so that x_r = x_t - (t - r) u(x_t, r, t). By the derivative of this along the path,
+Of Geng et al. 2025 (MeanFlow, arXiv 2505.13447). On the path of `flow`, the network learns
+u(x_t, r, t), the average of the velocity over [r, t], so that x_r = x_t - (t - r) u(x_t, r, t). By
+the derivative of this along the path,
 
     v = u + (t - r) du/dt,    du/dt = v d u/d x_t + d u/d t    at fixed r  (MeanFlow, eq. 6 to 8)
 
@@ -62,15 +62,16 @@ class MeanFlow:
         return t / (1 - t)
 
     def losses(
-        self, model: Denoiser, batch: NoisedBatch, shift: Images | None = None
+        self, model: Denoiser, batch: NoisedBatch, correction: Images | None = None
     ) -> dict[str, PerExample]:
         """The squared error of the identity for v = eps - x0, `mse`, and the weighted `loss`.
 
-        No gradient goes through du/dt (iMF, eq. 12).
+        It is MeanFlow's loss (eq. 9 to 11), written as an error of v as in iMF (Geng et al. 2025b,
+        arXiv 2512.02012). No gradient goes through du/dt.
         """
         t, r = batch.t[:, 0], batch.t[:, 1]
         velocity = batch.eps - batch.x0
-        velocity = velocity if shift is None else velocity + shift
+        velocity = velocity if correction is None else velocity + correction
         u, du_dt = self._average_and_derivative(model, batch, velocity)
         interval = (t - r)[:, None, None, None]
         mse = mean_square(u + interval * jax.lax.stop_gradient(du_dt) - velocity)

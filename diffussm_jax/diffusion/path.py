@@ -16,9 +16,6 @@ from diffussm_jax.shapes import Images
 Prediction = Literal["eps", "v", "x0"]
 Coefficient = Float[Array, "b 1 1 1"]
 
-# x0 = (x - sigma eps) / alpha has no meaning in pure noise; alpha is at least this there.
-MIN_ALPHA = 0.02
-
 
 class Point(NamedTuple):
     """The coefficients of each example, and their derivatives along the path."""

@@ -64,12 +64,12 @@ class Process(Protocol):
         ...
 
     def losses(
-        self, model: Denoiser, batch: NoisedBatch, shift: Images | None = None
+        self, model: Denoiser, batch: NoisedBatch, correction: Images | None = None
     ) -> dict[str, PerExample]:
         """The `loss` of each example, weighted, and its terms.
 
         Args:
-            shift: what folded guidance adds to the target (`guidance.folded`).
+            correction: what folded guidance adds to the target (`guidance.folded`).
         """
         ...
 
@@ -101,7 +101,8 @@ def mean_square(x: Images) -> PerExample:
 def adaptive(config: DiffusionConfig, error: PerExample) -> PerExample:
     """The loss of an error: error / sg(error + 1e-3)^p with weighting adaptive, else the error.
 
-    No gradient goes through sg (MeanFlow, arXiv 2505.13447, section 4.3).
+    No gradient goes through sg. The error is a mean over an example, where MeanFlow has the sum
+    (arXiv 2505.13447, section 4.3): here 1e-3 means the same for images of any size.
     """
     if config.weighting != "adaptive":
         return error

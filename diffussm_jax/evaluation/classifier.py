@@ -1,8 +1,8 @@
 """A small classifier of a run's own classes, for data unlike Inception's, and for tests.
 
-It is trained once, in a minute at most, on the run's training images and kept in the work
-directory, since scores by two classifiers do not compare. `evaluate.weights` names that of another
-work directory, so that runs compare.
+It is trained once, in a minute or two on small images, on the run's training images and kept in the
+work directory, since scores by two classifiers do not compare. `evaluate.weights` names that of
+another work directory, so that runs compare.
 """
 
 import logging

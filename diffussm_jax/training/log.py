@@ -159,8 +159,9 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
 
     def _show_progress(self, means: dict[str, float], seconds_left: float) -> None:
         eta = datetime.timedelta(seconds=round(seconds_left))
-        loss = means.get("loss", float("nan"))  # every step of the report was skipped
-        text = f"loss {loss:.4f}, {means['images_per_second']:.0f} images/s, {eta} left"
+        name = self._config.diffusion.told_loss
+        loss = means.get(name, float("nan"))  # every step of the report was skipped
+        text = f"{name} {loss:.4f}, {means['images_per_second']:.0f} images/s, {eta} left"
         text += f", {means['input_wait']:.1%} of the time waiting for input"
         if self._bar.disable:
             self._log(text)

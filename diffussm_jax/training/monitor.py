@@ -44,7 +44,8 @@ class NumericsMonitor:
                 self._report_skipped(step, metrics)
                 continue
             made.append(metrics)
-            spikes.append((self._deviations(float(metrics["loss"])), step, metrics))
+            loss = float(metrics[self._config.diffusion.told_loss])
+            spikes.append((self._deviations(loss), step, metrics))
         if spikes:
             self._report_spike(*max(spikes, key=lambda spike: spike[0]))
         return made
@@ -70,7 +71,7 @@ class NumericsMonitor:
             "step %d: loss %.4g is a spike, %.0f robust deviations above the median of the steps "
             "before; gradient norm %.3g; its batch is %s",
             step,
-            metrics["loss"],
+            metrics[self._config.diffusion.told_loss],
             deviations,
             metrics["grad_norm"],
             self.examples(step),

@@ -13,6 +13,7 @@ from diffussm_jax.data.transforms import from_uint8
 from diffussm_jax.diffusion import create_process
 from diffussm_jax.diffusion.guidance import draw_scale, folded, told
 from diffussm_jax.diffusion.process import Denoiser, NoisedBatch, PerExample
+from diffussm_jax.shapes import Images
 
 DeviceBatch = dict[str, Array]  # the arrays of a source's examples [b, ...], on the devices
 Losses = dict[str, PerExample]
@@ -35,10 +36,17 @@ def make_objective(config: Config, graphdef: nnx.GraphDef) -> Objective:
         model = denoiser(params, batch.scale)
         if not guidance.is_folded:
             return process.losses(model, batch)
-        pairs = None if batch.scale is None else jnp.repeat(batch.scale, 2)
-        teacher = denoiser(ema, pairs)
-        shift = folded(guidance, process, teacher, batch, null_label=config.data.num_classes)
-        return process.losses(model, batch, jnp.where(step < guidance.start_step, 0, shift))
+        scales = None  # with the label, and without: there is none to guide then
+        if batch.scale is not None:
+            scales = jnp.stack([batch.scale, jnp.ones_like(batch.scale)], axis=1).reshape(-1)
+
+        def correct() -> Images:
+            teacher, null_label = denoiser(ema, scales), config.data.num_classes
+            return folded(guidance, process, teacher, batch, null_label=null_label)
+
+        has_begun = step >= guidance.start_step
+        correction = jax.lax.cond(has_begun, correct, lambda: jnp.zeros_like(batch.x0))
+        return process.losses(model, batch, correction)
 
     return objective
 

@@ -109,12 +109,23 @@ def _has_same_classes(class_names: Sequence[str] | None, weights: Weights) -> bo
     return list(class_names) == weights.class_names
 
 
+def _predicted(config: Config) -> tuple[str, str]:
+    """What a model predicts, of which path; a mean flow begins as a flow."""
+    path = "gaussian process" if config.diffusion.process == "gaussian" else "flow"
+    return config.diffusion.prediction, path
+
+
 def _report_differences(config: Config, theirs: Config) -> None:
     """Log what no shape shows: another diffusion process, and another number of tokens."""
     for field in parsing.field_names(Config):
         here, there = (parsing.get_field(c, field) for c in (config, theirs))
-        if field.startswith(("model.", "diffusion.")) and here != there:
+        if field.startswith(("model.", "diffusion.", "guidance.")) and here != there:
             logger.info("%s is %r here and was %r there", field, here, there)
+    if _predicted(config) != _predicted(theirs):
+        logger.warning(
+            "this model predicts %s of a %s and that one %s of a %s: its predictions begin wrong",
+            *(word for predicted in map(_predicted, (config, theirs)) for word in predicted),
+        )
     ratio = theirs.num_tokens / config.num_tokens
     fitting = theirs.model.dt_rate * ratio
     if config.model.name == "diffussm" and config.model.dt_rate != fitting:
