@@ -79,6 +79,9 @@ def test_schedules_at_their_corners(schedule, corners):
             {"schedule": "cosine", "warmup_steps": 21},
             "warmup_steps must be at most .* = 20, got 21",
         ),
+            {"schedule": "cosine", "warmup_steps": 21},
+            "warmup_steps must be at most .* = 20, got 21",
+        ),
         (
             {"schedule": "warmup_stable_decay", "warmup_steps": 10, "decay_steps": 11},
             "warmup_steps must be at most .* = 20 - 11, got 10",
