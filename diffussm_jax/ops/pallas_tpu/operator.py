@@ -84,13 +84,17 @@ def _with_rest(u, ssm: SSM, state, reverse, rest: int, tiling: Tiling):
 
 
 def _whole_chunks(u, ssm: SSM, state, reverse, tiling: Tiling):
+    return linear_in_u(make_kernels(reverse, tiling, state is not None), u, ssm, state)
+
+
+def make_kernels(reverse: tuple[bool, ...], tiling: Tiling, has_state: bool) -> Kernels:
+    """The kernels of these directions for whole chunks, without derivatives."""
     options = {"reverse": reverse, "tiling": tiling}
-    kernels_and_plain = Kernels(
+    return Kernels(
         run=functools.partial(_forward, **options),
         gradients=functools.partial(_backward, **options),
-        plain=functools.partial(chunked, reverse=reverse, return_state=state is not None),
+        plain=functools.partial(chunked, reverse=reverse, return_state=has_state),
     )
-    return linear_in_u(kernels_and_plain, u, ssm, state)
 
 
 def _forward(u, ssm, state, *, reverse, tiling):
