@@ -43,14 +43,17 @@ def within_class_variance(pixels: np.ndarray, labels: np.ndarray) -> float:
 
 
 def plot_loss(workdir: Path) -> Path:
-    """Draw the training and the held-out loss over the steps of `metrics.jsonl`."""
+    """Draw the errors in training and on held-out images over the steps of `metrics.jsonl`.
+
+    They are those before any weight: adaptive weights make every loss near 1.
+    """
     lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     events = [json.loads(line) for line in lines]
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held out (EMA)", "o")):
+    for name, label, style in (("mse", "training", "-"), ("eval_mse", "held out (EMA)", "o")):
         points = [(event["step"], event[name]) for event in events if name in event]
         axes.plot(*zip(*points), style, label=label)
-    axes.set(xlabel="step", ylabel="loss", ylim=(0, None))
+    axes.set(xlabel="step", ylabel="mean square error", ylim=(0, None))
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(workdir / "loss.png", dpi=150)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.evidence import rows
 from benchmarks.evidence.__main__ import read_options
 from benchmarks.evidence.study import read_value
 from diffussm_jax.config import Config, config_file, from_dict
@@ -24,8 +25,7 @@ from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, abstract_state, init_state
 from diffussm_jax.training.step import compile_train_step
 
-FLOW = {"diffusion.process": "flow", "diffusion.variance": "none", "diffusion.prediction": "v"}
-FLOW |= {"sample.sampler": "euler", "sample.cfg_scale": "1"}
+FLOW = rows.FLOW | {"diffusion.prediction": "v", "sample.cfg_scale": "1"}
 MEAN_FLOW = FLOW | {"diffusion.process": "mean_flow", "diffusion.weighting": "adaptive"}
 RECIPES = {
     "flow": FLOW,
