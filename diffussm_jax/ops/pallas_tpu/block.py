@@ -30,6 +30,8 @@ class ChannelBlock:
         dtype: of u and y.
         reverse: for each direction, whether it reads from the end.
         strided_roll: whether the chip can roll each row of a register by one more.
+        m: tokens of a group, a power of two. The t / m groups of a chunk lie in the order (k, j):
+            lane k t / m + j is token m j + k (`stack_tpu.layout`). 1 is the tokens' own order.
     """
 
     num_channels: int
@@ -39,6 +41,26 @@ class ChannelBlock:
     dtype: jnp.dtype
     reverse: tuple[bool, ...]
     strided_roll: bool
+    m: int = 1
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of m tokens in a chunk."""
+        return self.chunk_size // self.m
+
+    @property
+    def digits(self) -> list[int]:
+        """The binary digit of the token's number that each digit of its lane's number is."""
+        digits = list(range(num_levels(self.chunk_size) - 1))
+        low = num_levels(self.m) - 1
+        return digits[low:] + digits[:low]
+
+    def token(self, number):
+        """The token of a lane, or of a row of a table: its number in the chunk."""
+        if self.m == 1:
+            return number
+        j, k = number & (self.num_groups - 1), number >> (num_levels(self.num_groups) - 1)
+        return self.m * j + k
 
     @property
     def channels(self) -> range:

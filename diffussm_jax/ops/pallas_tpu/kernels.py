@@ -33,7 +33,7 @@ class Inputs(NamedTuple):
 
     u: Any  # d g*b t
     powers: Any  # d k 128: exp(p 2^i), then 2 g
-    kernel: Any  # d r t: the first row of each direction's circulant
+    kernel: Any  # d r*m t: the first rows of each direction's m circulants
     state: Any  # d b 128, or None
 
 
@@ -100,7 +100,7 @@ def forward(
         x = entering_ref[c].astype(block.dtype)
         reading = tables.reading(c)
         for r, backward in enumerate(block.reverse):
-            within = tables.toeplitz(inputs.kernel[c, r : r + 1], backward=backward)
+            within = tables.toeplitz(_first_rows(block, inputs, c, r), backward=backward)
             y = dot(u_ref[c], within, NN)
             y += dot(block.in_order(x, r), tables.only(reading, r), NT)
             outputs.y[r, c] = y.astype(block.dtype)
@@ -147,7 +147,7 @@ def backward(
         d_local = block.by_chunk(d_local_ref[c]).astype(block.dtype)
         du = dot(d_local, tables.falling(c), NT)
         for r, backward in enumerate(block.reverse):
-            within = tables.toeplitz(inputs.kernel[c, r : r + 1], backward=backward)
+            within = tables.toeplitz(_first_rows(block, inputs, c, r), backward=backward)
             du += dot(dy_ref[r, c], within, NT)
         gradients.u[c] = du.astype(block.dtype)
     for c in block.channels:
@@ -167,3 +167,7 @@ def _form(block: ChannelBlock, inputs: Inputs, memory: dict) -> tuple[Tables, St
     tables = Tables(block, inputs.powers, memory["level"], memory["coarse"], memory["fine"])
     tables.form_powers()
     return tables, States(block, inputs.state, memory["level"])
+
+
+def _first_rows(block: ChannelBlock, inputs: Inputs, c: int, r: int):
+    return inputs.kernel[c, r * block.m : (r + 1) * block.m]

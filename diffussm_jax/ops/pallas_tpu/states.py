@@ -15,6 +15,11 @@ from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, ChannelBlock, num
 MAX_UNROLL = 32  # steps; longer programs take minutes to compile
 
 
+def steps_of_a_body(num_steps: int) -> int:
+    """How many steps of a loop go into its body: a divisor, as the compiler takes no remainder."""
+    return max(n for n in range(1, MAX_UNROLL + 1) if num_steps % n == 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class States:
     """The states of a block of channels.
@@ -46,8 +51,9 @@ class States:
                 new.append((new_x, (swap(local) + re * swapped) - im * x))
             return tuple(new)
 
+        unroll = steps_of_a_body(self.block.num_chunks)
         states = self._with_swapped(self.state_ref, channels)
-        states = jax.lax.fori_loop(0, self.block.num_chunks, step, states, unroll=self._unroll)
+        states = jax.lax.fori_loop(0, self.block.num_chunks, step, states, unroll=unroll)
         if last_ref is not None:
             for c, (x, _) in zip(channels, states):
                 last_ref[c] = x
@@ -75,8 +81,9 @@ class States:
                 new.append((new_z, new_swapped, same + x * z, crossed + x * swapped))
             return tuple(new)
 
+        unroll = steps_of_a_body(self.block.num_chunks)
         carried = tuple((*pair, zero, zero) for pair in self._with_swapped(d_last_ref, channels))
-        carried = jax.lax.fori_loop(0, self.block.num_chunks, step, carried, unroll=self._unroll)
+        carried = jax.lax.fori_loop(0, self.block.num_chunks, step, carried, unroll=unroll)
         if d_state_ref is not None:
             for c, (z, *_) in zip(channels, carried):
                 d_state_ref[c] = z
@@ -89,12 +96,6 @@ class States:
             zero = jnp.zeros((self.block.batch, LANES), jnp.float32)
             return tuple((zero, zero) for _ in channels)
         return tuple((ref[c], swap(ref[c])) for c in channels)
-
-    @property
-    def _unroll(self) -> int:
-        """Steps of a loop body; a divisor of their number, as the compiler takes no remainder."""
-        num_chunks = self.block.num_chunks
-        return max(n for n in range(1, MAX_UNROLL + 1) if num_chunks % n == 0)
 
     def _decay(self, c):
         shape = (self.block.batch, LANES)

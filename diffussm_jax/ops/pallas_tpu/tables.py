@@ -15,7 +15,6 @@ from diffussm_jax.ops.pallas_tpu.block import (
     conjugate,
     expand,
     lane,
-    num_levels,
     swap,
 )
 
@@ -54,7 +53,7 @@ class Tables:
         One operation goes over all channels before the next begins: a roll takes a hundred cycles,
         and only independent work fills them.
         """
-        levels = range(num_levels(self.block.chunk_size) - 1)
+        levels = self.block.digits
         powers = [self.powers_ref[c] for c in self.block.channels]
         for c, swapped in enumerate([swap(x) for x in powers]):
             self.level_ref[c, 0], self.level_ref[c, 1] = expand(powers[c], swapped)
@@ -69,7 +68,7 @@ class Tables:
             self.fine_ref[c, READING], self.fine_ref[c, READING + 1] = z, swapped
             self.coarse_ref[c, 0], self.coarse_ref[c, 1] = expand(*coarse[c])
 
-    def _products(self, levels: range, num_rows: int, *, mirrored: bool):
+    def _products(self, levels: list[int], num_rows: int, *, mirrored: bool):
         """For each channel the powers whose bits are the row's number.
 
         Lanes that run backward count the rows from the end. Each power comes with its half-swapped
@@ -127,42 +126,55 @@ class Tables:
             merged = jnp.where(self.block.of_direction(part.shape, r), part, merged)
         return merged
 
-    def toeplitz(self, row, *, backward: bool):
-        """The matrix [s t] of K[t - s] on and above the diagonal.
+    def toeplitz(self, first_rows, *, backward: bool):
+        """The matrix [s t] of K[t - s] where token s comes no later than token t, else zero.
 
-        For a backward pass it is K[s - t] on and below the diagonal. Each row is the row above
-        rolled by one. Without a strided roll only eight rows are made in this way; the others are
-        these eight, rolled by full registers.
+        For a backward pass it is K[s - t] where s comes no earlier than t. `first_rows` [m t] are
+        the rows of the first m tokens s = k. Those of the tokens m j + k follow in the order of j,
+        each the row above rolled by one.
         """
         t = self.block.chunk_size
-        if self.block.strided_roll:
-            rows = jnp.broadcast_to(row, (t, t))
-            rows = pltpu.roll(rows, 0, 1, stride=1, stride_axis=0)
-        else:
-            (eight,) = self._skew([jnp.broadcast_to(row, (SUBLANES, t))], 1)
-            shifts = range(SUBLANES, t, SUBLANES)
-            rolled = [pltpu.roll(eight, shift, 1) for shift in shifts]
-            rows = jnp.concatenate([eight, *rolled], axis=0)
+        rolled = [self._rolled(first_rows[k : k + 1]) for k in range(self.block.m)]
+        rows = jnp.concatenate(rolled, axis=0)
         keep = self._in_triangle((t, t), 0, backward=backward)
         return jnp.where(keep, rows, 0.0).astype(self.block.dtype)
 
+    def _rolled(self, row):
+        """A row for each group of a chunk: the given one rolled by 0, 1, 2, ... lanes.
+
+        Without a strided roll only eight rows are made one by one; the others are these eight,
+        rolled by full registers.
+        """
+        shape = (self.block.num_groups, row.shape[1])
+        if self.block.strided_roll:
+            return pltpu.roll(jnp.broadcast_to(row, shape), 0, 1, stride=1, stride_axis=0)
+        (eight,) = self._skew([jnp.broadcast_to(row, (SUBLANES, row.shape[1]))], 1)
+        shifts = range(SUBLANES, shape[0], SUBLANES)
+        return jnp.concatenate([eight, *(pltpu.roll(eight, n, 1) for n in shifts)], axis=0)
+
     def sum_diagonals(self, d_within_ref, d_kernel_ref):
         """Apply the transpose of `toeplitz` to the gradients of its matrices."""
-        totals = []
-        for c in self.block.channels:
-            for r, backward in enumerate(self.block.reverse):
-                total = jnp.zeros((SUBLANES, self.block.chunk_size), jnp.float32)
-                for shift in range(0, self.block.chunk_size, SUBLANES):
-                    keep = self._in_triangle(total.shape, shift, backward=backward)
-                    block = d_within_ref[c, r, shift : shift + SUBLANES]
-                    block = jnp.where(keep, block, 0.0)
-                    if shift:
-                        block = pltpu.roll(block, self.block.chunk_size - shift, 1)
-                    total += block
-                totals.append(total)
-        for i, rows in enumerate(self._skew(totals, -1)):
-            c, r = divmod(i, len(self.block.reverse))
-            d_kernel_ref[c, r : r + 1] = jnp.sum(rows, axis=0, keepdims=True)
+        totals = [
+            self._unrolled(d_within_ref.at[c, r], k, backward=backward)
+            for c in self.block.channels
+            for r, backward in enumerate(self.block.reverse)
+            for k in range(self.block.m)
+        ]
+        for n, rows in enumerate(self._skew(totals, -1)):
+            c, row = divmod(n, len(self.block.reverse) * self.block.m)
+            d_kernel_ref[c, row : row + 1] = jnp.sum(rows, axis=0, keepdims=True)
+
+    def _unrolled(self, d_within_ref, k: int, *, backward: bool):
+        """Sum the rows of the tokens m j + k to eight, the rolls by multiples of eight undone."""
+        total = jnp.zeros((SUBLANES, self.block.chunk_size), jnp.float32)
+        for shift in range(0, self.block.num_groups, SUBLANES):
+            first = k * self.block.num_groups + shift
+            keep = self._in_triangle(total.shape, first, backward=backward)
+            rows = jnp.where(keep, d_within_ref[first : first + SUBLANES], 0.0)
+            if shift:
+                rows = pltpu.roll(rows, self.block.chunk_size - shift, 1)
+            total += rows
+        return total
 
     def _skew(self, arrays: list, step: int) -> list:
         """Roll row q of each array by q steps, one bit of q after the other."""
@@ -175,15 +187,18 @@ class Tables:
         return arrays
 
     def _in_triangle(self, shape, first_row: int, *, backward: bool):
-        lag = lane(shape) - jax.lax.broadcasted_iota(jnp.int32, shape, 0)
-        return lag <= first_row if backward else lag >= first_row
+        # first_row + row has the tokens of both added, since they share no binary digit.
+        row = jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+        lag = self.block.token(lane(shape)) - self.block.token(row)
+        first_token = self.block.token(first_row)
+        return lag <= first_token if backward else lag >= first_token
 
     def sum_moments(self, d_tables_ref, sums_ref):
         """Write the moments of the gradients of the two tables, `falling` and `reading`.
 
         The sums go in two levels: with the coarse powers over blocks of eight rows, then with the
         fine ones. P is conj(falling) for `falling`; for `reading`, which holds conjugates, it is
-        rising.
+        rising. The eight rows of a block are m tokens apart.
         """
         for table, fine, sign in ((0, FALLING, 1), (1, RISING, -1)):
             coarse = [
@@ -196,8 +211,9 @@ class Tables:
                 Moments(re.zeroth + sign * im.zeroth, re.first + sign * im.first)
                 for (re, _), im in zip(coarse, swapped_im)
             ]
-            row = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0).astype(jnp.float32)
-            by_row = [Moments(z.zeroth, z.first + row * z.zeroth) for z in by_row]
+            row = jax.lax.broadcasted_iota(jnp.int32, (SUBLANES, LANES), 0)
+            token = (self.block.m * row).astype(jnp.float32)
+            by_row = [Moments(z.zeroth, z.first + token * z.zeroth) for z in by_row]
             powers = [self.fine_ref[c, fine] for c in self.block.channels]
             if sign > 0:
                 powers = [conjugate(x) for x in powers]
@@ -209,20 +225,38 @@ class Tables:
                     i = 2 * table + order
                     sums_ref[c, i : i + 1] = moment
 
-    def _coarse_moments(self, c, table_ref, sign: int) -> tuple[Moments, Moments]:
+    def _coarse_moments(self, c, table_ref, sign: int) -> list[Moments]:
         """Moments over the blocks of eight rows, for the two parts a of the coarse powers.
 
-        They are sum_i a_i V_i and sum_i 8 i a_i V_i over blocks i. The second adds up the first's
-        partial sums: sum_i i x_i = sum_k sum_{i>=k} x_i.
+        They are sum a V and sum l a V over the blocks, where l is the first token of a block:
+        8 m i + k for block i of the tokens m j + k.
+        """
+        by_k = [self._block_moments(c, table_ref, k, sign) for k in range(self.block.m)]
+        joined = []
+        for first_k, *other_ks in zip(*by_k):
+            scale = SUBLANES * self.block.m
+            zeroth, first = first_k.zeroth, scale * first_k.first
+            for k, moments in enumerate(other_ks, start=1):
+                zeroth += moments.zeroth
+                first += scale * moments.first + k * moments.zeroth
+            joined.append(Moments(zeroth, first))
+        return joined
+
+    def _block_moments(self, c, table_ref, k: int, sign: int) -> tuple[Moments, Moments]:
+        """sum_i a_i V_i and sum_i i a_i V_i over the blocks i of the tokens m j + k.
+
+        The second adds up the first's partial sums: sum_i i x_i = sum_n sum_{i>n} x_i.
         """
         zero = jnp.zeros((SUBLANES, LANES), jnp.float32)
         re, im, re_partial, im_partial = zero, zero, zero, zero
-        for i in range(self.block.num_coarse)[::-1]:
-            row = self.block.num_coarse - 1 - i if sign > 0 else i
-            v = table_ref[i * SUBLANES : (i + 1) * SUBLANES]
+        num_blocks = self.block.num_groups // SUBLANES
+        for i in range(num_blocks)[::-1]:
+            block = k * num_blocks + i
+            row = self.block.num_coarse - 1 - block if sign > 0 else block
+            v = table_ref[block * SUBLANES : (block + 1) * SUBLANES]
             re += v * self.coarse_ref[c, 0, row : row + 1]
             im += v * self.coarse_ref[c, 1, row : row + 1]
             if i:
                 re_partial += re
                 im_partial += im
-        return Moments(re, SUBLANES * re_partial), Moments(im, SUBLANES * im_partial)
+        return Moments(re, re_partial), Moments(im, im_partial)
