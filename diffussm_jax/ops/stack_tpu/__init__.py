@@ -1,5 +1,6 @@
-"""A stack of blocks as TPU kernels on channel-major activations.
+"""A stack of blocks as fused TPU kernels on channel-major activations [L b rows j].
 
-`layout` is the order of a chunk's lanes, which all kernels of the SSM keep; `ssm` calls
-`ssm_kernels` with the sizes of `ssm_tiling` and what `ssm_tables` prepares; `gelu` is for them all.
+`dense` calls the kernels of the dense layers with the sizes of `dense_tiling`, `ssm` those of the
+SSM with the sizes of `ssm_tiling` and what `ssm_tables` prepares. `layout` is the order of a
+chunk's lanes, which all kernels of the SSM keep.
 """

@@ -1,0 +1,123 @@
+"""Sizes of the dense kernels' calls, and whether they fit a chip."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from diffussm_jax.ops.pallas_tpu.block import LANES
+from diffussm_jax.ops.stack_tpu.rows import PACKED_ROWS
+
+MIB = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseTiling:
+    """How the dense kernels are cut.
+
+    Attributes:
+        columns: groups of tokens in a grid step: at most so many, a multiple of 128.
+        vmem_bytes: what a kernel may use of a core's VMEM.
+        unroll: write out the loops over rows. It saves 2 to 3 % of the cycles, and lets the
+            compiler's bundles be counted, but takes longer to compile.
+        interpret: run as plain JAX operations, anywhere; `pltpu.InterpretParams` looks for races.
+    """
+
+    columns: int = 512
+    vmem_bytes: int = 88 * MIB
+    unroll: bool = False
+    interpret: Any = False
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockShape:
+    """Sizes of a block as the dense kernels see it.
+
+    Attributes:
+        d: width.
+        j: groups of tokens of an image.
+        m: tokens of a group.
+        r: directions of the SSM.
+        dtype: of the products and the activations.
+        residual_dtype: of x.
+    """
+
+    d: int
+    j: int
+    m: int
+    r: int
+    dtype: Any = jnp.bfloat16
+    residual_dtype: Any = jnp.float32
+
+
+class _Kernel(NamedTuple):
+    """What a kernel holds: kernels W in units of d^2, and activations in rows of d.
+
+    `gradients` are float32 W; `moving` is read or written, in two buffers; `residual` counts the
+    blocks of x among it, which have their own dtype; `scratch` is in bytes of a row's column.
+    """
+
+    weights: int
+    gradients: int
+    residual: int
+    moving: int
+    scratch: int
+
+
+def vmem_bytes(shape: BlockShape, columns: int) -> dict[str, int]:
+    """The VMEM of each kernel, with a twentieth to spare for what the compiler puts there."""
+    m, r = shape.m, shape.r
+    size = jnp.dtype(shape.dtype).itemsize
+    residual_size = jnp.dtype(shape.residual_dtype).itemsize
+    kernels = {
+        "up": _Kernel(1 + m, 0, 1, 1 + m, 2 * size),
+        "down": _Kernel(2 * r + 8, 0, 2, m * r + 6, 5 * size),
+        "gate_back": _Kernel(4, 4, 2, 7, 6 * size),
+        "hidden_back": _Kernel(4, 4, 0, 6, 2 * size),
+        "wide_back": _Kernel(2 * r, 2 * r, 0, 2 * m * r + 2, 0),
+        "up_back": _Kernel(1 + m, 1 + m, 3, 2 + m, 3 * size + 4),
+    }
+
+    def total(kernel: _Kernel) -> int:
+        held = (kernel.weights * size + kernel.gradients * 4) * shape.d**2
+        blocks = 2 * (kernel.residual * residual_size + kernel.moving * size) + kernel.scratch
+        return int(1.05 * (held + blocks * shape.d * columns))
+
+    return {name: total(kernel) for name, kernel in kernels.items()}
+
+
+def fit(tiling: DenseTiling, shape: BlockShape) -> DenseTiling:
+    """Choose the columns of a grid step for a block of these sizes.
+
+    Raises:
+        ValueError: the kernels cannot run it.
+    """
+    if reason := refusal(tiling, shape):
+        raise ValueError(f"the dense kernels of pallas_tpu cannot run: {reason}")
+    return dataclasses.replace(tiling, columns=_columns(tiling, shape))
+
+
+def refusal(tiling: DenseTiling, shape: BlockShape) -> str | None:
+    """The reason why the dense kernels cannot run a block of these sizes, or None if they can."""
+    if shape.j % LANES:
+        return f"{shape.j} groups of {shape.m} tokens are no multiple of {LANES}"
+    unit = PACKED_ROWS if tiling.interpret else LANES
+    if shape.d % unit or 2 * shape.d // shape.m % PACKED_ROWS:
+        return f"a width of {shape.d} is no multiple of {unit}"
+    if _columns(tiling, shape) is None:
+        needed = vmem_bytes(shape, LANES)
+        name = max(needed, key=lambda kernel: needed[kernel])
+        return (
+            f"at width {shape.d} the kernel dense_{name} needs {needed[name] // MIB} MiB of VMEM, "
+            f"{tiling.vmem_bytes // MIB} are there"
+        )
+    return None
+
+
+def _columns(tiling: DenseTiling, shape: BlockShape) -> int | None:
+    """The most columns for a grid step that divide an image's and fit, or None."""
+    for columns in range(tiling.columns, 0, -LANES):
+        needed = max(vmem_bytes(shape, columns).values())
+        if shape.j % columns == 0 and needed <= tiling.vmem_bytes:
+            return columns
+    return None

@@ -1,0 +1,67 @@
+"""The parameters of a block's dense layers, and the layouts in which the kernels take them."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float, Float32
+
+from diffussm_jax.ops.pallas_tpu.block import LANES
+
+
+class Linear(NamedTuple):
+    """A dense layer, or its gradient. The fields are arrays, Refs or BlockSpecs.
+
+    Attributes:
+        kernel: [in out], in the forward kernels [out in]; W_down has a leading axis m.
+        bias: [out], in the kernels [out 128]; W_down's is [m out].
+    """
+
+    kernel: Any
+    bias: Any
+
+
+class DenseParameters(NamedTuple):
+    """The dense layers of a block by the names of the paper, or their gradients."""
+
+    w0: Linear  # d -> d
+    w_up: Linear  # d -> m*d
+    w_down: Linear  # r*d -> 2*d/m, one for each of the m tokens of a group
+    w1: Linear  # d -> 2*d
+    w2: Linear  # 2*d -> 2*d
+    w3: Linear  # 2*d -> d
+
+
+def dense_parameters(block: Any) -> DenseParameters:
+    """Take the dense parameters of a block, whose layers have these names, a kernel and a bias."""
+    layers = (getattr(block, name) for name in DenseParameters._fields)
+    return DenseParameters(*(Linear(layer.kernel[...], layer.bias[...]) for layer in layers))
+
+
+def forward_layout(parameters: DenseParameters, dtype: DTypeLike) -> DenseParameters:
+    """Transpose the kernels and lay out the biases, as `up` and `down` take them.
+
+    Activations have their features in rows, so a layer is W^T x + b, b a column.
+    """
+    return DenseParameters(
+        *(Linear(transposed(w.kernel, dtype), lanes(w.bias, dtype)) for w in parameters)
+    )
+
+
+def backward_layout(parameters: DenseParameters, dtype: DTypeLike) -> DenseParameters:
+    """Round everything to the dtype of the products, as the backward kernels take it."""
+    return jax.tree.map(lambda x: x.astype(dtype), parameters)
+
+
+def transposed(kernel: Float[Array, "*_ i o"], dtype: DTypeLike) -> Float[Array, "*_ o i"]:
+    """Round a kernel to the dtype of the products, and transpose it."""
+    return jnp.swapaxes(kernel.astype(dtype), -1, -2)
+
+
+def lanes(bias: Float[Array, "*_ o"], dtype: DTypeLike) -> Float32[Array, "*_ o 128"]:
+    """Repeat a bias along the lanes, rounded to `dtype` as the model rounds it.
+
+    A column [o 1] would take as much memory, and makes kernels slow to compile.
+    """
+    rounded = bias.astype(dtype).astype(jnp.float32)
+    return jnp.broadcast_to(rounded[..., None], (*bias.shape, LANES))

@@ -1,0 +1,85 @@
+"""Blocks of rows of a matrix in VMEM, loops over them, and sums over rows and over lanes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES
+
+PACKED_ROWS = 16  # rows of a bfloat16 register
+PRODUCT_ROWS = 384  # of a product at a time: enough to hide what is done with its result
+VECTOR_ROWS = 64  # where no product runs beside; values of more rows only spill
+
+
+def block_size(num_rows: int, most: int) -> int:
+    """The largest divisor of `num_rows` up to `most` that is a multiple of 128, or else of 16.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for unit in (LANES, PACKED_ROWS):
+        for size in range(most - most % unit, 0, -unit):
+            if num_rows % size == 0:
+                return size
+    raise ValueError(f"{num_rows} rows are no multiple of {PACKED_ROWS}")
+
+
+def over_rows(
+    num_rows: int, body: Callable[[pl.Slice], None], *, most: int = PRODUCT_ROWS, unroll: bool
+) -> None:
+    """Call body(rows) for one block of rows after the other."""
+
+    def without_carry(rows: pl.Slice, carry: None) -> None:
+        body(rows)
+
+    fold_rows(num_rows, without_carry, None, most=most, unroll=unroll)
+
+
+def fold_rows(
+    num_rows: int,
+    body: Callable[[pl.Slice, Any], Any],
+    carry: Any,
+    *,
+    most: int = VECTOR_ROWS,
+    unroll: bool,
+) -> Any:
+    """Fold carry = body(rows, carry) over the blocks of rows."""
+    size = block_size(num_rows, most)
+
+    def step(n, carry):
+        return body(pl.ds(pl.multiple_of(n * size, size), size), carry)
+
+    if not unroll:
+        return jax.lax.fori_loop(0, num_rows // size, step, carry)
+    for start in range(0, num_rows, size):
+        carry = body(pl.ds(start, size), carry)
+    return carry
+
+
+def parts(ref: Any, num: int) -> list:
+    """Cut the rows of a Ref into `num` equal parts: those of each member k of a group."""
+    size = ref.shape[0] // num
+    return [ref.at[pl.ds(k * size, size)] for k in range(num)]
+
+
+def fold(x):
+    """Add up the registers of a column: [rows j] to [8 j], rows yet to be summed."""
+    return sum(x[i : i + SUBLANES] for i in range(0, x.shape[0], SUBLANES))
+
+
+def sum_rows(x):
+    """Sum each column: [rows j] to [1 j]."""
+    return jnp.sum(fold(x), axis=0, keepdims=True)
+
+
+def fold_lanes(x):
+    """Add up the registers of a row: [rows j] to float32 [rows 128], lanes yet to be summed."""
+    return sum(x[:, i : i + LANES].astype(jnp.float32) for i in range(0, x.shape[1], LANES))
+
+
+def sum_lanes(x):
+    """Sum each row, and lay the sums along the lanes: [rows j] to [1 rows]."""
+    return jnp.sum(fold_lanes(x).T, axis=0, keepdims=True)
