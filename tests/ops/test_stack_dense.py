@@ -43,10 +43,11 @@ class Case:
 
 CASES = {
     "three_images_of_two_blocks": Case(b=3, j=256),
-    "one_direction_with_gate": Case(m=1, r=1, gate=True, b=2, j=256),
     "bfloat16_groups_of_four_with_gate": Case(m=4, gate=True, dtype="bfloat16"),
+    "one_direction_with_gate": Case(m=1, r=1, gate=True, b=2, j=256),
     "bfloat16_residual": Case(dtype="bfloat16", residual_dtype="bfloat16"),
 }
+SLOW = ("one_direction_with_gate", "bfloat16_residual")
 
 
 class Arrays(NamedTuple):
@@ -144,7 +145,10 @@ def stack(x, num_layers=LAYERS):
     return jnp.asarray(noise, x.dtype).at[LAYER].set(x)
 
 
-@pytest.fixture(params=CASES, scope="module")
+@pytest.fixture(
+    params=[pytest.param(x, marks=[pytest.mark.slow] if x in SLOW else []) for x in CASES],
+    scope="module",
+)
 def case(request):
     return CASES[request.param]
 

@@ -120,8 +120,8 @@ def hidden_back(dp2, q, w2, dq, dw2, db_down, *, gelu_q, unroll: bool) -> None:
 
 def wide_back(y, dq, w_down, dy, dw_down, *, unroll: bool) -> None:
     """Go back through W_down, one k after the other."""
-    _zero_at_first_step(dw_down)
     m = w_down.shape[0]
+    _zero_at_first_step(*(dw_down.at[k] for k in range(m)))
     for k, blocks in enumerate(zip(parts(y, m), parts(dq, m), parts(dy, m))):
         _wide_back(*blocks, w_down.at[k], dw_down.at[k], unroll=unroll)
 
@@ -220,12 +220,11 @@ def _zero_at_first_step(*refs) -> None:
     @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
     def _():
         for ref in refs:
-            over_rows(ref.shape[-2], functools.partial(_zero, ref), most=VECTOR_ROWS, unroll=False)
+            over_rows(ref.shape[0], functools.partial(_zero, ref), most=VECTOR_ROWS, unroll=False)
 
 
 def _zero(ref, rows) -> None:
-    shape = (*ref.shape[:-2], rows.size, ref.shape[-1])
-    ref[..., rows, :] = jnp.zeros(shape, ref.dtype)
+    ref[rows] = jnp.zeros((rows.size, ref.shape[1]), ref.dtype)
 
 
 def _zero_at_first_columns(*refs) -> None:

@@ -74,7 +74,8 @@ def call(
     shapes = tuple(x.value for x in results)
     leaves = jax.tree.leaves(values)
     is_stack = [not isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(shapes)]
-    aliases, unread = {}, []
+    aliases: dict[int, int] = {}
+    unread: list[Any] = []
     for number, (x, in_place) in enumerate(zip(jax.tree.leaves(shapes), is_stack)):
         if in_place:
             same = [n for n, operand in enumerate(leaves) if operand is x]

@@ -94,7 +94,7 @@ def fit(tiling: DenseTiling, shape: BlockShape) -> DenseTiling:
     """
     if reason := refusal(tiling, shape):
         raise ValueError(f"the dense kernels of pallas_tpu cannot run: {reason}")
-    return dataclasses.replace(tiling, columns=_columns(tiling, shape))
+    return dataclasses.replace(tiling, columns=_fitting_columns(tiling, shape)[0])
 
 
 def refusal(tiling: DenseTiling, shape: BlockShape) -> str | None:
@@ -104,7 +104,7 @@ def refusal(tiling: DenseTiling, shape: BlockShape) -> str | None:
     unit = PACKED_ROWS if tiling.interpret else LANES
     if shape.d % unit or 2 * shape.d // shape.m % PACKED_ROWS:
         return f"a width of {shape.d} is no multiple of {unit}"
-    if _columns(tiling, shape) is None:
+    if not _fitting_columns(tiling, shape):
         needed = vmem_bytes(shape, LANES)
         name = max(needed, key=lambda kernel: needed[kernel])
         return (
@@ -114,10 +114,10 @@ def refusal(tiling: DenseTiling, shape: BlockShape) -> str | None:
     return None
 
 
-def _columns(tiling: DenseTiling, shape: BlockShape) -> int | None:
-    """The most columns for a grid step that divide an image's and fit, or None."""
-    for columns in range(tiling.columns, 0, -LANES):
-        needed = max(vmem_bytes(shape, columns).values())
-        if shape.j % columns == 0 and needed <= tiling.vmem_bytes:
-            return columns
-    return None
+def _fitting_columns(tiling: DenseTiling, shape: BlockShape) -> list[int]:
+    """Columns for a grid step that divide an image's and fit, most first."""
+    return [
+        columns
+        for columns in range(tiling.columns, 0, -LANES)
+        if shape.j % columns == 0 and max(vmem_bytes(shape, columns).values()) <= tiling.vmem_bytes
+    ]

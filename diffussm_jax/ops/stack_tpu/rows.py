@@ -50,12 +50,12 @@ def fold_rows(
     size = block_size(num_rows, most)
 
     def step(n, carry):
-        return body(pl.ds(pl.multiple_of(n * size, size), size), carry)
+        return body(pl.Slice(pl.multiple_of(n * size, size), size), carry)
 
     if not unroll:
         return jax.lax.fori_loop(0, num_rows // size, step, carry)
-    for start in range(0, num_rows, size):
-        carry = body(pl.ds(start, size), carry)
+    for n in range(num_rows // size):
+        carry = body(pl.Slice(n * size, size), carry)
     return carry
 
 
