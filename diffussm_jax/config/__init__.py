@@ -26,6 +26,7 @@ from diffussm_jax.config.schema import (
     OptimizerConfig,
     PlanConfig,
     SampleConfig,
+    StackImplementation,
     TrainingConfig,
 )
 
@@ -45,6 +46,7 @@ __all__ = [
     "OptimizerConfig",
     "PlanConfig",
     "SampleConfig",
+    "StackImplementation",
     "TrainingConfig",
     "from_dict",
     "to_json",

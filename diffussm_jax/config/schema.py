@@ -17,6 +17,7 @@ SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
 # Depth, width and number of heads of DiT by size (its table 1).
 DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 SSMImplementation = Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"]
+StackImplementation = Literal["xla", "pallas_tpu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,9 @@ class ModelConfig:
     gate: bool = False  # whether each block's output has adaLN-Zero's gate
     # How the SSM is computed; None takes what is fastest on the device.
     ssm_implementation: SSMImplementation | None = None
+    # How the blocks are computed: as XLA compiles them, or by TPU kernels for the complete stack
+    # (where remat and scan_unroll mean nothing); None takes what is fastest on the device.
+    stack_implementation: StackImplementation | None = None
 
     # Fields of DiT; DiffuSSM ignores them.
     num_heads: int = 16  # of attention

@@ -3,7 +3,9 @@
 They differ in the block.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,22 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class FusedBlocks(Protocol):
+    """All blocks of a model as one operation."""
+
+    def run(self, blocks: nnx.Module, x: Groups, c: Condition) -> Groups:
+        """Apply blocks, whose arrays have a leading layer axis, one after the other to x."""
+        ...
+
+    def prepare(self, blocks: nnx.Module) -> Any:
+        """What `run_prepared` reads; it depends on the blocks alone."""
+        ...
+
+    def run_prepared(self, prepared: Any, x: Groups, c: Condition) -> Groups:
+        """The values of `run`, without gradients."""
+        ...
 
 
 class Backbone(nnx.Module):
@@ -37,6 +55,7 @@ class Backbone(nnx.Module):
         position: gives the code that is added to the rows, from height and width of the grid in
             tokens; None adds none.
         gather: makes of a device's part of a block the complete block, before it is used.
+        fuse: finds for a number of rows what runs all blocks at once, or None for a loop over them.
     """
 
     def __init__(
@@ -51,6 +70,7 @@ class Backbone(nnx.Module):
         make_block: Callable[[nnx.Rngs], nnx.Module],
         position: Callable[[int, int], Float[Array, "j d"]] | None,
         gather: Callable[[nnx.Module], nnx.Module] | None,
+        fuse: Callable[[int], FusedBlocks | None] = lambda num_rows: None,
         rngs: nnx.Rngs,
     ):
         d = config.width
@@ -74,10 +94,12 @@ class Backbone(nnx.Module):
         self.group_size = group_size
         self.position = position
         self.gather = gather
+        self.fuse = fuse
 
     def __call__(
-        self, x_t: Images, t: Conditions, y: Labels | None = None
+        self, x_t: Images, t: Conditions, y: Labels | None = None, *, blocks: Any = None
     ) -> Float[Array, "b h w o"]:
+        """The model's output; `blocks` are what `prepare` made of its own."""
         _, height, width, _ = x_t.shape
         p = self.config.patch_size
         with jax.named_scope("embeddings"):
@@ -87,7 +109,8 @@ class Backbone(nnx.Module):
             c = self.embed_conditions(t)
             if y is not None:
                 c = c + self.label(y)
-        x = self.run_blocks(x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype)), c)
+        x = x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype))
+        x = self.run_blocks(x, c, blocks)
         with jax.named_scope("embeddings"):
             x = self.head(modulate(x, *self.modulation(c)))
         return ungroup(x.astype(jnp.float32), height, width, p)
@@ -98,8 +121,23 @@ class Backbone(nnx.Module):
         named = zip(self.conditions, columns, strict=True)
         return sum(getattr(self, name)(column) for name, column in named)
 
-    def run_blocks(self, x: Groups, c: Condition) -> Groups:
+    def prepare(self, height: int, width: int) -> Callable[..., Float[Array, "b h w o"]]:
+        """The model for many calls at one size without gradients.
+
+        What does not depend on the call is done here, once.
+        """
+        fused = self.fuse(height * width // self.config.patch_size**2 // self.group_size)
+        if fused is None:
+            return self
+        return functools.partial(self.__call__, blocks=fused.prepare(self.blocks))
+
+    def run_blocks(self, x: Groups, c: Condition, prepared: Any = None) -> Groups:
         """Apply the blocks one after the other to rows x."""
+        fused = self.fuse(x.shape[1])
+        if fused is not None and prepared is not None:
+            return fused.run_prepared(prepared, x, c)
+        if fused is not None:
+            return fused.run(self.blocks, x, c)
 
         def layer(x: Groups, block: nnx.Module) -> tuple[Groups, None]:
             if self.gather is not None:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.ops.s4d import DIRECTIONS, Operator, discretize
-from diffussm_jax.shapes import Tokens
+from diffussm_jax.shapes import SSM, Tokens
 
 
 class S4D(nnx.Module):
@@ -37,6 +37,10 @@ class S4D(nnx.Module):
         self.apply_s4d = apply_s4d
 
     def __call__(self, u: Tokens) -> Float[Array, "b l e"]:
+        return self.apply_s4d(u, self.discretize(), direction=self.config.direction)
+
+    def discretize(self) -> SSM:
+        """The SSM of every channel."""
         ssm = discretize(
             self.log_dt[...],
             self.log_neg_a_re[...],
@@ -46,9 +50,7 @@ class S4D(nnx.Module):
             self.skip[...],
             dt_rate=self.config.dt_rate,
         )
-        if self.config.share_ssm:
-            width = self.config.width
-            ssm = jax.tree.map(
-                lambda x: jnp.broadcast_to(x, (x.shape[0], width, *x.shape[2:])), ssm
-            )
-        return self.apply_s4d(u, ssm, direction=self.config.direction)
+        if not self.config.share_ssm:
+            return ssm
+        d = self.config.width
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (x.shape[0], d, *x.shape[2:])), ssm)

@@ -105,7 +105,7 @@ def state_shardings(mesh: Mesh, state: Any) -> Any:
 
     def place(path: tuple, array: Any) -> NamedSharding:
         names = {getattr(key, "key", None) for key in path}
-        spec = _split_longest(array.shape, mesh) if LAYERS in names else PartitionSpec()
+        spec = split_longest(array.shape, mesh) if LAYERS in names else PartitionSpec()
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -125,7 +125,8 @@ def split_over_fsdp(mesh: Mesh, x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("fsdp")))
 
 
-def _split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Where an array of the blocks lives: split over `fsdp` along its longest axis, if it can be."""
     size = mesh.shape["fsdp"]
     fitting = [axis for axis in range(1, len(shape)) if shape[axis] % size == 0]
     if size == 1 or not fitting or math.prod(shape[1:]) < MIN_SPLIT_ELEMENTS:

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, StackImplementation
+from diffussm_jax.models.stack import refusal as refusal_of_stack
 from diffussm_jax.ops.chunked import num_blocks_for
 from diffussm_jax.ops.pallas_tpu import refusal, tiling_for
 from diffussm_jax.ops.s4d import Implementation, abstract_ssm
+from diffussm_jax.ops.stack_tpu.choose import StackTiling, stack_tiling_for
 from diffussm_jax.parallel.mesh import (
     batch_shardings,
     num_batch_parts,
@@ -27,7 +29,9 @@ from diffussm_jax.training.step import compile_train_step
 def train_step(config: Config, mesh: Mesh) -> tuple[Any, TrainState, dict[str, Any]]:
     """The jitted step that training runs, and its abstract arguments: the state and a batch."""
     rows = config.training.batch_size // config.training.num_microbatches
-    graphdef, _ = abstract_model(config, mesh, implementation=operator_on(config, mesh, rows))
+    graphdef, _ = abstract_model(
+        config, mesh, implementation=operator_on(config, mesh, rows), stack=stack_on(config, mesh)
+    )
     state = abstract_state(config, mesh)
     return compile_train_step(config, graphdef, state, mesh), state, _batch(config, mesh)
 
@@ -40,7 +44,9 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
     config = with_dtype_of(config.sample, config)
     num = images_per_call(config.sample, mesh)
     operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
-    graphdef, _ = abstract_model(config, mesh, implementation=operator)
+    graphdef, _ = abstract_model(
+        config, mesh, implementation=operator, stack=stack_on(config, mesh)
+    )
     params = abstract_state(config, mesh).ema
     indices = _array((num,), jnp.int32, split_over_batch(mesh))
     labels = indices if config.data.num_classes else None
@@ -82,6 +88,20 @@ def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
     if name == "pallas_tpu" or (name is None and usable):
         return Implementation("pallas_tpu", tiling=tiling)
     return Implementation(name or "chunked", num_blocks=num_blocks_for("tpu", u.shape))
+
+
+def stack_on(config: Config, mesh: Mesh) -> StackImplementation | StackTiling | None:
+    """The implementation of the stack of blocks that a run on these chips would choose.
+
+    It is None where no TPU is in the mesh, or the model has no such stack.
+    """
+    device, name = mesh.devices.flat[0], config.model.stack_implementation
+    if device.platform != "tpu" or config.model.name != "diffussm" or name == "xla":
+        return name
+    tiling = stack_tiling_for(device.device_kind)
+    _, l, _ = local_tokens(config, mesh, rows=0)
+    serves = refusal_of_stack(config.model, l // config.model.m, tiling) is None
+    return tiling if serves or name == "pallas_tpu" else "xla"
 
 
 def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -10,11 +10,14 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, StackImplementation
 from diffussm_jax.models import create_model
+from diffussm_jax.models.stack import choose
 from diffussm_jax.ops.s4d import Implementation
+from diffussm_jax.ops.stack_tpu.choose import StackTiling
 from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
 from diffussm_jax.parallel.s4d import shard_s4d
+from diffussm_jax.parallel.stack import shard_stack
 from diffussm_jax.training.optimizer import make_optimizer
 
 
@@ -41,15 +44,25 @@ class TrainState:
 
 
 def abstract_model(
-    config: Config, mesh: Mesh | None = None, *, implementation: Implementation | None = None
+    config: Config,
+    mesh: Mesh | None = None,
+    *,
+    implementation: Implementation | None = None,
+    stack: StackImplementation | StackTiling | None = None,
 ) -> tuple[nnx.GraphDef, dict]:
     """The model's structure and the shapes of its parameters, without allocating them.
 
     Args:
         mesh: the SSM layers run on each device's part of the batch and of the sequence.
         implementation: of the SSM on that mesh; by default the config's.
+        stack: the implementation of the stack of blocks; by default the config's.
     """
-    apply_s4d = gather = None
+    apply_s4d = gather = fuse = None
+    stack = stack or config.model.stack_implementation
+    if mesh is None:
+        fuse = functools.partial(choose, config.model, stack)
+    elif mesh.shape["sequence"] == 1:
+        fuse = shard_stack(mesh, config.model, stack)
     if mesh is not None and mesh.shape["fsdp"] > 1:
         gather = functools.partial(gather_layer, mesh)
     if mesh is not None and (mesh.size > 1 or implementation is not None):
@@ -60,7 +73,9 @@ def abstract_model(
             implementation=implementation or config.model.ssm_implementation,
         )
     model = jax.eval_shape(
-        lambda: create_model(config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, gather=gather)
+        lambda: create_model(
+            config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, gather=gather, fuse=fuse
+        )
     )
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)

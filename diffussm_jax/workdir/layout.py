@@ -35,6 +35,7 @@ MAY_DIFFER = frozenset(
         "model.remat",
         "model.scan_unroll",
         "model.ssm_implementation",
+        "model.stack_implementation",
         "diffusion.clip_x0",  # of samples
         "data.eval_split",
         "data.data_dir",

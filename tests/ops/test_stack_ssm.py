@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from diffussm_jax.ops.pallas_tpu import Tiling
 from diffussm_jax.ops.pallas_tpu.block import ChannelBlock
 from diffussm_jax.ops.stack_tpu import layout
-from diffussm_jax.ops.stack_tpu.gelu import gelu, gelu_and_slope
+from diffussm_jax.ops.stack_tpu.activations import gelu, gelu_and_slope
 from diffussm_jax.ops.stack_tpu.ssm import StackedSSM, apply_ssm
 from diffussm_jax.ops.stack_tpu.ssm_tiling import SSMShape, refusal, step_for
 from tests.ops.s4d_reference import error, make_input, make_ssm, recurrence, recurrence_vjp

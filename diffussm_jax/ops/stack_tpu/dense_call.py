@@ -30,9 +30,14 @@ class Grid:
     columns: int
 
     def stack(self, x: Any, *, ahead: int = 0) -> Blocked:
-        """Of a stack [L b rows j] the layer that the call is for, or one that is `ahead`."""
-        block = (None, None, x.shape[2], self.columns)
-        return Blocked(x, pl.BlockSpec(block, lambda i, n, layer: (layer[0] + ahead, i, 0, n)))
+        """Of a stack [L b rows j] the layer that the call is for, or one that is `ahead`, mod L."""
+        num_layers, _, rows, _ = x.shape
+        block = (None, None, rows, self.columns)
+
+        def index(i, n, layer):
+            return jax.lax.rem(layer[0] + ahead, num_layers), i, 0, n
+
+        return Blocked(x, pl.BlockSpec(block, index))
 
     def activation(self, x: Any) -> Blocked:
         """Columns of an array [b rows j]."""

@@ -186,10 +186,14 @@ def _only_layer() -> LayerNumber:
 
 
 def _in_layer(x: Any, step: Step) -> pl.BlockSpec:
-    """The blocks of a stack `[L b ... d j]`: the prefetched number names the layer."""
-    _, _, *planes, _, j = x.shape
+    """The blocks of a stack `[L b ... d j]`: the prefetched number names the layer, mod L."""
+    num_layers, _, *planes, _, j = x.shape
     size = (None, step.num_images, *planes, step.block.num_channels, j)
-    return pl.BlockSpec(size, lambda c, i, layer: (layer[0], i, *_zeros(planes), c, 0))
+
+    def index(c: Any, i: Any, layer: Any) -> tuple:
+        return jax.lax.rem(layer[0], num_layers), i, *_zeros(planes), c, 0
+
+    return pl.BlockSpec(size, index)
 
 
 def _alone(x: Any, step: Step) -> pl.BlockSpec:

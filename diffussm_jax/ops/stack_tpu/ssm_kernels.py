@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from diffussm_jax.ops.pallas_tpu import kernels
 from diffussm_jax.ops.pallas_tpu.block import LANES, ChannelBlock
 from diffussm_jax.ops.stack_tpu import layout
-from diffussm_jax.ops.stack_tpu.gelu import gelu, gelu_and_slope
+from diffussm_jax.ops.stack_tpu.activations import gelu, gelu_and_slope
 from diffussm_jax.ops.stack_tpu.ssm_tables import SSMSums, SSMTables
 from diffussm_jax.ops.stack_tpu.ssm_tiling import Step
 
@@ -78,7 +78,7 @@ def backward(
 
     def write(q, k, image, tile):
         if step.gelu:
-            _, slope = gelu_and_slope(u_ref[image, k, :, _lanes(q)].astype(jnp.float32))
+            _, slope = gelu_and_slope(u_ref[image, k, :, _lanes(q)])
             tile = (tile.astype(jnp.float32) * slope).astype(block.dtype)
         du_ref[image, k, :, _lanes(q)] = tile
 
@@ -88,7 +88,7 @@ def backward(
 def _gather_input(u_ref, memory: dict, step: Step) -> None:
     def read(q, k, image):
         u = u_ref[image, k, :, _lanes(q)]
-        return gelu(u.astype(jnp.float32)).astype(u.dtype) if step.gelu else u
+        return gelu(u).astype(u.dtype) if step.gelu else u
 
     layout.gather(read, memory["u"], memory["stage"], step.block, num_images=step.num_images)
 

@@ -1,0 +1,229 @@
+"""A stack of equal blocks as one operation with a gradient of its own.
+
+The loops over layers carry stacks [L b rows j], of which each kernel reads and writes a layer in
+place. The forward pass keeps x and every pre-activation, so the backward pass recomputes GELUs and
+LayerNorms alone. Where no gradient is asked for, the stacks have one layer, and that of x two,
+which take turns.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float, Int32
+
+from diffussm_jax.ops.stack_tpu import dense
+from diffussm_jax.ops.stack_tpu.dense_tiling import DenseTiling
+from diffussm_jax.ops.stack_tpu.parameters import (
+    DenseParameters,
+    Linear,
+    backward_layout,
+    forward_layout,
+)
+from diffussm_jax.ops.stack_tpu.ssm import StackedSSM
+from diffussm_jax.ops.stack_tpu.ssm_tables import SSMTables
+from diffussm_jax.shapes import SSM, Condition
+
+Rows = Float[Array, "b d j"]
+Modulation = Float[Array, "b n d"]
+
+
+class LayerParameters(NamedTuple):
+    """What the stack reads of a layer's parameters, complete and rounded as the model rounds."""
+
+    dense: DenseParameters
+    ssm: SSM
+    modulation: Linear  # d -> n*d
+
+
+class ForwardWeights(NamedTuple):
+    """A layer's parameters as the forward kernels read them."""
+
+    dense: DenseParameters
+    tables: SSMTables
+    modulation: Linear
+
+
+class Stacks(NamedTuple):
+    """The activations of all layers, [L b rows j]; `dense_forward` has the names."""
+
+    x: Array
+    statistics: Array
+    h_pre: Array
+    u_pre: Array
+    y: Array
+    q: Array
+    p1: Array
+    p2: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FusedStack:
+    """The kernels of a stack.
+
+    Attributes:
+        take: takes the parameters of a layer, a pytree that the stack does not look into, apart;
+            hashable, and differentiable.
+        ssm: the SSM, which reads gelu(u).
+        tiling: of the dense kernels.
+        dtype: of the products, and of all activations but x.
+    """
+
+    take: Callable[[Any], LayerParameters]
+    ssm: StackedSSM
+    tiling: DenseTiling
+    dtype: Any
+
+    def prepare(self, layer: Any) -> ForwardWeights:
+        """Lay out a layer for the forward kernels; it depends on the parameters alone."""
+        parameters = self.take(layer)
+        weights = forward_layout(parameters.dense, self.dtype)
+        return ForwardWeights(weights, self.ssm.tables(parameters.ssm), parameters.modulation)
+
+    def forward(
+        self, number: Int32[Array, ""], weights: ForwardWeights, c: Condition, stacks: Stacks
+    ) -> Stacks:
+        """Run a layer: x of layer `number` becomes x of the next."""
+        layer, tiling = number[None], self.tiling
+        modulation = modulate(weights.modulation, c)
+        x, statistics, h_pre, u_pre, y, q, p1, p2 = stacks
+        statistics, h_pre, u_pre = dense.up(
+            layer, x, modulation, weights.dense, statistics, h_pre, u_pre, tiling=tiling
+        )
+        y = self.ssm.forward(layer, u_pre, weights.tables, y)
+        x, q, p1, p2 = dense.down(
+            layer, x, statistics, modulation, y, weights.dense, q, p1, p2, tiling=tiling
+        )
+        return Stacks(x, statistics, h_pre, u_pre, y, q, p1, p2)
+
+    def backward(
+        self,
+        number: Int32[Array, ""],
+        parameters: LayerParameters,
+        tables: SSMTables,
+        modulation: Modulation,
+        stacks: Stacks,
+        dx: Rows,
+    ) -> tuple[Rows, DenseParameters, SSM, Modulation]:
+        """The gradients of a layer's x, weights and modulation, from that of its result."""
+        layer, tiling = number[None], self.tiling
+        x, statistics, h_pre, u_pre, y, q, p1, p2 = stacks
+        w = backward_layout(parameters.dense, self.dtype)
+        gate = dense.gate_back(layer, dx, x, statistics, modulation, p1, p2, w, tiling=tiling)
+        dq, dw2, db_down = dense.hidden_back(layer, gate.p2, q, w, tiling=tiling)
+        dy, dw_down = dense.wide_back(layer, y, dq, w, tiling=tiling)
+        du, d_ssm = self.ssm.backward(layer, u_pre, parameters.ssm, tables, dy)
+        dx, dw0, dw_up, d_modulation = dense.up_back(
+            layer, dx, x, statistics, modulation, h_pre, du, gate.i, w, tiling=tiling
+        )
+        if gate.gate is not None:
+            d_modulation = jnp.concatenate([d_modulation, gate.gate[:, None]], axis=1)
+        w_down, w2 = Linear(dw_down, db_down), Linear(dw2, gate.b2)
+        d_dense = DenseParameters(dw0, dw_up, w_down, gate.w1, w2, gate.w3)
+        return dx, d_dense, d_ssm, d_modulation
+
+    def empty_stacks(self, x: Rows, num_layers: int) -> Stacks:
+        """Room for the activations of so many layers; the first x is there."""
+        b, d, j = x.shape
+        m, r = self.ssm.m, len(self.ssm.reverse)
+
+        def empty(number: int, num_layers: int, rows: int, dtype: Any) -> Array:
+            # XLA would make one buffer of equal ones, and then copy it; axes of 1 tell them apart.
+            shape = num_layers, b, rows, j
+            return jax.lax.empty((1,) * number + shape, dtype).reshape(shape)
+
+        rows = (2, d, m * d, m * r * d, 2 * d, 2 * d, 2 * d)
+        dtypes = (jnp.float32, *[self.dtype] * 6)
+        xs = empty(0, num_layers + 1, d, x.dtype)
+        xs = jax.lax.dynamic_update_index_in_dim(xs, x, 0, axis=0)
+        others = zip(range(1, 8), rows, dtypes)
+        return Stacks(xs, *(empty(i, num_layers, n, dtype) for i, n, dtype in others))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def run_stack(stack: FusedStack, layers: Any, x: Rows, c: Condition) -> Rows:
+    """Apply layers, whose parameters have a leading axis, one after the other to x.
+
+    Values and gradients are those of `models.block`'s blocks, up to rounding. There is no
+    forward-mode derivative: JAX raises TypeError.
+    """
+    return _run_in_turn(stack, stack.prepare, layers, x, c)
+
+
+def prepare_stack(stack: FusedStack, layers: Any) -> ForwardWeights:
+    """Lay out all layers for `run_prepared`, which thus can run many times."""
+    return jax.lax.map(stack.prepare, layers)
+
+
+def run_prepared(stack: FusedStack, weights: ForwardWeights, x: Rows, c: Condition) -> Rows:
+    """The values of `run_stack`, without gradients."""
+    return _run_in_turn(stack, lambda weights: weights, weights, x, c)
+
+
+def _run_in_turn(
+    stack: FusedStack, prepare: Callable[[Any], ForwardWeights], layers: Any, x: Rows, c: Condition
+) -> Rows:
+    def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, None]:
+        number, parameters = inputs
+        return stack.forward(number, prepare(parameters), c, stacks), None
+
+    stacks, _ = jax.lax.scan(layer, stack.empty_stacks(x, 1), _numbered(layers))
+    return _x_of(stacks, _depth(layers) % 2)
+
+
+def _forward(stack: FusedStack, layers: Any, x: Rows, c: Condition) -> tuple[Rows, tuple]:
+    def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, SSMTables]:
+        number, parameters = inputs
+        weights = stack.prepare(parameters)
+        return stack.forward(number, weights, c, stacks), weights.tables
+
+    depth = _depth(layers)
+    stacks, tables = jax.lax.scan(layer, stack.empty_stacks(x, depth), _numbered(layers))
+    return _x_of(stacks, depth), (layers, c, stacks, tables)
+
+
+def _backward(stack: FusedStack, saved: tuple, dx: Rows) -> tuple[Any, Rows, Condition]:
+    layers, c, stacks, tables = saved
+
+    def layer(carry: tuple[Rows, Array], inputs: tuple) -> tuple[tuple[Rows, Array], Any]:
+        dx, dc = carry
+        number, (layer, tables) = inputs
+        parameters, pull = jax.vjp(stack.take, layer)
+        modulation, pull_modulation = jax.vjp(modulate, parameters.modulation, c)
+        dx, d_dense, d_ssm, d_modulation = stack.backward(
+            number, parameters, tables, modulation, stacks, dx
+        )
+        d_linear, dc_of_layer = pull_modulation(d_modulation.astype(modulation.dtype))
+        gradients = LayerParameters(d_dense, d_ssm, d_linear)
+        gradients = jax.tree.map(lambda x, dx: dx.astype(x.dtype), parameters, gradients)
+        return (dx, dc + dc_of_layer.astype(jnp.float32)), *pull(gradients)
+
+    carry = dx, jnp.zeros(c.shape, jnp.float32)
+    (dx, dc), d_layers = jax.lax.scan(layer, carry, _numbered((layers, tables)), reverse=True)
+    return d_layers, dx, dc.astype(c.dtype)
+
+
+run_stack.defvjp(_forward, _backward)
+
+
+def modulate(linear: Linear, c: Condition) -> Modulation:
+    """Shift, scale and, where the model has it, gate of each image, from SiLU(c)."""
+    vectors = jax.nn.silu(c) @ linear.kernel + linear.bias
+    return vectors.reshape(len(c), -1, c.shape[1])
+
+
+def _numbered(layers: Any) -> tuple[Int32[Array, " L"], Any]:
+    return jnp.arange(_depth(layers), dtype=jnp.int32), layers
+
+
+def _depth(layers: Any) -> int:
+    return len(jax.tree.leaves(layers)[0])
+
+
+def _x_of(stacks: Stacks, number: int) -> Rows:
+    # What reads x next may want other strides, and XLA would copy the complete stack to them.
+    return with_layout_constraint(stacks.x[number], Layout(major_to_minor=(0, 1, 2)))

@@ -1,0 +1,102 @@
+"""The fused stack of blocks on a mesh: each device runs the kernels on its images.
+
+A device has its part of each layer under `fsdp`, and gathers a layer, rounded, when it needs it.
+JAX turns the gathering around in the backward pass: gradients are summed, rounded, and split.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, PartitionSpec
+
+from diffussm_jax.config import ModelConfig, StackImplementation
+from diffussm_jax.models.backbone import FusedBlocks
+from diffussm_jax.models.stack import choose
+from diffussm_jax.ops.stack_tpu.choose import StackTiling
+from diffussm_jax.parallel.mesh import BATCH_AXES, split_longest
+from diffussm_jax.shapes import Condition, Groups
+
+EVERYWHERE = PartitionSpec()
+IMAGES = PartitionSpec(BATCH_AXES)
+
+
+def shard_stack(
+    mesh: Mesh, config: ModelConfig, implementation: StackImplementation | StackTiling | None
+) -> Callable[[int], FusedBlocks | None]:
+    """`models.stack.choose` on a mesh: a function of the number of rows.
+
+    Values and gradients are those on one device. The batch axes must divide the batch (ValueError
+    from `jax.shard_map` otherwise).
+    """
+
+    def fuse(num_groups: int) -> FusedBlocks | None:
+        if choose(config, implementation, num_groups) is None:
+            return None
+        local = functools.partial(choose, config, implementation, num_groups)
+        return ShardedBlocks(mesh, local)
+
+    return fuse
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardedBlocks:
+    """`FusedBlocks` on a mesh.
+
+    Attributes:
+        local: makes the blocks' operation on a device, from what gathers a layer there.
+    """
+
+    mesh: Mesh
+    local: Callable[..., FusedBlocks]
+
+    def run(self, blocks: nnx.Module, x: Groups, c: Condition) -> Groups:
+        """Apply the blocks; the gradient of a block is split as its parameters are."""
+        run = self.local(gather=self._gather(blocks)).run
+        return self._on_mesh(run, (self._places(blocks), IMAGES, IMAGES), IMAGES)(blocks, x, c)
+
+    def prepare(self, blocks: nnx.Module) -> Any:
+        """Lay out complete blocks, on every device."""
+        prepare = self.local(gather=self._gather(blocks)).prepare
+        return self._on_mesh(prepare, (self._places(blocks),), EVERYWHERE)(blocks)
+
+    def run_prepared(self, prepared: Any, x: Groups, c: Condition) -> Groups:
+        """The values of `run`, without gradients."""
+        run = self.local().run_prepared
+        return self._on_mesh(run, (EVERYWHERE, IMAGES, IMAGES), IMAGES)(prepared, x, c)
+
+    def _on_mesh(self, run: Callable, in_specs: Any, out_specs: Any) -> Callable:
+        # Pallas calls do not say how their outputs vary over the mesh.
+        return jax.shard_map(
+            run, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )
+
+    def _places(self, blocks: nnx.Module) -> Any:
+        return jax.tree.map(lambda x: split_longest(x.shape, self.mesh), blocks)
+
+    def _gather(self, blocks: nnx.Module) -> "Gather":
+        places = (split_longest(x.shape, self.mesh) for x in jax.tree.leaves(blocks))
+        return Gather(tuple(p.index("fsdp") if "fsdp" in p else None for p in places))
+
+
+@dataclasses.dataclass(frozen=True)
+class Gather:
+    """Makes of a device's part of a layer the complete layer, inside a `shard_map`.
+
+    Attributes:
+        axes: along which each of the blocks' arrays is split, or None.
+    """
+
+    axes: tuple[int | None, ...]
+
+    def __call__(self, layer: nnx.Module) -> nnx.Module:
+        parts, structure = jax.tree.flatten(layer)
+        # The axis of the layers is gone.
+        complete = [
+            x if axis is None else jax.lax.all_gather(x, "fsdp", axis=axis - 1, tiled=True)
+            for x, axis in zip(parts, self.axes, strict=True)
+        ]
+        return jax.tree.unflatten(structure, complete)
