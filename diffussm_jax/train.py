@@ -29,7 +29,13 @@ from diffussm_jax.sampling.images import save_grid
 from diffussm_jax.training.log import TrainingLog
 from diffussm_jax.training.objective import DeviceBatch
 from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.state import TrainState, abstract_model, abstract_state, init_state
+from diffussm_jax.training.state import (
+    TrainState,
+    abstract_model,
+    abstract_state,
+    init_state,
+    stack_in_training,
+)
 from diffussm_jax.training.step import TrainStep, compile_train_step, make_eval_step
 from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir import layout, same_data
@@ -133,7 +139,7 @@ def set_up(config: Config, workdir: Path) -> Run:
     mesh = make_mesh(config.mesh)
     check_divides(config, mesh)
     layout.begin(workdir, config)
-    graphdef, _ = abstract_model(config, mesh)
+    graphdef, _ = abstract_model(config, mesh, stack=stack_in_training(config))
     abstract = abstract_state(config, mesh)
     train_step = compile_train_step(config, graphdef, abstract, mesh)
     evaluate = make_evaluation(config, graphdef, mesh)

@@ -151,6 +151,9 @@ def _check_process(config: Config) -> None:
         fits = diffusion.weighting != "min_snr"
         demand = f"be none or adaptive {under}"
         require(fits, "diffusion.weighting", demand, diffusion.weighting)
+        demand = f"be None or xla {under}, whose loss takes a derivative in forward mode"
+        stack = config.model.stack_implementation
+        require(stack != "pallas_tpu", "model.stack_implementation", demand, stack)
         share = diffusion.share_r_below_t
         require(share <= 1, "diffusion.share_r_below_t", "be at most 1", share)
 

@@ -7,10 +7,10 @@ from typing import Any
 from flax import nnx
 
 from diffussm_jax.config import Config
-from diffussm_jax.models.backbone import Backbone, FusedBlocks
+from diffussm_jax.models import stack
+from diffussm_jax.models.backbone import Backbone, Fuse
 from diffussm_jax.models.diffussm import DiffuSSM
 from diffussm_jax.models.dit import DiT
-from diffussm_jax.models.stack import choose
 from diffussm_jax.ops.s4d import Operator, s4d
 
 
@@ -20,7 +20,7 @@ def create_model(
     rngs: nnx.Rngs,
     apply_s4d: Operator | None = None,
     gather: Callable[[nnx.Module], nnx.Module] | None = None,
-    fuse: Callable[[int], FusedBlocks | None] | None = None,
+    fuse: Fuse | None = None,
 ) -> Backbone:
     """Make the denoiser of a config; on a mesh the functions come from `parallel/`."""
     channels = config.grid[2]
@@ -38,7 +38,9 @@ def create_model(
             if apply_s4d is None:
                 apply_s4d = functools.partial(s4d, implementation=config.model.ssm_implementation)
             if fuse is None:
-                fuse = functools.partial(choose, config.model, config.model.stack_implementation)
+                fuse = functools.partial(
+                    stack.fuse, config.model, config.model.stack_implementation
+                )
             return DiffuSSM(config.model, apply_s4d=apply_s4d, fuse=fuse, **options)
         case "dit":
             return DiT(config.model, **options)

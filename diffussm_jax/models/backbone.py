@@ -25,17 +25,20 @@ REMAT_POLICIES = {
 class FusedBlocks(Protocol):
     """All blocks of a model as one operation."""
 
-    def run(self, blocks: nnx.Module, x: Groups, c: Condition) -> Groups:
+    def run(self, blocks: Any, x: Groups, c: Condition) -> Groups:
         """Apply blocks, whose arrays have a leading layer axis, one after the other to x."""
         ...
 
-    def prepare(self, blocks: nnx.Module) -> Any:
+    def prepare(self, blocks: Any) -> Any:
         """What `run_prepared` reads; it depends on the blocks alone."""
         ...
 
     def run_prepared(self, prepared: Any, x: Groups, c: Condition) -> Groups:
         """The values of `run`, without gradients."""
         ...
+
+
+Fuse = Callable[[int], FusedBlocks | None]
 
 
 class Backbone(nnx.Module):
@@ -70,7 +73,7 @@ class Backbone(nnx.Module):
         make_block: Callable[[nnx.Rngs], nnx.Module],
         position: Callable[[int, int], Float[Array, "j d"]] | None,
         gather: Callable[[nnx.Module], nnx.Module] | None,
-        fuse: Callable[[int], FusedBlocks | None] = lambda num_rows: None,
+        fuse: Fuse = lambda num_rows: None,
         rngs: nnx.Rngs,
     ):
         d = config.width

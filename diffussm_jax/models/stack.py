@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from diffussm_jax.config import ModelConfig, StackImplementation
 from diffussm_jax.models.block import Block
 from diffussm_jax.ops.s4d import DIRECTIONS
 from diffussm_jax.ops.stack_tpu import choose as choose_tiling
 from diffussm_jax.ops.stack_tpu.choose import StackShape, StackTiling, fit, stack_tiling_for
-from diffussm_jax.ops.stack_tpu.parameters import Linear, dense_parameters
+from diffussm_jax.ops.stack_tpu.parameters import dense_parameters, linear_parameters
 from diffussm_jax.ops.stack_tpu.ssm import StackedSSM
 from diffussm_jax.ops.stack_tpu.stack import (
     ForwardWeights,
@@ -28,6 +27,9 @@ from diffussm_jax.ops.stack_tpu.stack import (
     run_stack,
 )
 from diffussm_jax.shapes import Condition, Groups
+
+Implementation = StackImplementation | StackTiling | None
+Gather = Callable[[Block], Block]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,17 +42,16 @@ class TakeApart:
     """
 
     dtype: Any
-    gather: Callable[[nnx.Module], nnx.Module] | None = None
+    gather: Gather | None = None
 
     def __call__(self, block: Block) -> LayerParameters:
         block = jax.tree_util.tree_map_with_path(self._rounded, block)
         if self.gather is not None:
             block = self.gather(block)
-        modulation = block.modulation.linear
         return LayerParameters(
             dense_parameters(block),
             block.ssm.discretize(),
-            Linear(modulation.kernel[...], modulation.bias[...]),
+            linear_parameters(block.modulation.linear),
         )
 
     def _rounded(self, path: tuple, x: jax.Array) -> jax.Array:
@@ -81,13 +82,18 @@ def _swapped(x: jax.Array) -> jax.Array:
     return jnp.swapaxes(x, 1, 2)
 
 
-def choose(
-    config: ModelConfig,
-    implementation: StackImplementation | StackTiling | None,
-    num_groups: int,
-    gather: Callable[[nnx.Module], nnx.Module] | None = None,
+def fuse(
+    config: ModelConfig, implementation: Implementation, num_groups: int
 ) -> FusedBlocks | None:
-    """The kernels for a model and its groups of tokens on a device, or None for the loop.
+    """What runs all blocks on this machine's device, or None for the loop; raises as `choose`."""
+    tiling = choose(config, implementation, num_groups)
+    return None if tiling is None else fused_blocks(config, tiling)
+
+
+def choose(
+    config: ModelConfig, implementation: Implementation, num_groups: int
+) -> StackTiling | None:
+    """The kernels' sizes for a model and its groups of tokens on a device, or None for the loop.
 
     Args:
         implementation: "xla" is the loop; "pallas_tpu" the kernels, in the sizes for this machine's
@@ -106,11 +112,16 @@ def choose(
         if implementation is None:
             return None
         raise ValueError(f"config.model.stack_implementation is pallas_tpu: {reason}")
-    shape = _shape(config, num_groups)
-    tiling = fit(tiling, shape)
-    ssm = StackedSSM(shape.m, shape.reverse, tiling.ssm, gelu=True)
-    take = TakeApart(shape.dtype, gather)
-    return FusedBlocks(FusedStack(take, ssm, tiling.dense, shape.dtype))
+    return fit(tiling, _shape(config, num_groups))
+
+
+def fused_blocks(
+    config: ModelConfig, tiling: StackTiling, gather: Gather | None = None
+) -> FusedBlocks:
+    """What runs all blocks of a model by the kernels."""
+    dtype = jnp.dtype(config.dtype)
+    ssm = StackedSSM(config.m, DIRECTIONS[config.direction], tiling.ssm, gelu=True)
+    return FusedBlocks(FusedStack(TakeApart(dtype, gather), ssm, tiling.dense, dtype))
 
 
 def refusal(config: ModelConfig, num_groups: int, tiling: StackTiling) -> str | None:

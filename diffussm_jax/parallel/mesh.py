@@ -126,7 +126,7 @@ def split_over_fsdp(mesh: Mesh, x: jax.Array) -> jax.Array:
 
 
 def split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where an array of the blocks lives: split over `fsdp` along its longest axis, if it can be."""
+    """Where an array of the blocks lives: split over `fsdp`, if it can be, by its longest axis."""
     size = mesh.shape["fsdp"]
     fitting = [axis for axis in range(1, len(shape)) if shape[axis] % size == 0]
     if size == 1 or not fitting or math.prod(shape[1:]) < MIN_SPLIT_ELEMENTS:

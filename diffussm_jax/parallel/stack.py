@@ -10,13 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
-from diffussm_jax.config import ModelConfig, StackImplementation
+from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.backbone import FusedBlocks
-from diffussm_jax.models.stack import choose
-from diffussm_jax.ops.stack_tpu.choose import StackTiling
+from diffussm_jax.models.block import Block
+from diffussm_jax.models.stack import Implementation, choose, fused_blocks
 from diffussm_jax.parallel.mesh import BATCH_AXES, split_longest
 from diffussm_jax.shapes import Condition, Groups
 
@@ -25,19 +24,21 @@ IMAGES = PartitionSpec(BATCH_AXES)
 
 
 def shard_stack(
-    mesh: Mesh, config: ModelConfig, implementation: StackImplementation | StackTiling | None
+    mesh: Mesh, config: ModelConfig, implementation: Implementation
 ) -> Callable[[int], FusedBlocks | None]:
-    """`models.stack.choose` on a mesh: a function of the number of rows.
+    """`models.stack.fuse` on a mesh: a function of the number of rows.
 
     Values and gradients are those on one device. The batch axes must divide the batch (ValueError
     from `jax.shard_map` otherwise).
     """
 
     def fuse(num_groups: int) -> FusedBlocks | None:
-        if choose(config, implementation, num_groups) is None:
+        if mesh.shape["sequence"] > 1:
             return None
-        local = functools.partial(choose, config, implementation, num_groups)
-        return ShardedBlocks(mesh, local)
+        tiling = choose(config, implementation, num_groups)
+        if tiling is None:
+            return None
+        return ShardedBlocks(mesh, functools.partial(fused_blocks, config, tiling))
 
     return fuse
 
@@ -47,20 +48,20 @@ class ShardedBlocks:
     """`FusedBlocks` on a mesh.
 
     Attributes:
-        local: makes the blocks' operation on a device, from what gathers a layer there.
+        local: makes the operation on a device, from what gathers a layer there.
     """
 
     mesh: Mesh
     local: Callable[..., FusedBlocks]
 
-    def run(self, blocks: nnx.Module, x: Groups, c: Condition) -> Groups:
+    def run(self, blocks: Block, x: Groups, c: Condition) -> Groups:
         """Apply the blocks; the gradient of a block is split as its parameters are."""
-        run = self.local(gather=self._gather(blocks)).run
+        run = self.local(self._gather(blocks)).run
         return self._on_mesh(run, (self._places(blocks), IMAGES, IMAGES), IMAGES)(blocks, x, c)
 
-    def prepare(self, blocks: nnx.Module) -> Any:
+    def prepare(self, blocks: Block) -> Any:
         """Lay out complete blocks, on every device."""
-        prepare = self.local(gather=self._gather(blocks)).prepare
+        prepare = self.local(self._gather(blocks)).prepare
         return self._on_mesh(prepare, (self._places(blocks),), EVERYWHERE)(blocks)
 
     def run_prepared(self, prepared: Any, x: Groups, c: Condition) -> Groups:
@@ -74,10 +75,10 @@ class ShardedBlocks:
             run, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
 
-    def _places(self, blocks: nnx.Module) -> Any:
+    def _places(self, blocks: Block) -> Any:
         return jax.tree.map(lambda x: split_longest(x.shape, self.mesh), blocks)
 
-    def _gather(self, blocks: nnx.Module) -> "Gather":
+    def _gather(self, blocks: Block) -> "Gather":
         places = (split_longest(x.shape, self.mesh) for x in jax.tree.leaves(blocks))
         return Gather(tuple(p.index("fsdp") if "fsdp" in p else None for p in places))
 
@@ -92,7 +93,7 @@ class Gather:
 
     axes: tuple[int | None, ...]
 
-    def __call__(self, layer: nnx.Module) -> nnx.Module:
+    def __call__(self, layer: Block) -> Block:
         parts, structure = jax.tree.flatten(layer)
         # The axis of the layers is gone.
         complete = [

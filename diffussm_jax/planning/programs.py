@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from diffussm_jax.config import Config, StackImplementation
-from diffussm_jax.models.stack import refusal as refusal_of_stack
+from diffussm_jax.models.stack import refusal
 from diffussm_jax.ops.chunked import num_blocks_for
-from diffussm_jax.ops.pallas_tpu import refusal, tiling_for
+from diffussm_jax.ops.pallas_tpu import refusal as refusal_of_s4d
+from diffussm_jax.ops.pallas_tpu import tiling_for
 from diffussm_jax.ops.s4d import Implementation, abstract_ssm
 from diffussm_jax.ops.stack_tpu.choose import StackTiling, stack_tiling_for
 from diffussm_jax.parallel.mesh import (
@@ -22,7 +23,12 @@ from diffussm_jax.parallel.mesh import (
     split_over_batch,
 )
 from diffussm_jax.sampling.program import images_per_call, sampling_program, with_dtype_of
-from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
+from diffussm_jax.training.state import (
+    TrainState,
+    abstract_model,
+    abstract_state,
+    stack_in_training,
+)
 from diffussm_jax.training.step import compile_train_step
 
 
@@ -30,7 +36,10 @@ def train_step(config: Config, mesh: Mesh) -> tuple[Any, TrainState, dict[str, A
     """The jitted step that training runs, and its abstract arguments: the state and a batch."""
     rows = config.training.batch_size // config.training.num_microbatches
     graphdef, _ = abstract_model(
-        config, mesh, implementation=operator_on(config, mesh, rows), stack=stack_on(config, mesh)
+        config,
+        mesh,
+        implementation=operator_on(config, mesh, rows),
+        stack=stack_on(config, mesh, stack_in_training(config)),
     )
     state = abstract_state(config, mesh)
     return compile_train_step(config, graphdef, state, mesh), state, _batch(config, mesh)
@@ -44,9 +53,8 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
     config = with_dtype_of(config.sample, config)
     num = images_per_call(config.sample, mesh)
     operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
-    graphdef, _ = abstract_model(
-        config, mesh, implementation=operator, stack=stack_on(config, mesh)
-    )
+    stack = stack_on(config, mesh, config.model.stack_implementation)
+    graphdef, _ = abstract_model(config, mesh, implementation=operator, stack=stack)
     params = abstract_state(config, mesh).ema
     indices = _array((num,), jnp.int32, split_over_batch(mesh))
     labels = indices if config.data.num_classes else None
@@ -84,24 +92,33 @@ def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
     u = jax.ShapeDtypeStruct((b, l, d), config.model.dtype)
     ssm = abstract_ssm(r, d, config.model.state_size // 2)
     tiling = tiling_for(device.device_kind)
-    usable = l >= tiling.chunk_size and refusal(tiling, u, ssm) is None
+    usable = l >= tiling.chunk_size and refusal_of_s4d(tiling, u, ssm) is None
     if name == "pallas_tpu" or (name is None and usable):
         return Implementation("pallas_tpu", tiling=tiling)
     return Implementation(name or "chunked", num_blocks=num_blocks_for("tpu", u.shape))
 
 
-def stack_on(config: Config, mesh: Mesh) -> StackImplementation | StackTiling | None:
-    """The implementation of the stack of blocks that a run on these chips would choose.
-
-    It is None where no TPU is in the mesh, or the model has no such stack.
-    """
-    device, name = mesh.devices.flat[0], config.model.stack_implementation
-    if device.platform != "tpu" or config.model.name != "diffussm" or name == "xla":
+def stack_on(
+    config: Config, mesh: Mesh, name: StackImplementation | None
+) -> StackImplementation | StackTiling | None:
+    """What `name` means on these chips for the stack of blocks; None where they are no TPUs."""
+    device = mesh.devices.flat[0]
+    if device.platform != "tpu" or name == "xla":
         return name
     tiling = stack_tiling_for(device.device_kind)
-    _, l, _ = local_tokens(config, mesh, rows=0)
-    serves = refusal_of_stack(config.model, l // config.model.m, tiling) is None
-    return tiling if serves or name == "pallas_tpu" else "xla"
+    if name is None and stack_refusal(config, mesh):
+        return "xla"
+    return tiling
+
+
+def stack_refusal(config: Config, mesh: Mesh) -> str | None:
+    """The reason why these chips would not run the blocks as a fused stack, or None."""
+    if config.model.name != "diffussm":
+        return f"config.model.name is {config.model.name}"
+    if mesh.shape["sequence"] > 1:
+        return "config.mesh.sequence splits the tokens of an image"
+    tiling = stack_tiling_for(mesh.devices.flat[0].device_kind)
+    return refusal(config.model, config.num_tokens // config.model.m, tiling)
 
 
 def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -38,6 +38,10 @@ def sampling_program(
     draw = create_sampler(config.diffusion, options)
     guide_graphdef = None if guide is None else abstract_model(guide, mesh)[0]
 
+    def prepare(graphdef: nnx.GraphDef, params: dict) -> Denoiser:
+        height, width, _ = shape
+        return nnx.merge(graphdef, params).prepare(height, width)
+
     def run(
         params: dict,
         guide_params: dict | None,
@@ -45,8 +49,10 @@ def sampling_program(
         indices: Int[Array, " b"],
         labels: Labels | None,
     ) -> Images:
-        model = nnx.merge(graphdef, params)
-        worse = None if guide_graphdef is None else nnx.merge(guide_graphdef, guide_params)
+        model = prepare(graphdef, params)
+        worse = None
+        if guide_graphdef is not None and guide_params is not None:
+            worse = prepare(guide_graphdef, guide_params)
         denoiser = _guided(config, options, model, worse)
         keys = image_keys(seed, indices)
         return draw(denoiser, keys, labels, shape=shape)

@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 
 from diffussm_jax.config import Config, StackImplementation
 from diffussm_jax.models import create_model
-from diffussm_jax.models.stack import choose
 from diffussm_jax.ops.s4d import Implementation
 from diffussm_jax.ops.stack_tpu.choose import StackTiling
 from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
@@ -55,14 +54,11 @@ def abstract_model(
     Args:
         mesh: the SSM layers run on each device's part of the batch and of the sequence.
         implementation: of the SSM on that mesh; by default the config's.
-        stack: the implementation of the stack of blocks; by default the config's.
+        stack: the implementation of the stack of blocks there; by default the config's.
     """
     apply_s4d = gather = fuse = None
-    stack = stack or config.model.stack_implementation
-    if mesh is None:
-        fuse = functools.partial(choose, config.model, stack)
-    elif mesh.shape["sequence"] == 1:
-        fuse = shard_stack(mesh, config.model, stack)
+    if mesh is not None:
+        fuse = shard_stack(mesh, config.model, stack or config.model.stack_implementation)
     if mesh is not None and mesh.shape["fsdp"] > 1:
         gather = functools.partial(gather_layer, mesh)
     if mesh is not None and (mesh.size > 1 or implementation is not None):
@@ -79,6 +75,16 @@ def abstract_model(
     )
     graphdef, params = nnx.split(model, nnx.Param)
     return graphdef, nnx.to_pure_dict(params)
+
+
+def stack_in_training(config: Config) -> StackImplementation | None:
+    """The config's implementation of the stack of blocks, if it can be trained with.
+
+    The loss of a mean flow takes a derivative in forward mode, which the kernels do not have.
+    """
+    if config.diffusion.process == "mean_flow":
+        return "xla"
+    return config.model.stack_implementation
 
 
 def init_params(config: Config) -> dict:

@@ -15,8 +15,8 @@ from diffussm_jax.ops.stack_tpu.ssm_tiling import SSMShape
 class StackTiling:
     """How the kernels of a stack are cut; `stack_tiling_for` has the choices for chips."""
 
-    dense: DenseTiling = DenseTiling()
-    ssm: Tiling = Tiling()
+    dense: DenseTiling
+    ssm: Tiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,8 @@ _DENSE_VMEM = {
 def stack_tiling_for(device_kind: str) -> StackTiling:
     """The sizes for a kind of chip; what is no TPU interprets the kernels, slowly."""
     if not device_kind.startswith("TPU"):
-        return StackTiling(DenseTiling(interpret=True), Tiling(interpret=True))
+        # With few channels a kernel is a short program, and XLA compiles it sooner.
+        return StackTiling(DenseTiling(interpret=True), Tiling(interpret=True, channels=2))
     vmem_bytes = _DENSE_VMEM.get(device_kind, _DENSE_VMEM["TPU v4"])
     return StackTiling(DenseTiling(vmem_bytes=vmem_bytes), tiling_for(device_kind))
 

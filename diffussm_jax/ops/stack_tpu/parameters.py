@@ -34,8 +34,14 @@ class DenseParameters(NamedTuple):
 
 def dense_parameters(block: Any) -> DenseParameters:
     """Take the dense parameters of a block, whose layers have these names, a kernel and a bias."""
-    layers = (getattr(block, name) for name in DenseParameters._fields)
-    return DenseParameters(*(Linear(layer.kernel[...], layer.bias[...]) for layer in layers))
+    return DenseParameters(
+        *(linear_parameters(getattr(block, name)) for name in DenseParameters._fields)
+    )
+
+
+def linear_parameters(layer: Any) -> Linear:
+    """Take the parameters of a dense layer that has a kernel and a bias."""
+    return Linear(layer.kernel[...], layer.bias[...])
 
 
 def forward_layout(parameters: DenseParameters, dtype: DTypeLike) -> DenseParameters:
