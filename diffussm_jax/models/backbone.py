@@ -5,7 +5,7 @@ They differ in the block.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ REMAT_POLICIES = {
 }
 
 
+@runtime_checkable
 class FusedBlocks(Protocol):
     """All blocks of a model as one operation."""
 
