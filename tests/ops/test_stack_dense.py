@@ -306,7 +306,7 @@ def test_every_size_fits_v5e(d, m):
     [
         ({"j": 64}, {}, "64 groups of 2 tokens are no multiple of 128"),
         ({"d": 96}, {}, "a width of 96 is no multiple of 128"),
-        ({"d": 1152}, {"vmem_bytes": 15 * 2**20}, "dense_down needs .* MiB of VMEM, 15"),
+        ({"d": 1152}, {"vmem_bytes": 15 * 2**20}, "dense_gate_back needs .* MiB of VMEM, 15"),
     ],
 )
 def test_refusals(changes, options, message):

@@ -9,7 +9,7 @@ In all functions:
     xs           x of each layer, [L+1 b d j]
     modulation   shift, scale and, where the model has it, gate of each image, [b n d]
     weights      the layer's: for `up` and `down` as `parameters.forward_layout` gives them, else
-                 with kernels [in out] in the dtype of the products
+                 with kernels [in out] in the dtype of the products, which their gradients have too
     tiling       how the call is cut; its columns divide j
 """
 
@@ -144,9 +144,9 @@ def gate_back(
         results=(
             grid.activation(Shape((b, 2 * d, j), dtype)),
             grid.activation(Shape((b, d, j), dtype)),
-            grid.complete(_gradient(weights.w1)),
-            grid.complete(_lane_sums(2 * d)),
-            grid.complete(_like(weights.w3.kernel)),
+            grid.total(_gradient(weights.w1)),
+            grid.total(_lane_sums(2 * d)),
+            grid.total(_like(weights.w3.kernel)),
             row,
             NOTHING if gate is None else row,
         ),
@@ -164,7 +164,7 @@ def gate_back(
 
 def hidden_back(
     layer: Layer, dp2: Activation, q: Stack, weights: DenseParameters, *, tiling: DenseTiling
-) -> tuple[Activation, Float32[Array, "_ _"], Float32[Array, "m o"]]:
+) -> tuple[Activation, Float[Array, "_ _"], Float32[Array, "m o"]]:
     """Go back through W2 and the GELU of q; return dq, dW2 and the gradient of W_down's biases."""
     grid = _grid(q, tiling)
     dq, dw2, db_down = call(
@@ -174,8 +174,8 @@ def hidden_back(
         operands=(grid.activation(dp2), grid.stack(q), grid.complete(weights.w2.kernel)),
         results=(
             grid.activation(Shape(dp2.shape, q.dtype)),
-            grid.complete(_like(weights.w2.kernel)),
-            grid.complete(_lane_sums(q.shape[2])),
+            grid.total(_like(weights.w2.kernel)),
+            grid.total(_lane_sums(q.shape[2])),
         ),
         memory={"gelu_q": Shape((q.shape[2], grid.columns), q.dtype)},
         tiling=tiling,
@@ -185,7 +185,7 @@ def hidden_back(
 
 def wide_back(
     layer: Layer, y: Stack, dq: Activation, weights: DenseParameters, *, tiling: DenseTiling
-) -> tuple[Activation, Float32[Array, "m _ _"]]:
+) -> tuple[Activation, Float[Array, "m _ _"]]:
     """Go back through W_down; return dy and dW_down."""
     grid = _grid(y, tiling)
     kernel = weights.w_down.kernel
@@ -194,7 +194,7 @@ def wide_back(
         layer,
         grid,
         operands=(grid.stack(y), grid.activation(dq), grid.complete(kernel)),
-        results=(grid.activation(Shape(y.shape[1:], y.dtype)), grid.complete(_like(kernel))),
+        results=(grid.activation(Shape(y.shape[1:], y.dtype)), grid.total(_like(kernel))),
         memory={},
         tiling=tiling,
     )
@@ -240,8 +240,8 @@ def up_back(
         ),
         results=(
             grid.activation(Shape(dx.shape, dx.dtype)),
-            grid.complete(_gradient(weights.w0)),
-            grid.complete(_gradient(weights.w_up)),
+            grid.total(_gradient(weights.w0)),
+            grid.total(_gradient(weights.w_up)),
             grid.image(Shape((b, 2, d), jnp.float32)),
         ),
         memory=memory,
@@ -256,7 +256,7 @@ def _grid(stack: Stack, tiling: DenseTiling) -> Grid:
 
 
 def _like(kernel: Array) -> Shape:
-    return Shape(kernel.shape, jnp.float32)
+    return Shape(kernel.shape, kernel.dtype)
 
 
 def _lane_sums(num: int) -> Shape:

@@ -13,7 +13,8 @@ the equations. What was not kept, the GELUs and i, is formed again beside the pr
                  di + W0 dh gives dshift, dscale and, through LayerNorm, dx
                  dW0 = i dh^T
 Gradients of parameters are float32 sums that stay in VMEM while the grid goes over all images, and
-those of a modulation while it goes over the columns of one image.
+those of a modulation while it goes over the columns of one image. `dense_call` rounds the sums of
+the first kind, those of kernels to the dtype of the products.
 """
 
 import functools
@@ -121,7 +122,7 @@ def hidden_back(dp2, q, w2, dq, dw2, db_down, *, gelu_q, unroll: bool) -> None:
 def wide_back(y, dq, w_down, dy, dw_down, *, unroll: bool) -> None:
     """Go back through W_down, one k after the other."""
     m = w_down.shape[0]
-    _zero_at_first_step(*(dw_down.at[k] for k in range(m)))
+    _zero_at_first_step(dw_down)
     for k, blocks in enumerate(zip(parts(y, m), parts(dq, m), parts(dy, m))):
         _wide_back(*blocks, w_down.at[k], dw_down.at[k], unroll=unroll)
 
@@ -220,11 +221,11 @@ def _zero_at_first_step(*refs) -> None:
     @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
     def _():
         for ref in refs:
-            over_rows(ref.shape[0], functools.partial(_zero, ref), most=VECTOR_ROWS, unroll=False)
+            over_rows(ref.shape[-2], functools.partial(_zero, ref), most=VECTOR_ROWS, unroll=False)
 
 
 def _zero(ref, rows) -> None:
-    ref[rows] = jnp.zeros((rows.size, ref.shape[1]), ref.dtype)
+    ref[..., rows, :] = jnp.zeros((*ref.shape[:-2], rows.size, ref.shape[-1]), ref.dtype)
 
 
 def _zero_at_first_columns(*refs) -> None:

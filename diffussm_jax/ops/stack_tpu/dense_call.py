@@ -5,17 +5,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from diffussm_jax.ops.stack_tpu.dense_tiling import DenseTiling
+from diffussm_jax.ops.stack_tpu.rows import VECTOR_ROWS, over_rows
 
 
 class Blocked(NamedTuple):
-    """An array, or a tree of arrays, with the blocks of it that the grid's steps see."""
+    """An array, or a tree of arrays, with the blocks of it that the grid's steps see.
+
+    `sums` has, for each array that is to be summed in more digits than it keeps, memory for that.
+    """
 
     value: Any
     spec: Any
+    sums: Any = None
 
 
 NOTHING = Blocked(None, None)
@@ -59,6 +65,14 @@ class Grid:
 
         return Blocked(tree, jax.tree.map(spec, tree))
 
+    def total(self, tree: Any) -> Blocked:
+        """Complete results that are float32 sums over the grid, rounded after its last step."""
+
+        def memory(x):
+            return None if x.dtype == jnp.float32 else pltpu.VMEM(x.shape, jnp.float32)
+
+        return self.complete(tree)._replace(sums=jax.tree.map(memory, tree))
+
 
 def call(
     kernel: Callable,
@@ -87,8 +101,10 @@ def call(
             aliases[1 + (same[0] if same else len(leaves) + len(unread))] = number
             unread += [] if same else [x]
 
-    def body(_layer, operands, _unread, results, memory):
-        kernel(*operands, *results, **memory, unroll=tiling.unroll)
+    def body(_layer, operands, _unread, results, sums, memory):
+        summed = jax.tree.map(_held, results, sums)
+        kernel(*operands, *summed, **memory, unroll=tiling.unroll)
+        _round_at_last_step(results, sums)
 
     (arrays,) = pl.pallas_call(
         body,
@@ -100,7 +116,10 @@ def call(
                 [pl.BlockSpec(memory_space=pl.ANY) for _ in unread],
             ),
             out_specs=(tuple(x.spec for x in results),),
-            scratch_shapes=[{name: pltpu.VMEM(x.shape, x.dtype) for name, x in memory.items()}],
+            scratch_shapes=[
+                tuple(x.sums for x in results),
+                {name: pltpu.VMEM(x.shape, x.dtype) for name, x in memory.items()},
+            ],
         ),
         out_shape=(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes),),
         input_output_aliases=aliases,
@@ -113,3 +132,23 @@ def call(
     # XLA would merge the write of a gradient into a scan's stack with the call, and then forget the
     # call's limit of VMEM.
     return arrays if any(is_stack) else jax.lax.optimization_barrier(arrays)
+
+
+def _held(result: Any, total: Any) -> Any:
+    return result if total is None else total
+
+
+def _round_at_last_step(results: Any, sums: Any) -> None:
+    """Round sums over the grid to their results, which leave VMEM after the last step."""
+    is_last = [pl.program_id(axis) == pl.num_programs(axis) - 1 for axis in range(2)]
+
+    def write(result, total):
+        def body(rows):
+            result[..., rows, :] = total[..., rows, :].astype(result.dtype)
+
+        if total is not None:
+            over_rows(total.shape[-2], body, most=VECTOR_ROWS, unroll=False)
+
+    @pl.when(is_last[0] & is_last[1])
+    def _():
+        jax.tree.map(write, results, sums)

@@ -53,8 +53,9 @@ class BlockShape:
 class _Kernel(NamedTuple):
     """What a kernel holds: kernels W in units of d^2, and activations in rows of d.
 
-    `gradients` are float32 W; `moving` is read or written, in two buffers; `residual` counts the
-    blocks of x among it, which have their own dtype; `scratch` is in bytes of a row's column.
+    `gradients` are W too, each as a float32 sum and rounded; `moving` is read or written, in two
+    buffers, and `residual` counts the blocks of x, which have their own dtype; `scratch` is in
+    bytes of a row's column.
     """
 
     weights: int
@@ -68,6 +69,7 @@ def vmem_bytes(shape: BlockShape, columns: int) -> dict[str, int]:
     """The VMEM of each kernel, with a twentieth to spare for what the compiler puts there."""
     m, r = shape.m, shape.r
     size = jnp.dtype(shape.dtype).itemsize
+    gradient_size = 4 if size == 4 else 4 + size
     residual_size = jnp.dtype(shape.residual_dtype).itemsize
     kernels = {
         "up": _Kernel(1 + m, 0, 1, 1 + m, 2 * size),
@@ -79,7 +81,7 @@ def vmem_bytes(shape: BlockShape, columns: int) -> dict[str, int]:
     }
 
     def total(kernel: _Kernel) -> int:
-        held = (kernel.weights * size + kernel.gradients * 4) * shape.d**2
+        held = (kernel.weights * size + kernel.gradients * gradient_size) * shape.d**2
         blocks = 2 * (kernel.residual * residual_size + kernel.moving * size) + kernel.scratch
         return int(1.05 * (held + blocks * shape.d * columns))
 
