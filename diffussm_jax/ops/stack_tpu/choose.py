@@ -48,13 +48,14 @@ class StackShape:
         return BlockShape(self.d, self.j, self.m, r, self.dtype, self.residual_dtype)
 
 
-# VMEM for a dense kernel by `jax.Device.device_kind`; the compiler keeps some of a core's for
-# itself.
-_DENSE_VMEM = {
-    "TPU v4": 15 * MIB,
-    "TPU v5 lite": 88 * MIB,
-    "TPU v5": 50 * MIB,
-    "TPU v6 lite": 88 * MIB,
+# By `jax.Device.device_kind`. A core has 16 MiB of VMEM on v4, 64 on v5p and tpu7x, 128 on v5e and
+# v6e; the compiler keeps some of it. A device is two cores on v4 and v5p, and one on the others.
+_DENSE_TILINGS = {
+    "TPU v4": DenseTiling(vmem_bytes=15 * MIB, num_cores=2),
+    "TPU v5 lite": DenseTiling(),
+    "TPU v5": DenseTiling(vmem_bytes=62 * MIB, num_cores=2),
+    "TPU v6 lite": DenseTiling(),
+    "TPU7x": DenseTiling(vmem_bytes=62 * MIB),
 }
 
 
@@ -63,8 +64,8 @@ def stack_tiling_for(device_kind: str) -> StackTiling:
     if not device_kind.startswith("TPU"):
         # With few channels a kernel is a short program, and XLA compiles it sooner.
         return StackTiling(DenseTiling(interpret=True), Tiling(interpret=True, channels=2))
-    vmem_bytes = _DENSE_VMEM.get(device_kind, _DENSE_VMEM["TPU v4"])
-    return StackTiling(DenseTiling(vmem_bytes=vmem_bytes), tiling_for(device_kind))
+    dense = _DENSE_TILINGS.get(device_kind, _DENSE_TILINGS["TPU v4"])
+    return StackTiling(dense, tiling_for(device_kind))
 
 
 def fit(tiling: StackTiling, shape: StackShape) -> StackTiling:

@@ -13,6 +13,7 @@ In all functions:
     tiling       how the call is cut; its columns divide j
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -252,7 +253,8 @@ def up_back(
 
 def _grid(stack: Stack, tiling: DenseTiling) -> Grid:
     _, b, _, j = stack.shape
-    return Grid(b, j // tiling.columns, tiling.columns)
+    cores = math.gcd(b, tiling.num_cores)
+    return Grid(cores, b // cores, j // tiling.columns, tiling.columns)
 
 
 def _like(kernel: Array) -> Shape:

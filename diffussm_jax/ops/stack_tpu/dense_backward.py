@@ -12,9 +12,9 @@ the equations. What was not kept, the GELUs and i, is formed again beside the pr
     up_back      dh = (W_up du) gelu'(h_pre),  dW_up = gelu(h_pre) du^T
                  di + W0 dh gives dshift, dscale and, through LayerNorm, dx
                  dW0 = i dh^T
-Gradients of parameters are float32 sums that stay in VMEM while the grid goes over all images, and
-those of a modulation while it goes over the columns of one image. `dense_call` rounds the sums of
-the first kind, those of kernels to the dtype of the products.
+Gradients of parameters are float32 sums that stay in VMEM while the grid goes over the images of a
+core, and those of a modulation while it goes over the columns of one image. `dense_call` rounds the
+sums of the first kind and adds up those of the cores.
 """
 
 import functools
@@ -33,6 +33,7 @@ from diffussm_jax.ops.stack_tpu.activations import (
     normalized,
     times,
 )
+from diffussm_jax.ops.stack_tpu.dense_call import BLOCKS, IMAGES
 from diffussm_jax.ops.stack_tpu.parameters import Linear
 from diffussm_jax.ops.stack_tpu.rows import (
     VECTOR_ROWS,
@@ -216,9 +217,9 @@ def _rounded(x, memory, *, unroll: bool):
 
 
 def _zero_at_first_step(*refs) -> None:
-    """Begin the sums over the whole grid, in loops: written out they would be long programs."""
+    """Begin the sums over a core's grid, in loops: written out they would be long programs."""
 
-    @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
+    @pl.when((pl.program_id(IMAGES) == 0) & (pl.program_id(BLOCKS) == 0))
     def _():
         for ref in refs:
             over_rows(ref.shape[-2], functools.partial(_zero, ref), most=VECTOR_ROWS, unroll=False)
@@ -231,7 +232,7 @@ def _zero(ref, rows) -> None:
 def _zero_at_first_columns(*refs) -> None:
     """Begin the sums over the columns of an image."""
 
-    @pl.when(pl.program_id(1) == 0)
+    @pl.when(pl.program_id(BLOCKS) == 0)
     def _():
         for ref in refs:
             ref[...] = jnp.zeros(ref.shape, ref.dtype)
