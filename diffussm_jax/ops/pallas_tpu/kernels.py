@@ -106,6 +106,22 @@ def forward(
             outputs.y[r, c] = y.astype(block.dtype)
 
 
+def leaving(
+    us: list, inputs: Inputs, last_ref, memory: dict, *, block: ChannelBlock, interleave: int
+) -> None:
+    """Write the states that a block of channels leaves behind, without y.
+
+    There is a u for each direction, or one for all.
+    """
+    local_ref = memory["local"]
+    tables, states = _form(block, inputs, memory)
+    for c in block.channels:
+        falling = tables.falling(c)
+        local_ref[c] = tables.by_direction([dot(u_ref[c], falling, NN) for u_ref in us])
+    for group in block.groups(interleave):
+        states.carry(group, local_ref, memory["entering"], last_ref)
+
+
 def backward(
     inputs: Inputs,
     cotangents: Outputs,

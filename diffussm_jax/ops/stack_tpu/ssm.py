@@ -3,6 +3,8 @@
 Activations are `[L b rows j]`: layer, image, plane and channel, groups j of m tokens (the order is
 that of `layout`). Row k d + c of u is channel c of the tokens m j + k; row (k r + i) d + c of y is
 its output in direction i. The kernels read and write one layer of a stack in place.
+
+A sequence may be a part of one: a state enters it, and what it adds to the states is to be had.
 """
 
 import dataclasses
@@ -18,7 +20,10 @@ from jaxtyping import Array, Float, Int
 
 from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES
 from diffussm_jax.ops.pallas_tpu.tiling import Tiling
-from diffussm_jax.ops.stack_tpu import ssm_kernels, ssm_tables
+from diffussm_jax.ops.stack_tpu import ssm_blocks as blocks
+from diffussm_jax.ops.stack_tpu import ssm_kernels, ssm_states, ssm_tables
+from diffussm_jax.ops.stack_tpu.ssm_kernels import Boundary
+from diffussm_jax.ops.stack_tpu.ssm_states import PackedState
 from diffussm_jax.ops.stack_tpu.ssm_tables import SSMSums, SSMTables
 from diffussm_jax.ops.stack_tpu.ssm_tiling import SSMShape, Step, step_for
 from diffussm_jax.shapes import SSM
@@ -47,26 +52,39 @@ class StackedSSM:
         """Form what the kernels read of an SSM."""
         return ssm_tables.form_tables(ssm, m=self.m, reverse=self.reverse)
 
+    def entering(
+        self, layer: LayerNumber, u: Float[Array, "L b u_rows j"], tables: SSMTables
+    ) -> PackedState | None:
+        """The state before a layer's first token; None is zero."""
+        return None
+
+    def d_leaving(self, dy: Float[Array, "b y_rows j"], tables: SSMTables) -> PackedState | None:
+        """The gradient of the state after a layer's last token; None is zero."""
+        return None
+
     def forward(
         self,
         layer: LayerNumber,
         u: Float[Array, "L b u_rows j"],
         tables: SSMTables,
         y: Float[Array, "L b y_rows j"],
+        entering: PackedState | None = None,
     ) -> Float[Array, "L b y_rows j"]:
         """Write y of a layer into its stack, whose buffer becomes the result's."""
         u, ys = self._input_planes(u), self._output_planes(y)
         step = self._step(u)
+        entering = blocks.by_step(entering, step)
         ys = self._call(
             ssm_kernels.forward,
             step,
-            (layer, u, tables, ys),
+            (layer, u, tables, ys, entering),
             in_specs=(
-                _in_layer(u, step),
-                _of_channels(tables, step),
+                blocks.in_layer(u, step),
+                blocks.of_channels(tables, step),
                 pl.BlockSpec(memory_space=pl.ANY),
+                blocks.of_states(entering, step),
             ),
-            out_specs=_in_layer(ys, step),
+            out_specs=blocks.in_layer(ys, step),
             out_shape=_like(ys),
             memory=ssm_kernels.FORWARD_SCRATCH,
             input_output_aliases={_STACK_OF_Y: 0},
@@ -80,11 +98,14 @@ class StackedSSM:
         ssm: SSM,
         tables: SSMTables,
         dy: Float[Array, "b y_rows j"],
+        entering: PackedState | None = None,
     ) -> tuple[Float[Array, "b u_rows j"], SSM]:
         """The gradients of a layer's u and SSM."""
         shape = u.shape[1:]
+        d_leaving = self.d_leaving(dy, tables)
         u, dy = self._input_planes(u), self._output_planes(dy)
         step = self._step(u)
+        boundary = Boundary(blocks.by_step(entering, step), blocks.by_step(d_leaving, step))
         du = jax.ShapeDtypeStruct(u.shape[1:], u.dtype)
         groups = (u.shape[1] // step.num_images, u.shape[3])  # of images, and channels
         sums = jax.eval_shape(
@@ -96,14 +117,50 @@ class StackedSSM:
         du, sums = self._call(
             ssm_kernels.backward,
             step,
-            (layer, u, tables, dy),
-            in_specs=(_in_layer(u, step), _of_channels(tables, step), _alone(dy, step)),
-            out_specs=(_alone(du, step), _of_images_and_channels(sums, step)),
+            (layer, u, tables, dy, boundary),
+            in_specs=(
+                blocks.in_layer(u, step),
+                blocks.of_channels(tables, step),
+                blocks.alone(dy, step),
+                blocks.of_states(boundary, step),
+            ),
+            out_specs=(blocks.alone(du, step), blocks.of_images_and_channels(sums, step)),
             out_shape=(du, sums),
             memory=ssm_kernels.BACKWARD_SCRATCH,
         )
         d_ssm = ssm_tables.gradients(ssm, sums, m=self.m, reverse=self.reverse)
         return du.reshape(shape), d_ssm
+
+    def added(
+        self, layer: LayerNumber, u: Float[Array, "L b u_rows j"], tables: SSMTables
+    ) -> PackedState:
+        """What a layer's u adds to the state: the one that it alone would leave behind."""
+        return self._leaving(layer, self._input_planes(u)[:, :, :, None], tables)
+
+    def d_entering(self, dy: Float[Array, "b y_rows j"], tables: SSMTables) -> PackedState:
+        """The gradient of the state that enters, from that of y."""
+        mirrored = dataclasses.replace(
+            self, reverse=tuple(not backward for backward in self.reverse), gelu=False
+        )
+        left = mirrored._leaving(_only_layer(), self._output_planes(dy)[None], tables)
+        return ssm_states.gradient_of_entering(tables, left)
+
+    def _leaving(
+        self, layer: LayerNumber, u: Float[Array, "L b m r d j"], tables: SSMTables
+    ) -> PackedState:
+        _, b, _, _, d, _ = u.shape
+        step = self._step(u)
+        last = jax.ShapeDtypeStruct((d, b // step.num_images, step.block.batch, LANES), jnp.float32)
+        last = self._call(
+            ssm_kernels.leaving,
+            step,
+            (layer, u, tables),
+            in_specs=(blocks.in_layer(u, step), blocks.of_channels(tables, step)),
+            out_specs=blocks.of_states(last, step),
+            out_shape=last,
+            memory=ssm_kernels.LEAVING_SCRATCH,
+        )
+        return last[:, :, : step.num_images].reshape(d, b, LANES)
 
     def _input_planes(self, u: Array) -> Float[Array, "*L b m d j"]:
         *lead, rows, j = u.shape
@@ -114,8 +171,8 @@ class StackedSSM:
         r = len(self.reverse)
         return y.reshape(*lead, self.m, r, rows // (self.m * r), j)
 
-    def _step(self, u: Float[Array, "L b m d j"]) -> Step:
-        _, b, m, d, j = u.shape
+    def _step(self, u: Float[Array, "L b m *r d j"]) -> Step:
+        _, b, m, *_, d, j = u.shape
         return step_for(SSMShape(b, m, d, j, u.dtype, self.reverse), self.tiling, gelu=self.gelu)
 
     def _call(
@@ -132,7 +189,7 @@ class StackedSSM:
     ) -> Any:
         """Run a kernel on every block of channels and, within it, every group of images."""
         _, u, *_ = operands
-        _, b, _, d, _ = u.shape
+        _, b, *_, d, _ = u.shape
         scratch = ssm_kernels.scratch(step.block, memory)
         return pl.pallas_call(
             functools.partial(kernel, step=step),
@@ -183,48 +240,6 @@ apply_ssm.defvjp(_apply, _gradients)
 
 def _only_layer() -> LayerNumber:
     return jnp.zeros(1, jnp.int32)
-
-
-def _in_layer(x: Any, step: Step) -> pl.BlockSpec:
-    """The blocks of a stack `[L b ... d j]`: the prefetched number names the layer, mod L."""
-    num_layers, _, *planes, _, j = x.shape
-    size = (None, step.num_images, *planes, step.block.num_channels, j)
-
-    def index(c: Any, i: Any, layer: Any) -> tuple:
-        return jax.lax.rem(layer[0], num_layers), i, *_zeros(planes), c, 0
-
-    return pl.BlockSpec(size, index)
-
-
-def _alone(x: Any, step: Step) -> pl.BlockSpec:
-    """The blocks of an array `[b ... d j]`."""
-    _, *planes, _, j = x.shape
-    size = (step.num_images, *planes, step.block.num_channels, j)
-    return pl.BlockSpec(size, lambda c, i, layer: (i, *_zeros(planes), c, 0))
-
-
-def _of_channels(tables: SSMTables, step: Step) -> Any:
-    """The blocks of tables `[d rows lanes]`."""
-
-    def spec(x: Array) -> pl.BlockSpec:
-        size = (step.block.num_channels, *x.shape[1:])
-        return pl.BlockSpec(size, lambda c, i, layer: (c, 0, 0))
-
-    return jax.tree.map(spec, tables)
-
-
-def _of_images_and_channels(sums: SSMSums, step: Step) -> Any:
-    """The blocks of sums `[_ d rows lanes]`, whose first axis counts the steps over the images."""
-
-    def spec(x: Any) -> pl.BlockSpec:
-        size = (None, step.block.num_channels, *x.shape[2:])
-        return pl.BlockSpec(size, lambda c, i, layer: (i, c, 0, 0))
-
-    return jax.tree.map(spec, sums)
-
-
-def _zeros(axes: list[int]) -> tuple[int, ...]:
-    return (0,) * len(axes)
 
 
 def _like(x: Array) -> jax.ShapeDtypeStruct:

@@ -4,7 +4,7 @@ They are `pallas_tpu.kernels` between two changes of layout, each a phase of its
 the products, its strided accesses would stall the scheduler.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from jax.experimental import pallas as pl
 
 from diffussm_jax.ops.pallas_tpu import kernels
 from diffussm_jax.ops.pallas_tpu.block import LANES, ChannelBlock
-from diffussm_jax.ops.stack_tpu import layout
-from diffussm_jax.ops.stack_tpu.activations import gelu, gelu_and_slope
+from diffussm_jax.ops.stack_tpu import activations, layout
 from diffussm_jax.ops.stack_tpu.ssm_tables import SSMSums, SSMTables
 from diffussm_jax.ops.stack_tpu.ssm_tiling import Step
 
+LEAVING_SCRATCH = ("y", "stage", *kernels.FORWARD_SCRATCH)
 FORWARD_SCRATCH = ("u", "y", "stage", *kernels.FORWARD_SCRATCH)
 BACKWARD_SCRATCH = ("u", "y", "du", "stage", *kernels.BACKWARD_SCRATCH)
 
@@ -34,13 +34,38 @@ def scratch(block: ChannelBlock, names: tuple[str, ...]) -> dict[str, jax.ShapeD
     return own | kernels.scratch(block, *(name for name in names if name not in shapes))
 
 
-def forward(layer_ref, u_ref, tables: SSMTables, stack_ref, y_ref, memory: dict, *, step: Step):
+class Boundary(NamedTuple):
+    """The states at the two ends of a sequence, `[c b 128]` in packed lanes; zero if None."""
+
+    entering: Any
+    d_leaving: Any  # the gradient of the last state
+
+
+def leaving(layer_ref, u_ref, tables: SSMTables, last_ref, memory: dict, *, step: Step):
+    """Write the states `[c b 128]` that u leaves behind, `[b m r c j]` or `[b m 1 c j]`."""
+    del layer_ref
+    us = [memory["y"].at[i] for i in range(u_ref.shape[2])]
+    for i, rows_ref in enumerate(us):
+        _gather(u_ref.at[:, :, i], rows_ref, memory, step, gelu=step.gelu)
+    kernels.leaving(
+        us,
+        kernels.Inputs(None, tables.powers, tables.first_rows, None),
+        last_ref,
+        memory,
+        block=step.block,
+        interleave=step.interleave,
+    )
+
+
+def forward(
+    layer_ref, u_ref, tables: SSMTables, stack_ref, entering_ref, y_ref, memory: dict, *, step: Step
+):
     """Write y `[b m r c j]` of u `[b m c j]`; the index maps alone read the layer's number."""
     del layer_ref, stack_ref
     block = step.block
-    _gather_input(u_ref, memory, step)
+    _gather(u_ref, memory["u"], memory, step, gelu=step.gelu)
     kernels.forward(
-        kernels.Inputs(memory["u"], tables.powers, tables.first_rows, None),
+        kernels.Inputs(memory["u"], tables.powers, tables.first_rows, entering_ref),
         kernels.Outputs(memory["y"], None),
         memory,
         block=block,
@@ -55,21 +80,26 @@ def forward(layer_ref, u_ref, tables: SSMTables, stack_ref, y_ref, memory: dict,
 
 
 def backward(
-    layer_ref, u_ref, tables: SSMTables, dy_ref, du_ref, sums: SSMSums, memory: dict, *, step: Step
+    layer_ref,
+    u_ref,
+    tables: SSMTables,
+    dy_ref,
+    boundary: Boundary,
+    du_ref,
+    sums: SSMSums,
+    memory: dict,
+    *,
+    step: Step,
 ):
     """Write du `[b m c j]` from u and dy `[b m r c j]`, and the sums for the SSM's gradients."""
     del layer_ref
     block = step.block
-    _gather_input(u_ref, memory, step)
+    _gather(u_ref, memory["u"], memory, step, gelu=step.gelu)
     for r, _ in enumerate(block.reverse):
-
-        def read(q, k, image, r=r):
-            return dy_ref[image, k, r, :, _lanes(q)]
-
-        layout.gather(read, memory["y"].at[r], memory["stage"], block, num_images=step.num_images)
+        _gather(dy_ref.at[:, :, r], memory["y"].at[r], memory, step)
     kernels.backward(
-        kernels.Inputs(memory["u"], tables.powers, tables.first_rows, None),
-        kernels.Outputs(memory["y"], None),
+        kernels.Inputs(memory["u"], tables.powers, tables.first_rows, boundary.entering),
+        kernels.Outputs(memory["y"], boundary.d_leaving),
         kernels.Gradients(memory["du"], sums.first_rows, sums.moments, None),
         memory,
         block=block,
@@ -78,19 +108,21 @@ def backward(
 
     def write(q, k, image, tile):
         if step.gelu:
-            _, slope = gelu_and_slope(u_ref[image, k, :, _lanes(q)])
+            _, slope = activations.gelu_and_slope(u_ref[image, k, :, _lanes(q)])
             tile = (tile.astype(jnp.float32) * slope).astype(block.dtype)
         du_ref[image, k, :, _lanes(q)] = tile
 
     layout.scatter(memory["du"], write, memory["stage"], block, num_images=step.num_images)
 
 
-def _gather_input(u_ref, memory: dict, step: Step) -> None:
+def _gather(u_ref, rows_ref, memory: dict, step: Step, *, gelu: bool = False) -> None:
+    """Fill the rows of a block with u `[b m c j]`, or with gelu(u)."""
+
     def read(q, k, image):
         u = u_ref[image, k, :, _lanes(q)]
-        return gelu(u).astype(u.dtype) if step.gelu else u
+        return activations.gelu(u).astype(u.dtype) if gelu else u
 
-    layout.gather(read, memory["u"], memory["stage"], step.block, num_images=step.num_images)
+    layout.gather(read, rows_ref, memory["stage"], step.block, num_images=step.num_images)
 
 
 def _lanes(q: Any):
