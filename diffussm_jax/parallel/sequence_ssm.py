@@ -9,13 +9,12 @@ one small kernel and one `all_gather` of states.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffussm_jax.ops import pairs
-from diffussm_jax.ops.pallas_tpu.block import LANES
 from diffussm_jax.ops.stack_tpu.ssm import LayerNumber, StackedSSM
-from diffussm_jax.ops.stack_tpu.ssm_states import PackedState, conjugate, decay_over, entering_part
-from diffussm_jax.ops.stack_tpu.ssm_tables import SSMTables
+from diffussm_jax.ops.stack_tpu.ssm_states import entering_part
+from diffussm_jax.ops.stack_tpu.ssm_tables import PackedState, SSMTables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +34,28 @@ class SequenceSSM(StackedSSM):
         self, layer: LayerNumber, u: Float[Array, "L b u_rows j"], tables: SSMTables
     ) -> PackedState:
         """The state before the first token that this part reads."""
-        decay = decay_over(tables, self._num_chunks(u))
-        return self._chain(self.added(layer, u, tables), decay, self.reverse)
+        return self._chain(layer, self.input_planes(u)[:, :, :, None], tables, of_gradient=False)
 
     def d_leaving(self, dy: Float[Array, "b y_rows j"], tables: SSMTables) -> PackedState:
         """The gradient of the state after the last token that this part reads."""
-        decay = conjugate(decay_over(tables, self._num_chunks(dy)))
         toward_entry = tuple(not backward for backward in self.reverse)
-        return self._chain(self.d_entering(dy, tables), decay, toward_entry)
-
-    def _num_chunks(self, x: Array) -> int:
-        return self.m * x.shape[-1] // LANES
+        mirrored = dataclasses.replace(self, reverse=toward_entry, gelu=False)
+        dy = self.output_planes(dy)[None]
+        return mirrored._chain(jnp.zeros(1, jnp.int32), dy, tables, of_gradient=True)
 
     def _chain(
-        self, added: PackedState, decay: pairs.Pair, reverse: tuple[bool, ...]
+        self,
+        layer: LayerNumber,
+        u: Float[Array, "L b m r d j"],
+        tables: SSMTables,
+        *,
+        of_gradient: bool,
     ) -> PackedState:
-        parts = jax.lax.all_gather(added, self.axis)
-        return entering_part(parts, jax.lax.axis_index(self.axis), decay, reverse)
+        return entering_part(
+            jax.lax.all_gather(self.leaving(layer, u, tables), self.axis),
+            jax.lax.axis_index(self.axis),
+            tables,
+            block=self.step(u).block,
+            tiling=self.tiling,
+            of_gradient=of_gradient,
+        )

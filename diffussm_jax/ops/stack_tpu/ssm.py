@@ -21,10 +21,9 @@ from jaxtyping import Array, Float, Int
 from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES
 from diffussm_jax.ops.pallas_tpu.tiling import Tiling
 from diffussm_jax.ops.stack_tpu import ssm_blocks as blocks
-from diffussm_jax.ops.stack_tpu import ssm_kernels, ssm_states, ssm_tables
+from diffussm_jax.ops.stack_tpu import ssm_kernels, ssm_tables
 from diffussm_jax.ops.stack_tpu.ssm_kernels import Boundary
-from diffussm_jax.ops.stack_tpu.ssm_states import PackedState
-from diffussm_jax.ops.stack_tpu.ssm_tables import SSMSums, SSMTables
+from diffussm_jax.ops.stack_tpu.ssm_tables import PackedState, SSMSums, SSMTables
 from diffussm_jax.ops.stack_tpu.ssm_tiling import SSMShape, Step, step_for
 from diffussm_jax.shapes import SSM
 
@@ -71,8 +70,8 @@ class StackedSSM:
         entering: PackedState | None = None,
     ) -> Float[Array, "L b y_rows j"]:
         """Write y of a layer into its stack, whose buffer becomes the result's."""
-        u, ys = self._input_planes(u), self._output_planes(y)
-        step = self._step(u)
+        u, ys = self.input_planes(u), self.output_planes(y)
+        step = self.step(u)
         entering = blocks.by_step(entering, step)
         ys = self._call(
             ssm_kernels.forward,
@@ -103,8 +102,8 @@ class StackedSSM:
         """The gradients of a layer's u and SSM."""
         shape = u.shape[1:]
         d_leaving = self.d_leaving(dy, tables)
-        u, dy = self._input_planes(u), self._output_planes(dy)
-        step = self._step(u)
+        u, dy = self.input_planes(u), self.output_planes(dy)
+        step = self.step(u)
         boundary = Boundary(blocks.by_step(entering, step), blocks.by_step(d_leaving, step))
         du = jax.ShapeDtypeStruct(u.shape[1:], u.dtype)
         groups = (u.shape[1] // step.num_images, u.shape[3])  # of images, and channels
@@ -131,25 +130,15 @@ class StackedSSM:
         d_ssm = ssm_tables.gradients(ssm, sums, m=self.m, reverse=self.reverse)
         return du.reshape(shape), d_ssm
 
-    def added(
-        self, layer: LayerNumber, u: Float[Array, "L b u_rows j"], tables: SSMTables
-    ) -> PackedState:
-        """What a layer's u adds to the state: the one that it alone would leave behind."""
-        return self._leaving(layer, self._input_planes(u)[:, :, :, None], tables)
-
-    def d_entering(self, dy: Float[Array, "b y_rows j"], tables: SSMTables) -> PackedState:
-        """The gradient of the state that enters, from that of y."""
-        mirrored = dataclasses.replace(
-            self, reverse=tuple(not backward for backward in self.reverse), gelu=False
-        )
-        left = mirrored._leaving(_only_layer(), self._output_planes(dy)[None], tables)
-        return ssm_states.gradient_of_entering(tables, left)
-
-    def _leaving(
+    def leaving(
         self, layer: LayerNumber, u: Float[Array, "L b m r d j"], tables: SSMTables
     ) -> PackedState:
+        """What a layer's u adds to the states: those that it alone would leave.
+
+        Each direction reads the u of its own, or all read the only one.
+        """
         _, b, _, _, d, _ = u.shape
-        step = self._step(u)
+        step = self.step(u)
         last = jax.ShapeDtypeStruct((d, b // step.num_images, step.block.batch, LANES), jnp.float32)
         last = self._call(
             ssm_kernels.leaving,
@@ -162,16 +151,19 @@ class StackedSSM:
         )
         return last[:, :, : step.num_images].reshape(d, b, LANES)
 
-    def _input_planes(self, u: Array) -> Float[Array, "*L b m d j"]:
+    def input_planes(self, u: Array) -> Float[Array, "*L b m d j"]:
+        """Take the rows of u apart."""
         *lead, rows, j = u.shape
         return u.reshape(*lead, self.m, rows // self.m, j)
 
-    def _output_planes(self, y: Array) -> Float[Array, "*L b m r d j"]:
+    def output_planes(self, y: Array) -> Float[Array, "*L b m r d j"]:
+        """Take the rows of y apart."""
         *lead, rows, j = y.shape
         r = len(self.reverse)
         return y.reshape(*lead, self.m, r, rows // (self.m * r), j)
 
-    def _step(self, u: Float[Array, "L b m *r d j"]) -> Step:
+    def step(self, u: Float[Array, "L b m *r d j"]) -> Step:
+        """What a grid step over this array runs on."""
         _, b, m, *_, d, j = u.shape
         return step_for(SSMShape(b, m, d, j, u.dtype, self.reverse), self.tiling, gelu=self.gelu)
 
@@ -226,13 +218,14 @@ def _apply(kernels: StackedSSM, u: Array, ssm: SSM) -> tuple[Array, Any]:
     b, rows, j = u.shape
     tables = kernels.tables(ssm)
     y = jax.lax.empty((1, b, len(kernels.reverse) * rows, j), u.dtype)
-    y = kernels.forward(_only_layer(), u[None], tables, y)
-    return y[0], (u, ssm, tables)
+    entering = kernels.entering(_only_layer(), u[None], tables)
+    y = kernels.forward(_only_layer(), u[None], tables, y, entering)
+    return y[0], (u, ssm, tables, entering)
 
 
 def _gradients(kernels: StackedSSM, saved: Any, dy: Array) -> tuple[Array, SSM]:
-    u, ssm, tables = saved
-    return kernels.backward(_only_layer(), u[None], ssm, tables, dy)
+    u, ssm, tables, entering = saved
+    return kernels.backward(_only_layer(), u[None], ssm, tables, dy, entering)
 
 
 apply_ssm.defvjp(_apply, _gradients)

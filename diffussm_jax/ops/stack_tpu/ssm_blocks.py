@@ -8,8 +8,7 @@ from jax.experimental import pallas as pl
 from jaxtyping import Array, Float32
 
 from diffussm_jax.ops.pallas_tpu.block import LANES
-from diffussm_jax.ops.stack_tpu.ssm_states import PackedState
-from diffussm_jax.ops.stack_tpu.ssm_tables import SSMSums, SSMTables
+from diffussm_jax.ops.stack_tpu.ssm_tables import PackedState, SSMSums, SSMTables
 from diffussm_jax.ops.stack_tpu.ssm_tiling import Step
 
 

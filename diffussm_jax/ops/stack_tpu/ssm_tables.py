@@ -13,6 +13,9 @@ from diffussm_jax.ops.pallas_tpu import parameters
 from diffussm_jax.ops.pallas_tpu.block import LANES
 from diffussm_jax.shapes import SSM
 
+# The pairs of all directions in packed lanes, as `pallas_tpu.parameters` puts them.
+PackedState = Float32[Array, "d b 128"]
+
 
 class SSMTables(NamedTuple):
     """What the kernels read of an SSM."""
