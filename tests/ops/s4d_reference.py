@@ -12,6 +12,9 @@ import numpy as np
 from diffussm_jax.ops.s4d import discretize, s4d
 from diffussm_jax.shapes import SSM
 
+# Relative errors of a kernel: of values, and of the SSM's gradients.
+TOLERANCE = {jnp.float32: (1e-6, 1e-5), jnp.bfloat16: (5e-3, 2e-2)}
+
 
 def make_ssm(r, d, n, seed=0):
     """An S4D-Lin layer with random C; B is random too, as in a model that has been trained."""
@@ -69,6 +72,30 @@ def recurrence_vjp(u, ssm, reverse, dy):
     pack = functools.partial(np.stack, axis=-1)
     d_ssm = SSM(pack([d_poles.real, d_poles.imag]), pack([d_gains.real, d_gains.imag]), skip=d_skip)
     return du, d_ssm
+
+
+def value_and_gradients_of(u, ssm, reverse, dy):
+    """y, du and the SSM's gradients by the definition, in float64."""
+    y, _ = recurrence(u, ssm, reverse)
+    return y, *recurrence_vjp(u, ssm, reverse, dy)
+
+
+def assert_close(actual, expected, dtype=jnp.float32):
+    """Compare what `value_and_gradients_of` returns with a kernel's."""
+    of_values, of_parameters = TOLERANCE[dtype]
+    (*values, d_ssm), (*expected_values, expected_d_ssm) = actual, expected
+    for value, other in zip(values, expected_values, strict=True):
+        assert error(value, other) < of_values
+    for gradient, other in zip(d_ssm, expected_d_ssm, strict=True):
+        assert error(gradient, other) < of_parameters
+
+
+def gelu_and_slope(x):
+    """GELU's tanh form and its derivative, in float64."""
+    x = np.asarray(x, np.float64)
+    t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+    slope = (1 + t) / 2 + x * (1 - t**2) / 2 * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+    return x * (1 + t) / 2, slope
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -5,7 +5,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
@@ -13,7 +12,13 @@ from diffussm_jax.ops.pallas_tpu import Tiling, tiling_for
 from diffussm_jax.ops.pallas_tpu.operator import make_kernels
 from diffussm_jax.ops.pallas_tpu.tiling import fit
 from diffussm_jax.ops.s4d import DIRECTIONS, Implementation, abstract_ssm, choose, s4d
-from tests.ops.s4d_reference import error, make_input, make_ssm, value_and_vjp
+from tests.ops.s4d_reference import (
+    assert_close,
+    make_input,
+    make_ssm,
+    value_and_gradients_of,
+    value_and_vjp,
+)
 
 BASE = Tiling(channels=1, interpret=True)
 
@@ -27,7 +32,7 @@ def shapes(b, length, d, num_pairs, dtype=jnp.float32):
 def expected():
     u, ssm = make_input(2, 512, 3), make_ssm(2, 3, 4)
     dy = make_input(2, 512, 6, seed=2)
-    return u, ssm, dy, value_and_vjp("chunked", u, ssm, dy)
+    return u, ssm, dy, value_and_gradients_of(u, ssm, DIRECTIONS["both"], dy)
 
 
 @pytest.mark.parametrize(
@@ -41,22 +46,21 @@ def expected():
 )
 def test_tilings_change_nothing(expected, options):
     """Neither values nor gradients."""
-    u, ssm, dy, by_chunked = expected
+    u, ssm, dy, definition = expected
     tiling = dataclasses.replace(BASE, **options)
-    by_kernels = value_and_vjp(Implementation("pallas_tpu", tiling=tiling), u, ssm, dy)
-    for actual, value in zip(jax.tree.leaves(by_kernels), jax.tree.leaves(by_chunked)):
-        assert error(actual, np.asarray(value)) < 2e-6
+    y, gradients = value_and_vjp(Implementation("pallas_tpu", tiling=tiling), u, ssm, dy)
+    assert_close((y, *gradients), definition)
 
 
 def test_no_two_grid_steps_race(expected, capfd):
     """The detector's calls to the host have no place in a derivative, so the kernels run alone."""
-    u, ssm, dy, (y, (d_u, d_ssm)) = expected
+    u, ssm, dy, definition = expected
     detector = pltpu.InterpretParams(detect_races=True)
     tiling = fit(dataclasses.replace(BASE, interpret=detector), u, ssm)
     kernels = make_kernels(DIRECTIONS["both"], tiling, has_state=False)
-    actual = kernels.run(u, ssm, None)[0], *kernels.gradients((u, ssm, None), (dy, None))[:2]
-    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves((y, d_u, d_ssm))):
-        assert error(ours, np.asarray(theirs)) < 2e-6
+    y, _ = kernels.run(u, ssm, None)
+    du, d_ssm, _ = kernels.gradients((u, ssm, None), (dy, None))
+    assert_close((y, du, d_ssm), definition)
     assert "RACE DETECTED" not in capfd.readouterr().out
 
 

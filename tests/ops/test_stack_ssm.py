@@ -11,14 +11,22 @@ from jax.experimental.pallas import tpu as pltpu
 
 from diffussm_jax.ops.pallas_tpu import Tiling
 from diffussm_jax.ops.pallas_tpu.block import ChannelBlock
+from diffussm_jax.ops.pallas_tpu.parameters import unpack
 from diffussm_jax.ops.stack_tpu import layout
-from diffussm_jax.ops.stack_tpu.activations import gelu, gelu_and_slope
 from diffussm_jax.ops.stack_tpu.ssm import StackedSSM, apply_ssm
 from diffussm_jax.ops.stack_tpu.ssm_tiling import SSMShape, refusal, step_for
-from tests.ops.s4d_reference import error, make_input, make_ssm, recurrence, recurrence_vjp
+from tests.ops.s4d_reference import (
+    assert_close,
+    error,
+    gelu_and_slope,
+    make_input,
+    make_ssm,
+    recurrence,
+    value_and_gradients_of,
+)
 
+DETECTOR = {"interpret": pltpu.InterpretParams(detect_races=True)}
 BOTH, FORWARD, BACKWARD = (False, True), (False,), (True,)
-TOLERANCE = {jnp.float32: (1e-6, 1e-5), jnp.bfloat16: (5e-3, 2e-2)}  # values, parameters
 # Channels of a step: one, or for bfloat16 the two of a word.
 CHANNELS = {jnp.float32: 1, jnp.bfloat16: 2}
 
@@ -65,26 +73,22 @@ def test_value_and_gradients(m, reverse, b, num_tiles, dtype):
         return y, *vjp(dy)
 
     y, du, d_ssm = value_and_vjp(u, ssm, dy)
-    tolerance, of_parameters = TOLERANCE[dtype]
     assert y.dtype == dtype
-    assert error(y, recurrence(u, ssm, reverse)[0]) < tolerance
-    expected_du, expected_d_ssm = recurrence_vjp(u, ssm, reverse, dy)
-    assert error(du, expected_du) < tolerance
-    for actual, expected in zip(d_ssm, expected_d_ssm, strict=True):
-        assert error(actual, expected) < of_parameters
+    assert_close((y, du, d_ssm), value_and_gradients_of(u, ssm, reverse, dy), dtype)
 
 
 @pytest.fixture(scope="module")
 def expected():
-    """u, the SSM, dy, and what one grid step over both images gives for them."""
-    u, dy = (planes(make_input(2, 256, n, seed=n), 2) for n in (2, 4))
+    """u, the SSM, dy, and what the definition gives for them."""
+    u, dy = (make_input(2, 256, n, seed=n) for n in (2, 4))
     ssm = make_ssm(2, 2, 4)
-    return u, ssm, dy, value_and_gradients(kernels_for(2), u, ssm, dy)
+    return u, ssm, dy, value_and_gradients_of(u, ssm, BOTH, dy)
 
 
 def value_and_gradients(kernels, u, ssm, dy):
     """Of layer 1 of a stack of three, whose other layers stay as they are."""
     layer = jnp.ones(1, jnp.int32)
+    u, dy = planes(u, kernels.m), planes(dy, kernels.m)
     stack = jnp.full((3, *u.shape), jnp.nan).at[1].set(u)
     y = jnp.full((3, *dy.shape), 7.0)
 
@@ -96,31 +100,36 @@ def value_and_gradients(kernels, u, ssm, dy):
 
     y, gradients = run(stack, y, dy, ssm)
     assert np.all(y[::2] == 7.0)
-    return y[1], *gradients
+    du, d_ssm = gradients
+    return tokens(y[1], kernels.m), tokens(du, kernels.m), d_ssm
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"strided_roll": False},
-        {"channels": 2, "interleave": 2},
-        {"interpret": pltpu.InterpretParams(detect_races=True)},
-    ],
-    ids=str,
+    "options", [{"strided_roll": False}, {"channels": 2, "interleave": 2}, DETECTOR], ids=str
 )
 def test_tilings_change_nothing(expected, options, capfd):
     """Neither values nor gradients; and no two grid steps race."""
-    *operands, by_one_step = expected
-    results = value_and_gradients(kernels_for(2, **options), *operands)
-    for actual, value in zip(jax.tree.leaves(results), jax.tree.leaves(by_one_step)):
-        assert error(actual, np.asarray(value)) < 1e-6
+    *operands, definition = expected
+    assert_close(value_and_gradients(kernels_for(2, **options), *operands), definition)
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_what_u_adds_to_the_states(expected, capfd):
+    u, ssm, *_ = expected
+    kernels = kernels_for(2, **DETECTOR)
+    rows = kernels.input_planes(planes(u, 2))[None, :, :, None]
+    lanes = kernels.leaving(jnp.zeros(1, jnp.int32), rows, kernels.tables(ssm))
+    added = unpack(jnp.swapaxes(lanes, 0, 1), (2, 2, *ssm.poles.shape[1:]))
+    _, last = recurrence(u, ssm, BOTH)
+    assert error(added, np.stack([last.real, last.imag], axis=-1)) < 1e-6
     assert "RACE DETECTED" not in capfd.readouterr().out
 
 
 @pytest.mark.slow
 def test_images_go_in_groups_where_memory_is_small(expected):
-    *operands, by_one_step = expected
+    *operands, definition = expected
     shape = SSMShape(2, 2, 2, 128, jnp.float32, BOTH)
     small = next(
         tiling
@@ -128,27 +137,17 @@ def test_images_go_in_groups_where_memory_is_small(expected):
         if refusal(shape, 4, tiling) is None
     )
     assert step_for(shape, small, gelu=False).num_images == 1
-    results = value_and_gradients(dataclasses.replace(kernels_for(2), tiling=small), *operands)
-    for actual, value in zip(jax.tree.leaves(results), jax.tree.leaves(by_one_step)):
-        assert error(actual, np.asarray(value)) < 1e-6
+    kernels = dataclasses.replace(kernels_for(2), tiling=small)
+    assert_close(value_and_gradients(kernels, *operands), definition)
 
 
 @pytest.mark.slow
 def test_gelu_inside_is_gelu_before(expected):
     u, ssm, dy, _ = expected
-    inside = value_and_gradients(dataclasses.replace(kernels_for(2), gelu=True), u, ssm, dy)
-    activated, vjp = jax.vjp(jax.nn.gelu, u)
-    y, du, d_ssm = value_and_gradients(kernels_for(2), activated, ssm, dy)
-    before = y, *vjp(du), d_ssm
-    for actual, value in zip(jax.tree.leaves(inside), jax.tree.leaves(before)):
-        assert error(actual, np.asarray(value)) < 1e-6
-
-
-def test_gelu_and_its_slope():
-    x = jnp.linspace(-12, 12, 1001)
-    values, slopes = jax.vmap(jax.value_and_grad(jax.nn.gelu))(x)
-    np.testing.assert_allclose(gelu(x), values, atol=2e-6)
-    np.testing.assert_allclose(gelu_and_slope(x), (values, slopes), atol=2e-5)
+    activated, slope = gelu_and_slope(u)
+    y, du, d_ssm = value_and_gradients_of(activated, ssm, BOTH, dy)
+    kernels = dataclasses.replace(kernels_for(2), gelu=True)
+    assert_close(value_and_gradients(kernels, u, ssm, dy), (y, du * slope, d_ssm))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,12 @@ class StackedSSM:
         y: Float[Array, "L b y_rows j"],
         entering: PackedState | None = None,
     ) -> Float[Array, "L b y_rows j"]:
-        """Write y of a layer into its stack, whose buffer becomes the result's."""
+        """Write y of a layer into its stack, whose buffer becomes the result's.
+
+        `entering` may be at hand from the method of this name.
+        """
+        if entering is None:
+            entering = self.entering(layer, u, tables)
         u, ys = self.input_planes(u), self.output_planes(y)
         step = self.step(u)
         entering = blocks.by_step(entering, step)
@@ -99,8 +104,10 @@ class StackedSSM:
         dy: Float[Array, "b y_rows j"],
         entering: PackedState | None = None,
     ) -> tuple[Float[Array, "b u_rows j"], SSM]:
-        """The gradients of a layer's u and SSM."""
+        """The gradients of a layer's u and SSM; for `entering` see `forward`."""
         shape = u.shape[1:]
+        if entering is None:
+            entering = self.entering(layer, u, tables)
         d_leaving = self.d_leaving(dy, tables)
         u, dy = self.input_planes(u), self.output_planes(dy)
         step = self.step(u)
