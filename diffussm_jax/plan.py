@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from diffussm_jax.config import Config, GuidanceConfig
 from diffussm_jax.files import write_text
 from diffussm_jax.planning.estimate import chip_and_mesh, estimate, estimate_sampler
-from diffussm_jax.planning.plans import Plan, SamplerPlan
+from diffussm_jax.planning.plans import CycleBudget, Plan, SamplerPlan
 from diffussm_jax.planning.split_axes import SplitAxes
 from diffussm_jax.workdir.ownership import require_ours
 
@@ -149,7 +150,8 @@ def _report_training(plan: Plan) -> list[str]:
         f"  fits: {memory.total_gib:.1f} of {memory.hbm_gib:.0f} GiB a chip",
         f"    parameters {parameters:.2f}, EMA {ema:.2f}, optimizer {optimizer:.2f}",
         f"    activations, gradients and other temporary arrays {memory.temporary_gib:.2f}",
-        f"  estimate: {speed.million_cycles:.0f}M cycles, {speed.step_ms:.0f} ms a step",
+        f"  estimate: {speed.cycles.million_cycles:.0f}M cycles, {speed.step_ms:.0f} ms a step",
+        *_report_cycles(speed.cycles),
         *objective,
         f"    {speed.images_per_second:,.0f} images/s, MFU {speed.mfu:.1%}",
         f"    {plan.num_steps:,} steps: {hours:,.1f} hours, {speed.chip_hours:,.0f} chip-hours",
@@ -158,6 +160,19 @@ def _report_training(plan: Plan) -> list[str]:
         f"    {speed.collective_ms:.0f} ms of the links, {waiting}",
         f"  compiled in {plan.compile_seconds:.0f} s",
     ]
+
+
+def _report_cycles(cycles: CycleBudget) -> list[str]:
+    """The share of each part, and how often a kernel is called, in lines that fit a terminal."""
+    if not cycles.kernels:
+        return []
+    parts = {"XLA": cycles.xla_million_cycles, "waiting for blocks": cycles.waiting_million_cycles}
+    shares = [f"{name} {part / cycles.million_cycles:.1%}" for name, part in parts.items()]
+    shares += [f"{x.name} {x.share:.1%} in {x.calls} calls" for x in cycles.kernels]
+    indent = 4 * " "
+    return textwrap.wrap(
+        f"of which {', '.join(shares)}", 100, initial_indent=indent, subsequent_indent=2 * indent
+    )
 
 
 def _report_sampler(plan: SamplerPlan) -> list[str]:

@@ -18,7 +18,7 @@ from diffussm_jax.ops.pallas_tpu import parameters, tiling_for
 from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES
 from diffussm_jax.ops.s4d import DIRECTIONS, Direction, Implementation, Operator, abstract_ssm, s4d
 from diffussm_jax.planning import tpu_compiler
-from diffussm_jax.planning.kernel_cycles import kernel_cycles
+from diffussm_jax.planning.kernel_cycles import kernel_costs
 from diffussm_jax.shapes import SSM, Tokens
 
 WIDTH = 1152
@@ -40,31 +40,20 @@ class Row:
 
 
 class Estimator:
-    """The compiler for one chip, with the cycles of the operator's kernels by shape."""
+    """The compiler for one chip."""
 
     def __init__(self, topology: str):
         self.topology = topology
         self.device = tpu_compiler.devices(topology)[0]
         self.tiling = tiling_for(self.device.device_kind)
         self.pallas_tpu = Implementation("pallas_tpu", tiling=self.tiling)
-        self._kernels: dict[tuple[int, int], dict[str, int]] = {}
-
-    def kernels(self, b: int, l: int) -> dict[str, int]:
-        """Cycles of one call of each kernel for u [b l WIDTH]."""
-        if (b, l) not in self._kernels:
-            self._kernels[b, l] = kernel_cycles(self.topology, b, l, WIDTH, num_pairs=NUM_PAIRS)
-        return self._kernels[b, l]
 
     def row(self, program: str, b: int, l: int, function: Callable, *arguments: Any) -> Row:
         """Compile a function of abstract arguments and read the compiler's estimates."""
         compiled = tpu_compiler.compile_for(self.device, function, *arguments)
         estimate = tpu_compiler.cycles(compiled.as_text())
-        kernels = sum(
-            times * cycles
-            for called, times in estimate.kernels.items()
-            for name, cycles in self.kernels(b, l).items()
-            if name in called.name  # autodiff puts its own words around it
-        )
+        costs = kernel_costs(self.topology, estimate.kernels)
+        kernels = sum(times * costs[call].cycles for call, times in estimate.kernels.items())
         temporary = compiled.memory_analysis().temp_size_in_bytes
         total = estimate.xla + kernels
         figures = estimate.xla, kernels, total, estimate.kernel_bytes, temporary

@@ -1,8 +1,8 @@
 """Published figures of TPU chips, which estimates of time are computed from.
 
 Source: the TPU pages of the Cloud documentation, for each chip its peak of bf16 products, its HBM
-the bandwidth of its links, and the axes of a slice that close to rings. The clock is the one at
-which the matrix units reach that peak.
+and that memory's bandwidth, the bandwidth of its links, and the axes of a slice that close to
+rings. The clock is the one at which the matrix units reach that peak.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ class Chip:
 
     Attributes:
         peak_flops: operations a second in bf16.
+        hbm_bandwidth: bytes a second between HBM and all cores of a chip.
         link_bandwidth: bytes a second over all links of a chip, one way.
         num_cores: how many cores share the steps of a kernel's grid.
         ring: an axis of a multiple of so many chips closes to a ring.
@@ -28,6 +29,7 @@ class Chip:
     peak_flops: float
     clock_hz: float
     hbm_bytes: int
+    hbm_bandwidth: float
     link_bandwidth: float
     num_cores: int = 1
     ring: int = 16
@@ -40,10 +42,10 @@ class Chip:
 
 GIB = 2**30
 CHIPS = {
-    "TPU v4": Chip("v4", 275e12, 1.05e9, 32 * GIB, 300e9, 2, ring=4, cubes=True),
-    "TPU v5 lite": Chip("v5e", 197e12, 1.5e9, 16 * GIB, 200e9),
-    "TPU v5": Chip("v5p", 459e12, 1.75e9, 95 * GIB, 600e9, 2, ring=4, cubes=True),
-    "TPU v6 lite": Chip("v6e", 918e12, 1.75e9, 32 * GIB, 400e9),
+    "TPU v4": Chip("v4", 275e12, 1.05e9, 32 * GIB, 1200e9, 300e9, 2, ring=4, cubes=True),
+    "TPU v5 lite": Chip("v5e", 197e12, 1.5e9, 16 * GIB, 819e9, 200e9),
+    "TPU v5": Chip("v5p", 459e12, 1.75e9, 95 * GIB, 2765e9, 600e9, 2, ring=4, cubes=True),
+    "TPU v6 lite": Chip("v6e", 918e12, 1.75e9, 32 * GIB, 1640e9, 400e9),
 }
 
 

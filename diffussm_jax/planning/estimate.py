@@ -1,11 +1,11 @@
 """The TPU compiler's estimate of a train step and of the sampler: memory, cycles, traffic.
 
 Nothing here ran on a chip. Time is cycles over the clock; it leaves out collectives, and waiting
-for memory where the compiler does not count that.
+for memory within kernels, except for their first and last blocks.
 """
 
+import collections
 import dataclasses
-import functools
 import logging
 import math
 import time
@@ -15,25 +15,20 @@ import jax
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
-from diffussm_jax.ops.pallas_tpu import tiling_for
 from diffussm_jax.parallel.mesh import check_divides, make_mesh
 from diffussm_jax.planning import programs, tpu_compiler
 from diffussm_jax.planning.chips import GIB, Chip, chip_of
-from diffussm_jax.planning.kernel_cycles import kernel_cycles
+from diffussm_jax.planning.kernel_cycles import kernel_costs
 from diffussm_jax.planning.multiply_adds import multiply_adds
-from diffussm_jax.planning.plans import Memory, Plan, SamplerPlan, Speed
+from diffussm_jax.planning.plans import CycleBudget, KernelUse, Memory, Plan, SamplerPlan, Speed
 from diffussm_jax.planning.split_axes import split_axes
 from diffussm_jax.planning.tpu_compiler import TooLarge
-from diffussm_jax.shapes import ceil_div
 
 logger = logging.getLogger(__name__)
 
 # The forward pass takes one multiply-add for each weight and token, the backward pass two; a
 # multiply-add is two operations.
 FLOPS_PER_MULTIPLY_ADD = 6
-
-# Several programs call the kernels on the same shapes, and each count takes a process of its own.
-_kernel_cycles = functools.cache(kernel_cycles)
 
 
 def chip_and_mesh(config: Config, topology: str) -> tuple[Chip, Mesh]:
@@ -86,7 +81,7 @@ def estimate(config: Config, topology: str) -> Plan:
         memory=dataclasses.replace(
             memory, temporary_gib=temporary / GIB, total_gib=total_bytes(compiled) / GIB
         ),
-        speed=_speed(plan, compiled.as_text(), config, mesh, chip),
+        speed=_speed(plan, compiled.as_text(), chip),
         compile_seconds=compile_seconds,
     )
 
@@ -103,13 +98,15 @@ def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     except TooLarge:
         return plan
     total = total_bytes(compiled)
-    seconds = _cycles(compiled.as_text(), config, mesh, topology) / chip.clock_hz
+    cycles = _cycles(compiled.as_text(), topology, chip)
+    seconds = 1e6 * cycles.million_cycles / chip.clock_hz
     return dataclasses.replace(
         plan,
         fits=total < chip.hbm_bytes,
         total_gib=total / GIB,
         step_ms=1e3 * seconds / options.steps,
         images_per_second=batch_size / seconds,
+        cycles=cycles,
     )
 
 
@@ -119,14 +116,14 @@ def _bytes_on_a_chip(tree: Any) -> int:
     )
 
 
-def _speed(plan: Plan, text: str, config: Config, mesh: Mesh, chip: Chip) -> Speed:
+def _speed(plan: Plan, text: str, chip: Chip) -> Speed:
     """Time and traffic of a train step, from the text of its program."""
-    cycles = _cycles(text, config, mesh, plan.topology)
-    seconds = cycles / chip.clock_hz
+    cycles = _cycles(text, plan.topology, chip)
+    seconds = 1e6 * cycles.million_cycles / chip.clock_hz
     flops = FLOPS_PER_MULTIPLY_ADD * plan.multiply_adds * plan.batch_size
     traffic = {kind: size / 1e9 for kind, size in tpu_compiler.collectives(text).items()}
     return Speed(
-        million_cycles=cycles / 1e6,
+        cycles=cycles,
         step_ms=1e3 * seconds,
         images_per_second=plan.batch_size / seconds,
         mfu=flops / (seconds * chip.peak_flops * plan.chips),
@@ -148,16 +145,24 @@ def total_bytes(compiled: Any) -> int:
     )
 
 
-def _cycles(text: str, config: Config, mesh: Mesh, topology: str) -> int:
-    """The cycles of one run of a program: XLA's operations and the kernels, each at its batch."""
-    counted, total = tpu_compiler.cycles(text), 0
-    _, l, d = programs.local_tokens(config, mesh, rows=0)
-    chunk = tiling_for(mesh.devices.flat[0].device_kind).chunk_size
-    l = chunk * ceil_div(l, chunk)  # as the kernels pad it
-    options = {"num_pairs": config.model.state_size // 2, "dtype": config.model.dtype}
+def _cycles(text: str, topology: str, chip: Chip) -> CycleBudget:
+    """The cycles of one run of a program: of XLA's operations, and of each kernel."""
+    counted = tpu_compiler.cycles(text)
+    costs = kernel_costs(topology, counted.kernels)
+    calls, cycles = collections.Counter[str](), collections.Counter[str]()
+    waited_bytes = 0
     for call, times in counted.kernels.items():
-        # The kernels read u first.
-        each = _kernel_cycles(topology, call.num_elements // (l * d), l, d, **options)
-        # Autodiff puts words of its own around a kernel's name.
-        total += sum(times * cycles for name, cycles in each.items() if name in call.name)
-    return counted.xla + total
+        calls[call.name] += times
+        cycles[call.name] += times * costs[call].cycles
+        waited_bytes += times * costs[call].block_bytes * chip.num_cores  # each has its own blocks
+    waiting = waited_bytes / chip.hbm_bandwidth * chip.clock_hz
+    total = counted.xla + cycles.total() + waiting
+    return CycleBudget(
+        million_cycles=total / 1e6,
+        xla_million_cycles=counted.xla / 1e6,
+        waiting_million_cycles=waiting / 1e6,
+        kernels=tuple(
+            KernelUse(name, calls[name], one_kernel / 1e6, one_kernel / total)
+            for name, one_kernel in cycles.most_common()
+        ),
+    )

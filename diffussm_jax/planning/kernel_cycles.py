@@ -1,91 +1,123 @@
-"""The compiler's cycles for the Pallas kernels of s4d, which XLA's own estimates leave out.
+"""The cycles of Pallas kernels, which XLA's own estimates leave out.
 
-libtpu writes how each bundle of a kernel uses the chip's units, but only if a flag says so before
-it loads; hence a process of its own. A kernel is unrolled, so its bundles before the last
-scheduling pass, times the steps of its grid, are its cycles (within 2 % of the compiler's own
-figure where that exists).
+libtpu writes down the bundles of a kernel, but only if flags say so before it loads; hence a
+process for each kernel, which compiles it alone. Costs are kept in the user's cache folder.
 """
 
-import argparse
-import functools
+import concurrent.futures
+import dataclasses
+import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from diffussm_jax.shapes import ceil_div
+from diffussm_jax.config.parsing import read_as
+from diffussm_jax.errors import UserError
+from diffussm_jax.files import write_json
+from diffussm_jax.planning import tpu_compiler
+from diffussm_jax.planning.bundles import ORIGINAL, SCHEDULED, KernelCost, kernel_cost
+from diffussm_jax.planning.kernel_calls import KernelCall
 
-KERNELS = ("s4d_forward", "s4d_backward")
+logger = logging.getLogger(__name__)
+
+_READER = 1  # goes up when costs that were kept are not what `bundles` would read now
+_FLAGS = "LIBTPU_INIT_ARGS"
 
 
-def kernel_cycles(
-    topology: str, b: int, l: int, d: int, *, num_pairs: int = 32, dtype: str = "bfloat16"
-) -> dict[str, int]:
-    """Cycles of one call of each kernel for u [b l d] on one chip, both directions.
+def kernel_costs(topology: str, calls: Iterable[KernelCall]) -> dict[KernelCall, KernelCost]:
+    """The cost of each call on a chip of a topology, as kept or else by compiling its kernel.
 
     Raises:
-        RuntimeError: the kernels do not compile for the chip.
+        RuntimeError: a kernel does not compile alone, or libtpu's text of it cannot be read.
     """
-    options = {"b": b, "l": l, "d": d, "num-pairs": num_pairs, "dtype": dtype}
-    arguments = [f"--{name}={value}" for name, value in options.items()]
+    folder = _cache_folder()
+    paths = {call: folder / f"{_key(topology, call)}.json" for call in calls}
+    costs = {call: cost for call, path in paths.items() if (cost := _kept(path))}
+    missing = [call for call in paths if call not in costs]
+    if missing:
+        logger.info("compiling %d kernels alone, to count their cycles", len(missing))
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for call, cost in zip(missing, pool.map(lambda x: _compile(topology, x), missing)):
+                costs[call] = cost
+                _keep(paths[call], cost)
+    return costs
+
+
+def _compile(topology: str, call: KernelCall) -> KernelCost:
     with tempfile.TemporaryDirectory() as folder:
-        flags = [
+        flags = (
+            os.environ.get(_FLAGS, ""),
             f"--xla_jf_dump_to={folder}",
             "--xla_jf_dump_llo_text=true",
-            "--xla_jf_dump_llo_pass_label_regex=pre-delay",
-        ]
+            f"--xla_jf_dump_llo_pass_label_regex=({ORIGINAL}|{SCHEDULED})",
+        )
         done = subprocess.run(
-            [sys.executable, "-m", __name__, topology, *arguments],
-            env=os.environ | {"LIBTPU_INIT_ARGS": " ".join(flags), "JAX_PLATFORMS": "cpu"},
+            [sys.executable, "-m", __name__, topology],
+            input=json.dumps(call),
+            env=os.environ
+            | {
+                _FLAGS: " ".join(flags),
+                "JAX_PLATFORMS": "cpu",
+                "JAX_ENABLE_COMPILATION_CACHE": "false",  # what it has is not compiled
+            },
             capture_output=True,
             encoding="utf-8",
             check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"compiling the kernels failed:\n{done.stderr}")
-        steps = json.loads(done.stdout.splitlines()[-1])
-        return {name: steps * _bundles(Path(folder), name) for name in KERNELS}
+            raise RuntimeError(f"the kernel {call.name} does not compile alone:\n{done.stderr}")
+        try:
+            return kernel_cost(*(_text(Path(folder), name) for name in (ORIGINAL, SCHEDULED)))
+        except ValueError as error:
+            raise RuntimeError(f"the cycles of the kernel {call.name}: {error}") from error
 
 
-def _bundles(folder: Path, kernel: str) -> int:
-    """Count the lines of the table of bundles, whose first column is a number."""
-    (path,) = folder.glob(f"*{kernel}*pre-delay_hlo-static*")
-    rows = (line.split() for line in path.read_text(encoding="utf-8").splitlines())
-    return sum(len(row) == 10 and row[0].isdigit() for row in rows)
+def _text(folder: Path, label: str) -> str:
+    """The text of the kernel in the pass of a label: XLA's own operations have files too."""
+    texts = [path.read_text(encoding="utf-8") for path in folder.glob(f"*-ffi_call*-{label}.txt")]
+    if len(texts) != 1:
+        raise ValueError(f"libtpu wrote {len(texts)} texts of {label!r} for it")
+    return texts[0]
+
+
+def _cache_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache, "diffussm_jax", "kernels")
+
+
+def _key(topology: str, call: KernelCall) -> str:
+    device = tpu_compiler.devices(topology)[0]
+    compiler = version("libtpu"), os.environ.get(_FLAGS)
+    text = json.dumps((_READER, device.device_kind, compiler, call))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept(path: Path) -> KernelCost | None:
+    try:
+        return read_as(path, KernelCost)
+    except (FileNotFoundError, NotADirectoryError, UserError):  # a UserError: it is damaged
+        return None
+
+
+def _keep(path: Path, cost: KernelCost) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dataclasses.asdict(cost))
+    except OSError as error:
+        logger.warning("the cycles of a kernel are not kept for the next plan: %s", error)
 
 
 def main() -> None:
-    """Compile both kernels and write to stdout how many steps of their grid each core takes."""
-    import jax
-
-    from diffussm_jax.ops.pallas_tpu import tiling_for
-    from diffussm_jax.ops.pallas_tpu.tiling import fit
-    from diffussm_jax.ops.s4d import Implementation, abstract_ssm, s4d
-    from diffussm_jax.planning import tpu_compiler
-    from diffussm_jax.planning.chips import chip_of
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("topology")
-    for name in ("b", "l", "d", "num-pairs"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    parser.add_argument("--dtype", required=True)
-    args = parser.parse_args()
-    device = tpu_compiler.devices(args.topology)[0]
-    u = jax.ShapeDtypeStruct((args.b, args.l, args.d), args.dtype)
-    ssm = abstract_ssm(2, args.d, args.num_pairs)
-    tiling = fit(tiling_for(device.device_kind), u, ssm)
-    implementation = Implementation("pallas_tpu", tiling=tiling)
-
-    def both(*arguments: Any) -> Any:
-        y, vjp = jax.vjp(functools.partial(s4d, implementation=implementation), *arguments)
-        return y, vjp(y)
-
-    tpu_compiler.compile_for(device, both, u, ssm)
-    steps = ceil_div(args.d, tiling.channels)
-    sys.stdout.write(f"{ceil_div(steps, chip_of(device).num_cores)}\n")
+    """Compile the call that comes on stdin for the topology that the command line names."""
+    (topology,) = sys.argv[1:]
+    call = KernelCall(*json.load(sys.stdin))
+    call.lower(tpu_compiler.devices(topology)[0]).compile()
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ FIELDS = (
     "temporary_gib",
     "total_gib",
     "million_cycles",
+    "xla_million_cycles",
+    "waiting_million_cycles",
+    "kernels",
     "step_ms",
     "plain_step_ms",
     "images_per_second",
@@ -60,18 +63,52 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
+class KernelUse:
+    """What a Pallas kernel takes of a program.
+
+    Attributes:
+        calls: in one run of the program.
+        million_cycles: of all calls.
+        share: of the program's cycles.
+    """
+
+    name: str
+    calls: int
+    million_cycles: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CycleBudget:
+    """The cycles of one run of a program on each chip, and what takes them.
+
+    Attributes:
+        million_cycles: all of them.
+        xla_million_cycles: of XLA's own operations.
+        waiting_million_cycles: in which kernels wait for the first blocks that they read, complete
+            weights among them, and for the last ones that they write.
+        kernels: the others, the kernel with the most of them first.
+    """
+
+    million_cycles: float
+    xla_million_cycles: float
+    waiting_million_cycles: float
+    kernels: tuple[KernelUse, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Speed:
     """How fast a slice trains.
 
     Attributes:
-        million_cycles: of one step, on each chip.
+        cycles: of one step.
         mfu: the share of the chips' peak that the multiply-adds of the dense layers take.
         chip_hours: of all steps of the run, on all chips.
         collective_gb: what arrives at a chip in a step, by kind of collective.
         collective_ms: time of that on the links if nothing waits; it is not in `step_ms`.
     """
 
-    million_cycles: float
+    cycles: CycleBudget
     step_ms: float
     images_per_second: float
     mfu: float
@@ -88,6 +125,7 @@ class SamplerPlan:
         total_gib: memory of one chip.
         step_ms: time of one denoising step; like the other estimates it is 0 where the sampler did
             not compile for lack of memory.
+        cycles: of all steps; None where the sampler did not compile.
     """
 
     sampler: str
@@ -98,6 +136,7 @@ class SamplerPlan:
     total_gib: float = 0.0
     step_ms: float = 0.0
     images_per_second: float = 0.0
+    cycles: CycleBudget | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +176,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The plan as in plan.json: on one level, with 0 for what is unknown without a program."""
         nested = dataclasses.asdict(self)
-        values: dict[str, Any] = {"fits": self.fits, "collective_gb": {}}
-        values |= nested | nested["memory"] | (nested["speed"] or {})
+        values: dict[str, Any] = {"fits": self.fits, "collective_gb": {}, "kernels": []}
+        values |= nested | nested["memory"]
+        if nested["speed"]:
+            values |= nested["speed"] | nested["speed"]["cycles"]
         return {name: values.get(name, 0.0) for name in FIELDS}

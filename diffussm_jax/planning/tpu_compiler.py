@@ -8,10 +8,9 @@ that by bytes / bandwidth.
 import collections
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -19,15 +18,10 @@ from jax.sharding import SingleDeviceSharding
 
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.libtpu import let_libtpu_compile
+from diffussm_jax.planning.kernel_calls import KernelCall, num_bytes, read_call
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%(?P<name>\S+) \(.*\{$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_KERNEL = re.compile(
-    r"%(?P<name>\w+?)(?:\.\d+)? = (?P<results>.*) custom-call\("
-    r'.*custom_call_target="tpu_custom_call", '
-    r"operand_layout_constraints=\{(?P<operands>.*?)\}, (?:frontend_attributes|metadata|output)"
-)
-_ARRAY = re.compile(r"\b(?P<type>bf16|f32|s32)\[(?P<shape>[\d,]*)\]")
 _WHILE = re.compile(r" while\(.*condition=%(?P<condition>[^,\s]+), body=%(?P<body>[^,\s]+)")
 _CALL = re.compile(r" (?:call|conditional)\(.*(?:to_apply|computations)=\{?(?P<names>[^}\s]+)")
 _COLLECTIVE = re.compile(
@@ -100,26 +94,22 @@ def compile_for(device: jax.Device, function: Callable, *arguments: Any) -> Any:
     return compile_lowered(jax.jit(function).lower(*abstract))
 
 
-class KernelCall(NamedTuple):
-    """A Pallas kernel by its name, and the elements of the first array that it reads."""
-
-    name: str
-    num_elements: int
-
-
 @dataclasses.dataclass(frozen=True)
 class Cycles:
     """The cost of a complete program.
 
     Attributes:
         xla: cycles of XLA's own operations.
-        kernels: how often each Pallas kernel runs; XLA does not know their cycles.
-        kernel_bytes: what all runs of all kernels read and write, each array once.
+        kernels: how often each call of a Pallas kernel runs; XLA does not know their cycles.
     """
 
     xla: int
     kernels: collections.Counter[KernelCall]
-    kernel_bytes: int
+
+    @property
+    def kernel_bytes(self) -> int:
+        """What all runs of all kernels read and write, each array once."""
+        return sum(times * call.num_bytes for call, times in self.kernels.items())
 
 
 def cycles(text: str) -> Cycles:
@@ -128,21 +118,18 @@ def cycles(text: str) -> Cycles:
 
     @functools.cache
     def count(name: str) -> Cycles:
-        xla, kernel_bytes, kernels = 0, 0, collections.Counter[KernelCall]()
+        xla, kernels = 0, collections.Counter[KernelCall]()
         for line in computations[name]:
             if match := _CYCLES.search(line):
                 xla += int(match[1])
-            if match := _KERNEL.search(line):
-                first = next(_ARRAY.finditer(match["operands"]))
-                kernels[KernelCall(match["name"], _num_elements(first))] += 1
-                kernel_bytes += _bytes(match["results"]) + _bytes(match["operands"])
+            if call := read_call(line):
+                kernels[call] += 1
             for inner, rounds in _inner(line, computations):
                 one_round = count(inner)
                 xla += rounds * one_round.xla
-                kernel_bytes += rounds * one_round.kernel_bytes
                 for kernel, times in one_round.kernels.items():
                     kernels[kernel] += rounds * times
-        return Cycles(xla, kernels, kernel_bytes)
+        return Cycles(xla, kernels)
 
     return count(entry)
 
@@ -160,7 +147,7 @@ def collectives(text: str) -> collections.Counter[str]:
             for called, times in inner:
                 rounds[called] = max(rounds[called], rounds[name] * times)
             if match := _COLLECTIVE.search(line):
-                size = rounds[name] * _bytes(match["results"])
+                size = rounds[name] * num_bytes(match["results"])
                 _, known = sizes.get(match["channel"], ("", 0))
                 sizes[match["channel"]] = match["kind"], max(size, known)
     total = collections.Counter[str]()
@@ -196,14 +183,3 @@ def _inner(line: str, computations: dict[str, list[str]]) -> list[tuple[str, int
     if match := _CALL.search(line):
         return [(name.strip(" %"), 1) for name in match["names"].split(",")]
     return []
-
-
-def _bytes(arrays: str) -> int:
-    return sum(
-        _num_elements(match) * (2 if match["type"] == "bf16" else 4)
-        for match in _ARRAY.finditer(arrays)
-    )
-
-
-def _num_elements(array: re.Match) -> int:
-    return math.prod(int(x) for x in array["shape"].split(",") if x)
