@@ -51,6 +51,7 @@ python -m diffussm_jax.main --mode=plan --config=configs/CONFIG.py --config.plan
 **These are estimates by the TPU compiler: nothing here ran on a chip.**
 
 - The time of a step is the compiler's cycles, kernels included, over the clock.
+  It includes what kernels wait for: the first blocks that they read and the last that they write.
   It includes neither the collectives nor reading data.
   "links" is the collectives' time on the links between chips.
   The part of it that the matrix products do not hide adds to the step.

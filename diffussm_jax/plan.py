@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from diffussm_jax.planning.split_axes import SplitAxes
 from diffussm_jax.workdir.ownership import require_ours
 
 logger = logging.getLogger(__name__)
+
+_SHARES_A_LINE = 4
 
 
 def plan(config: Config, workdir: Path | None) -> None:
@@ -162,17 +163,16 @@ def _report_training(plan: Plan) -> list[str]:
     ]
 
 
-def _report_cycles(cycles: CycleBudget) -> list[str]:
-    """The share of each part, and how often a kernel is called, in lines that fit a terminal."""
-    if not cycles.kernels:
-        return []
-    parts = {"XLA": cycles.xla_million_cycles, "waiting for blocks": cycles.waiting_million_cycles}
+def _report_cycles(cycles: CycleBudget) -> Iterator[str]:
+    """The share of each part, in lines that fit a terminal."""
+    parts = {
+        "XLA": cycles.xla_million_cycles,
+        "kernels waiting for memory": cycles.waiting_million_cycles,
+        **{kernel.name: kernel.million_cycles for kernel in cycles.kernels},
+    }
     shares = [f"{name} {part / cycles.million_cycles:.1%}" for name, part in parts.items()]
-    shares += [f"{x.name} {x.share:.1%} in {x.calls} calls" for x in cycles.kernels]
-    indent = 4 * " "
-    return textwrap.wrap(
-        f"of which {', '.join(shares)}", 100, initial_indent=indent, subsequent_indent=2 * indent
-    )
+    for i in range(0, len(shares), _SHARES_A_LINE) if cycles.kernels else ():
+        yield f"    {', '.join(shares[i : i + _SHARES_A_LINE])}"
 
 
 def _report_sampler(plan: SamplerPlan) -> list[str]:

@@ -31,6 +31,14 @@ def small(tiny_config, **sections):
     return merge(tiny_config, values)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(shared):
+    """Costs of kernels are kept among the files of this test run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(shared / "cache"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def split_plan(tiny_config):
     config = small(tiny_config, mesh={"fsdp": 4}, model={"remat": "full"})
@@ -56,6 +64,25 @@ def test_the_parts_of_a_plan_agree(split_plan):
     assert tuple(written) == FIELDS
     assert written["total_gib"] == memory.total_gib
     assert written["collective_gb"] == speed.collective_gb
+
+
+@pytest.mark.slow
+def test_kernels_xla_and_waiting_are_the_steps_cycles(split_plan):
+    """Full recomputation runs the forward kernel of each of the 4 layers twice."""
+    cycles = split_plan.speed.cycles
+    kernels = {kernel.name: kernel for kernel in cycles.kernels}
+    assert {name: x.calls for name, x in kernels.items()} == {"s4d_forward": 8, "s4d_backward": 4}
+    parts = [cycles.xla_million_cycles, cycles.waiting_million_cycles]
+    assert all(0 < part < cycles.million_cycles for part in parts)
+    parts += [kernel.million_cycles for kernel in cycles.kernels]
+    assert sum(parts) == pytest.approx(cycles.million_cycles)
+    assert split_plan.speed.step_ms == pytest.approx(cycles.million_cycles / 1.5)  # GHz
+    share = kernels["s4d_forward"].share
+    assert share == kernels["s4d_forward"].million_cycles / cycles.million_cycles
+    assert f"s4d_forward {share:.1%}" in plan_lib.report(split_plan)
+    written = split_plan.to_dict()
+    assert written["million_cycles"] == cycles.million_cycles
+    assert written["kernels"] == [dataclasses.asdict(kernel) for kernel in cycles.kernels]
 
 
 @pytest.mark.slow
@@ -173,7 +200,9 @@ def test_the_compilers_refusal_is_read(tiny_config):
     plan = estimate(config, "v5e:2x2")
     assert not plan.fits
     assert plan.memory.needed_gib > 16
-    assert plan.to_dict()["step_ms"] == 0
+    written = plan.to_dict()
+    assert written["step_ms"] == 0
+    assert written["kernels"] == []
 
 
 def test_errors_name_the_field(tiny_config):
