@@ -23,7 +23,7 @@ _DTYPES = {
 _ARRAY = re.compile(rf"\b(?P<dtype>{'|'.join(_DTYPES)})\[(?P<shape>[\d,]*)\]")
 _CALL = re.compile(
     rf'%(?P<name>\w+)(?:\.\d+)? = (?P<results>.*) custom-call\(.*custom_call_target="{_TARGET}", '
-    r"operand_layout_constraints=\{(?P<operands>.*?)\}, (?P<rest>(?:\w+=.*, )?)backend_config="
+    r"operand_layout_constraints=\{(?P<operands>.*?)\}, (?P<rest>(?:[\w-]+=.*, )?)backend_config="
 )
 _OP_NAME = re.compile(r'op_name="(?:[^"]*/)?(?P<name>\w+)/pallas_call"')
 _ALIAS = re.compile(r"\{(?P<result>\d*)\}: \((?P<operand>\d+), \{\}\)")
@@ -70,9 +70,15 @@ class KernelCall(NamedTuple):
 
 
 def read_call(line: str) -> KernelCall | None:
-    """The call that a line of a compiled program is, or None."""
-    if _TARGET not in line or not (match := _CALL.search(line)):
+    """The call that a line of a compiled program is, or None.
+
+    Raises:
+        ValueError: it is a call in another form than is known.
+    """
+    if f'custom_call_target="{_TARGET}"' not in line:
         return None
+    if not (match := _CALL.search(line)):
+        raise ValueError(f"a kernel's call cannot be read: {line.strip()[:200]}")
     config, _ = json.JSONDecoder().raw_decode(line, match.end())
     named = _OP_NAME.search(match["rest"]) or match
     return KernelCall(

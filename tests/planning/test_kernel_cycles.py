@@ -42,6 +42,8 @@ def test_a_call_is_read_from_its_line():
     assert call.num_bytes == 4 + 2 * 2 * 4 * 8 * 128 + 4 * 128
     assert read_call(LINE.replace("tpu_custom_call", "Sharding")) is None
     assert num_bytes("pred[], u8[3]") == 4
+    with pytest.raises(ValueError, match="cannot be read: %jvp_toy_.3 = "):
+        read_call(LINE.replace("operand_layout_constraints", "layouts"))
 
 
 @needs_libtpu
