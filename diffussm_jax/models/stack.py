@@ -116,11 +116,15 @@ def choose(
 
 
 def fused_blocks(
-    config: ModelConfig, tiling: StackTiling, gather: Gather | None = None
+    config: ModelConfig,
+    tiling: StackTiling,
+    *,
+    gather: Gather | None = None,
+    make_ssm: Callable[..., StackedSSM] = StackedSSM,
 ) -> FusedBlocks:
-    """What runs all blocks of a model by the kernels."""
+    """What runs all blocks of a model by the kernels; the functions are those of a mesh."""
     dtype = jnp.dtype(config.dtype)
-    ssm = StackedSSM(config.m, DIRECTIONS[config.direction], tiling.ssm, gelu=True)
+    ssm = make_ssm(config.m, DIRECTIONS[config.direction], tiling.ssm, gelu=True)
     return FusedBlocks(FusedStack(TakeApart(dtype, gather), ssm, tiling.dense, dtype))
 
 

@@ -1,4 +1,4 @@
-"""The fused stack of blocks on a mesh: each device runs the kernels on its images.
+"""The fused stack of blocks on a mesh: each device runs the kernels on its part of the images.
 
 A device has its part of each layer under `fsdp`, and gathers a layer, rounded, when it needs it.
 JAX turns the gathering around in the backward pass: gradients are summed, rounded, and split.
@@ -16,11 +16,14 @@ from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.backbone import FusedBlocks
 from diffussm_jax.models.block import Block
 from diffussm_jax.models.stack import Implementation, choose, fused_blocks
+from diffussm_jax.ops.stack_tpu.ssm import StackedSSM
 from diffussm_jax.parallel.mesh import BATCH_AXES, split_longest
+from diffussm_jax.parallel.sequence_ssm import SequenceSSM
 from diffussm_jax.shapes import Condition, Groups
 
 EVERYWHERE = PartitionSpec()
 IMAGES = PartitionSpec(BATCH_AXES)
+ROWS = PartitionSpec(BATCH_AXES, "sequence")
 
 
 def shard_stack(
@@ -28,17 +31,21 @@ def shard_stack(
 ) -> Callable[[int], FusedBlocks | None]:
     """`models.stack.fuse` on a mesh: a function of the number of rows.
 
-    Values and gradients are those on one device. The batch axes must divide the batch (ValueError
-    from `jax.shard_map` otherwise).
+    Values and gradients are those on one device. The axes must divide the batch and the rows
+    (ValueError from `jax.shard_map` otherwise).
     """
 
     def fuse(num_groups: int) -> FusedBlocks | None:
-        if mesh.shape["sequence"] > 1:
-            return None
-        tiling = choose(config, implementation, num_groups)
+        num_parts = mesh.shape["sequence"]
+        tiling = choose(config, implementation, num_groups // num_parts)
         if tiling is None:
             return None
-        return ShardedBlocks(mesh, functools.partial(fused_blocks, config, tiling))
+        make_ssm: Callable[..., StackedSSM] = StackedSSM
+        if num_parts > 1:
+            make_ssm = functools.partial(SequenceSSM, axis="sequence")
+        return ShardedBlocks(
+            mesh, functools.partial(fused_blocks, config, tiling, make_ssm=make_ssm)
+        )
 
     return fuse
 
@@ -56,18 +63,18 @@ class ShardedBlocks:
 
     def run(self, blocks: Block, x: Groups, c: Condition) -> Groups:
         """Apply the blocks; the gradient of a block is split as its parameters are."""
-        run = self.local(self._gather(blocks)).run
-        return self._on_mesh(run, (self._places(blocks), IMAGES, IMAGES), IMAGES)(blocks, x, c)
+        run = self.local(gather=self._gather(blocks)).run
+        return self._on_mesh(run, (self._places(blocks), ROWS, IMAGES), ROWS)(blocks, x, c)
 
     def prepare(self, blocks: Block) -> Any:
         """Lay out complete blocks, on every device."""
-        prepare = self.local(self._gather(blocks)).prepare
+        prepare = self.local(gather=self._gather(blocks)).prepare
         return self._on_mesh(prepare, (self._places(blocks),), EVERYWHERE)(blocks)
 
     def run_prepared(self, prepared: Any, x: Groups, c: Condition) -> Groups:
         """The values of `run`, without gradients."""
         run = self.local().run_prepared
-        return self._on_mesh(run, (EVERYWHERE, IMAGES, IMAGES), IMAGES)(prepared, x, c)
+        return self._on_mesh(run, (EVERYWHERE, ROWS, IMAGES), ROWS)(prepared, x, c)
 
     def _on_mesh(self, run: Callable, in_specs: Any, out_specs: Any) -> Callable:
         # Pallas calls do not say how their outputs vary over the mesh.

@@ -115,10 +115,9 @@ def stack_refusal(config: Config, mesh: Mesh) -> str | None:
     """The reason why these chips would not run the blocks as a fused stack, or None."""
     if config.model.name != "diffussm":
         return f"config.model.name is {config.model.name}"
-    if mesh.shape["sequence"] > 1:
-        return "config.mesh.sequence splits the tokens of an image"
     tiling = stack_tiling_for(mesh.devices.flat[0].device_kind)
-    return refusal(config.model, config.num_tokens // config.model.m, tiling)
+    _, l, _ = local_tokens(config, mesh, rows=0)
+    return refusal(config.model, l // config.model.m, tiling)
 
 
 def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

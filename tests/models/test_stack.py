@@ -1,6 +1,7 @@
 """The fused stack of blocks against the loop over them, and against their equations in float64."""
 
 import dataclasses
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -77,8 +78,8 @@ def denoise(config, p, x, t, y):
     c = linear(p["timestep"]["out"], jax.nn.silu(linear(p["timestep"]["hidden"], features)))
     c = c + p["label"]["table"][y]
     x = linear(p["embed"], x.reshape(b, -1, model.m)) + place_code(height, width, model)
-    for n in range(model.depth):
-        x = block(jax.tree.map(lambda a: a[n], p["blocks"]), x, c, model)
+    for layer in range(model.depth):
+        x = block(jax.tree.map(operator.itemgetter(layer), p["blocks"]), x, c, model)
     x = linear(p["head"], modulate(x, *vectors(p["modulation"], c, 2)))
     return x.reshape(b, height, width, -1)
 

@@ -18,7 +18,7 @@ from tests.models.tiny import randomized, tiny
 
 @pytest.fixture(scope="module")
 def config():
-    values = dataclasses.asdict(tiny())
+    values = dataclasses.asdict(tiny(m=1))
     values["data"]["image_size"] = 16
     return from_dict(values)
 
@@ -46,7 +46,7 @@ def value_and_gradients(config, name, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(2, 4, 1), (1, 8, 1), (8, 1, 1)])
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (1, 8, 1), (8, 1, 1), (2, 2, 2)])
 def test_eight_devices_compute_what_one_does(config, monkeypatch, sizes):
     monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)
     actual = value_and_gradients(config, "pallas_tpu", make_mesh(MeshConfig(*sizes)))
