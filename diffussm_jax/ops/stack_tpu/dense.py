@@ -44,9 +44,14 @@ def up(
     u_pre: Stack,
     *,
     tiling: DenseTiling,
+    all_layers: bool = False,
 ) -> tuple[Stack, Stack, Stack]:
-    """Widen x; return the stacks of LayerNorm's statistics (2 rows, float32), h_pre and u_pre."""
+    """Widen x; return the stacks of LayerNorm's statistics (2 rows, float32), h_pre and u_pre.
+
+    `weights` are those of all layers, with a leading axis, if `all_layers` says so.
+    """
     grid, dtype = _grid(xs, tiling), h_pre.dtype
+    complete = grid.complete_of_layer if all_layers else grid.complete
     d = xs.shape[2]
     return call(
         dense_forward.up,
@@ -55,8 +60,8 @@ def up(
         operands=(
             grid.stack(xs),
             grid.image(modulation[..., None]),
-            grid.complete(weights.w0),
-            grid.complete(weights.w_up),
+            complete(weights.w0),
+            complete(weights.w_up),
         ),
         results=(grid.stack(statistics), grid.stack(h_pre), grid.stack(u_pre)),
         memory={name: Shape((d, grid.columns), dtype) for name in ("i", "h")},
@@ -76,9 +81,14 @@ def down(
     p2: Stack,
     *,
     tiling: DenseTiling,
+    all_layers: bool = False,
 ) -> tuple[Stack, Stack, Stack, Stack]:
-    """Narrow y and gate it; return xs with x' as its next layer, and the stacks q, p1 and p2."""
+    """Narrow y and gate it; return xs with x' as its next layer, and the stacks q, p1 and p2.
+
+    For `all_layers` see `up`.
+    """
     grid, dtype = _grid(xs, tiling), q.dtype
+    complete = grid.complete_of_layer if all_layers else grid.complete
     d = xs.shape[2]
     rows = {"i": d, "gelu_q": 2 * d, "z": 2 * d}
     return call(
@@ -90,7 +100,7 @@ def down(
             grid.stack(statistics),
             grid.image(modulation[..., None]),
             grid.stack(y),
-            *(grid.complete(w) for w in (weights.w_down, weights.w1, weights.w2, weights.w3)),
+            *(complete(w) for w in (weights.w_down, weights.w1, weights.w2, weights.w3)),
         ),
         results=(grid.stack(xs, ahead=1), *(grid.stack(x) for x in (q, p1, p2))),
         memory={name: Shape((n, grid.columns), dtype) for name, n in rows.items()},

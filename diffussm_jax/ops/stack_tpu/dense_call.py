@@ -75,6 +75,18 @@ class Grid:
 
         return Blocked(tree, jax.tree.map(spec, tree))
 
+    def complete_of_layer(self, tree: Any) -> Blocked:
+        """The layer's part, complete, of arrays that have a leading axis of layers."""
+
+        def spec(x):
+            block, rest = (None, *x.shape[1:]), (0,) * (len(x.shape) - 1)
+            once = pl.Buffered(1)
+            return pl.BlockSpec(
+                block, lambda core, i, n, layer: (layer[0], *rest), pipeline_mode=once
+            )
+
+        return Blocked(tree, jax.tree.map(spec, tree))
+
     def total(self, tree: Any) -> Blocked:
         """Complete results that are sums over the grid: float32 on the way, rounded at the end."""
 

@@ -85,19 +85,28 @@ class FusedStack:
         return ForwardWeights(weights, self.ssm.tables(parameters.ssm), parameters.modulation)
 
     def forward(
-        self, number: Int32[Array, ""], weights: ForwardWeights, c: Condition, stacks: Stacks
+        self,
+        number: Int32[Array, ""],
+        weights: ForwardWeights,
+        c: Condition,
+        stacks: Stacks,
+        *,
+        all_layers: bool = False,
     ) -> Stacks:
-        """Run a layer: x of layer `number` becomes x of the next."""
-        layer, tiling = number[None], self.tiling
+        """Run a layer: x of layer `number` becomes x of the next.
+
+        `weights.dense` are those of all layers, with a leading axis, if `all_layers` says so.
+        """
+        layer = number[None]
+        up, down = (
+            functools.partial(kernel, tiling=self.tiling, all_layers=all_layers)
+            for kernel in (dense.up, dense.down)
+        )
         modulation = modulate(weights.modulation, c)
         x, statistics, h_pre, u_pre, y, q, p1, p2 = stacks
-        statistics, h_pre, u_pre = dense.up(
-            layer, x, modulation, weights.dense, statistics, h_pre, u_pre, tiling=tiling
-        )
+        statistics, h_pre, u_pre = up(layer, x, modulation, weights.dense, statistics, h_pre, u_pre)
         y = self.ssm.forward(layer, u_pre, weights.tables, y)
-        x, q, p1, p2 = dense.down(
-            layer, x, statistics, modulation, y, weights.dense, q, p1, p2, tiling=tiling
-        )
+        x, q, p1, p2 = down(layer, x, statistics, modulation, y, weights.dense, q, p1, p2)
         return Stacks(x, statistics, h_pre, u_pre, y, q, p1, p2)
 
     def backward(
@@ -151,7 +160,12 @@ def run_stack(stack: FusedStack, layers: Any, x: Rows, c: Condition) -> Rows:
     Values and gradients are those of `models.block`'s blocks, up to rounding. There is no
     forward-mode derivative: JAX raises TypeError.
     """
-    return _run_in_turn(stack, stack.prepare, layers, x, c)
+
+    def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, None]:
+        number, parameters = inputs
+        return stack.forward(number, stack.prepare(parameters), c, stacks), None
+
+    return _run_in_turn(stack, layer, layers, x)
 
 
 def prepare_stack(stack: FusedStack, layers: Any) -> ForwardWeights:
@@ -161,16 +175,17 @@ def prepare_stack(stack: FusedStack, layers: Any) -> ForwardWeights:
 
 def run_prepared(stack: FusedStack, weights: ForwardWeights, x: Rows, c: Condition) -> Rows:
     """The values of `run_stack`, without gradients."""
-    return _run_in_turn(stack, lambda weights: weights, weights, x, c)
+
+    def layer(stacks: Stacks, inputs: tuple[Array, ForwardWeights]) -> tuple[Stacks, None]:
+        number, of_layer = inputs
+        # The kernels read the dense layers in place; the scan would copy each.
+        of_layer = of_layer._replace(dense=weights.dense)
+        return stack.forward(number, of_layer, c, stacks, all_layers=True), None
+
+    return _run_in_turn(stack, layer, weights, x)
 
 
-def _run_in_turn(
-    stack: FusedStack, prepare: Callable[[Any], ForwardWeights], layers: Any, x: Rows, c: Condition
-) -> Rows:
-    def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, None]:
-        number, parameters = inputs
-        return stack.forward(number, prepare(parameters), c, stacks), None
-
+def _run_in_turn(stack: FusedStack, layer: Callable, layers: Any, x: Rows) -> Rows:
     stacks, _ = jax.lax.scan(layer, stack.empty_stacks(x, 1), _numbered(layers))
     return _x_of(stacks, _depth(layers) % 2)
 
