@@ -16,7 +16,7 @@ from diffussm_jax.ops.stack_tpu.parameters import (
     forward_layout,
 )
 
-WIDTH, LAYERS, LAYER = 32, 2, 1
+LAYERS, LAYER = 2, 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Case:
     residual_dtype: str = "float32"
     b: int = 1
     j: int = 128
+    width: int = 32
     num_cores: int = 1
 
     @property
@@ -56,7 +57,7 @@ class Arrays(NamedTuple):
 def make_arrays(case) -> Arrays:
     """Random values of the scale that a trained block has, rounded to the case's dtypes."""
     rng = np.random.default_rng(0)
-    m, r, d = case.m, case.r, WIDTH
+    m, r, d = case.m, case.r, case.width
 
     def normal(*shape, scale=1.0, dtype=case.dtype):
         return jnp.asarray(scale * rng.normal(size=shape), dtype)

@@ -36,6 +36,7 @@ CASES = {
     "three_images_of_two_blocks_with_gate": Case(b=3, j=256, gate=True),
     "bfloat16_groups_of_four_with_gate": Case(m=4, gate=True, dtype="bfloat16"),
     "one_direction_on_two_cores": Case(m=1, r=1, b=4, j=256, num_cores=2),
+    "rows_in_several_blocks": Case(width=1152),
     "bfloat16_residual": Case(dtype="bfloat16", residual_dtype="bfloat16"),
 }
 QUICK = "three_images_of_two_blocks_with_gate"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from diffussm_jax.ops.pallas_tpu.block import SUBLANES
-from diffussm_jax.ops.stack_tpu.rows import VECTOR_ROWS, fold, fold_rows, over_rows
+from diffussm_jax.ops.stack_tpu.rows import VECTOR_SIZE, fold, fold_rows, over_rows
 
 SHIFT, SCALE, GATE = range(3)  # the rows of a modulation
 MEAN, INVERSE_DEVIATION = range(2)  # the rows of LayerNorm's statistics
@@ -48,9 +48,7 @@ def measure(x, statistics, *, unroll: bool) -> None:
 
     def mean_of(value):
         zero = jnp.zeros((SUBLANES, x.shape[1]), jnp.float32)
-        total = fold_rows(
-            x.shape[0], lambda rows, total: total + fold(value(rows)), zero, unroll=unroll
-        )
+        total = fold_rows(x, lambda rows, total: total + fold(value(rows)), zero, unroll=unroll)
         return jnp.sum(total, axis=0, keepdims=True) / x.shape[0]
 
     mean = mean_of(lambda rows: x[rows].astype(jnp.float32))
@@ -73,4 +71,4 @@ def modulate(x, statistics, modulation, i, *, unroll: bool) -> None:
         factor = (1 + modulation[SCALE, rows]).astype(jnp.float32)
         i[rows] = (n * factor + modulation[SHIFT, rows].astype(jnp.float32)).astype(i.dtype)
 
-    over_rows(x.shape[0], body, most=VECTOR_ROWS, unroll=unroll)
+    over_rows(x, body, most=VECTOR_SIZE, unroll=unroll)

@@ -36,7 +36,7 @@ from diffussm_jax.ops.stack_tpu.activations import (
 from diffussm_jax.ops.stack_tpu.dense_call import BLOCKS, IMAGES
 from diffussm_jax.ops.stack_tpu.parameters import Linear
 from diffussm_jax.ops.stack_tpu.rows import (
-    VECTOR_ROWS,
+    VECTOR_SIZE,
     fold,
     fold_lanes,
     over_rows,
@@ -102,8 +102,8 @@ def gate_back(
         dw1.kernel[rows] += dot(i[rows], dp1[...], NT)
         dx_sums[:, rows] += sum_lanes(dx[rows])
 
-    over_rows(w3.shape[0], gates, unroll=unroll)
-    over_rows(w1.shape[0], gated, unroll=unroll)
+    over_rows(dp2, gates, unroll=unroll)
+    over_rows(di, gated, unroll=unroll)
 
 
 def hidden_back(dp2, q, w2, dq, dw2, db_down, *, gelu_q, unroll: bool) -> None:
@@ -117,7 +117,7 @@ def hidden_back(dp2, q, w2, dq, dw2, db_down, *, gelu_q, unroll: bool) -> None:
         db_down[rows] += fold_lanes(dq[rows])
         dw2[rows] += dot(gelu_q[rows], dp2[...], NT)
 
-    over_rows(w2.shape[0], hidden, unroll=unroll)
+    over_rows(dq, hidden, unroll=unroll)
 
 
 def wide_back(y, dq, w_down, dy, dw_down, *, unroll: bool) -> None:
@@ -133,7 +133,7 @@ def _wide_back(y, dq, dy, w_down, dw_down, *, unroll: bool) -> None:
         dy[rows] = dot(w_down[rows], dq[...], NN).astype(dy.dtype)
         dw_down[rows] += dot(y[rows], dq[...], NT)
 
-    over_rows(y.shape[0], wide, unroll=unroll)
+    over_rows(y, wide, unroll=unroll)
 
 
 def up_back(
@@ -190,9 +190,9 @@ def up_back(
     def bias(rows):
         dw_up.bias[rows] += fold_lanes(du[rows])
 
-    over_rows(x.shape[0], hidden, unroll=unroll)
-    over_rows(x.shape[0], modulated, unroll=unroll)
-    over_rows(du.shape[0], bias, unroll=unroll)
+    over_rows(x, hidden, unroll=unroll)
+    over_rows(x, modulated, unroll=unroll)
+    over_rows(du, bias, unroll=unroll)
     inverse_deviation = statistics[INVERSE_DEVIATION : INVERSE_DEVIATION + 1]
     mean, mean_n = sum_rows(means[0]), sum_rows(means[1])
 
@@ -201,7 +201,7 @@ def up_back(
         new = dx[rows].astype(jnp.float32) + inverse_deviation * centred
         previous_dx[rows] = new.astype(previous_dx.dtype)
 
-    over_rows(x.shape[0], last, most=VECTOR_ROWS, unroll=unroll)
+    over_rows(x, last, most=VECTOR_SIZE, unroll=unroll)
 
 
 def _rounded(x, memory, *, unroll: bool):
@@ -212,7 +212,7 @@ def _rounded(x, memory, *, unroll: bool):
     def body(rows):
         memory[rows] = x[rows].astype(memory.dtype)
 
-    over_rows(x.shape[0], body, most=VECTOR_ROWS, unroll=unroll)
+    over_rows(x, body, most=VECTOR_SIZE, unroll=unroll)
     return memory
 
 
@@ -222,7 +222,7 @@ def _zero_at_first_step(*refs) -> None:
     @pl.when((pl.program_id(IMAGES) == 0) & (pl.program_id(BLOCKS) == 0))
     def _():
         for ref in refs:
-            over_rows(ref.shape[-2], functools.partial(_zero, ref), most=VECTOR_ROWS, unroll=False)
+            over_rows(ref, functools.partial(_zero, ref), most=VECTOR_SIZE, unroll=False)
 
 
 def _zero(ref, rows) -> None:

@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from diffussm_jax.ops.stack_tpu.dense_tiling import DenseTiling
-from diffussm_jax.ops.stack_tpu.rows import VECTOR_ROWS, over_rows
+from diffussm_jax.ops.stack_tpu.rows import VECTOR_SIZE, over_rows
 
 
 class Blocked(NamedTuple):
@@ -195,7 +195,7 @@ def _round_at_last_step(results: Any, sums: Any) -> None:
             result[..., rows, :] = total[..., rows, :].astype(result.dtype)
 
         if total is not None:
-            over_rows(total.shape[-2], body, most=VECTOR_ROWS, unroll=False)
+            over_rows(total, body, most=VECTOR_SIZE, unroll=False)
 
     @pl.when(is_last[0] & is_last[1])
     def _():

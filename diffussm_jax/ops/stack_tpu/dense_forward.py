@@ -39,8 +39,8 @@ def up(
     def wide(rows):
         u_pre[rows] = _apply(w_up, rows, h)
 
-    over_rows(h_pre.shape[0], hidden, unroll=unroll)
-    over_rows(u_pre.shape[0], wide, unroll=unroll)
+    over_rows(h_pre, hidden, unroll=unroll)
+    over_rows(u_pre, wide, unroll=unroll)
 
 
 def down(
@@ -79,8 +79,8 @@ def down(
             o = times(o, modulation[GATE, rows])
         next_x[rows] = (x[rows].astype(jnp.float32) + o.astype(jnp.float32)).astype(next_x.dtype)
 
-    over_rows(p1.shape[0], gated, unroll=unroll)
-    over_rows(x.shape[0], residual, unroll=unroll)
+    over_rows(p1, gated, unroll=unroll)
+    over_rows(x, residual, unroll=unroll)
 
 
 def _narrow(w: Linear, y, q, gelu_q, *, unroll: bool) -> None:
@@ -91,7 +91,7 @@ def _narrow(w: Linear, y, q, gelu_q, *, unroll: bool) -> None:
         q[rows] = p
         gelu_q[rows] = gelu(p).astype(gelu_q.dtype)
 
-    over_rows(q.shape[0], narrow, unroll=unroll)
+    over_rows(q, narrow, unroll=unroll)
 
 
 def _apply(w: Linear, rows, x):

@@ -10,8 +10,9 @@ from jax.experimental import pallas as pl
 from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES
 
 PACKED_ROWS = 16  # rows of a bfloat16 register
-PRODUCT_ROWS = 384  # of a product at a time: enough to hide what is done with its result
-VECTOR_ROWS = 64  # where no product runs beside; values of more rows only spill
+# Elements of a block: many, since each round of a loop waits for the results of the one before.
+PRODUCT_SIZE = 384 * 512
+VECTOR_SIZE = 64 * 512  # where no product runs beside; values of more only spill
 
 
 def block_size(num_rows: int, most: int) -> int:
@@ -28,26 +29,31 @@ def block_size(num_rows: int, most: int) -> int:
 
 
 def over_rows(
-    num_rows: int, body: Callable[[pl.Slice], None], *, most: int = PRODUCT_ROWS, unroll: bool
+    x: Any, body: Callable[[pl.Slice], None], *, most: int = PRODUCT_SIZE, unroll: bool
 ) -> None:
-    """Call body(rows) for one block of rows after the other."""
+    """Call body(rows) for one block of rows of x [.. rows columns] after the other.
+
+    Args:
+        most: elements of a block.
+    """
 
     def without_carry(rows: pl.Slice, carry: None) -> None:
         body(rows)
 
-    fold_rows(num_rows, without_carry, None, most=most, unroll=unroll)
+    fold_rows(x, without_carry, None, most=most, unroll=unroll)
 
 
 def fold_rows(
-    num_rows: int,
+    x: Any,
     body: Callable[[pl.Slice, Any], Any],
     carry: Any,
     *,
-    most: int = VECTOR_ROWS,
+    most: int = VECTOR_SIZE,
     unroll: bool,
 ) -> Any:
-    """Fold carry = body(rows, carry) over the blocks of rows."""
-    size = block_size(num_rows, most)
+    """Fold carry = body(rows, carry) over the blocks of rows of x."""
+    num_rows, num_columns = x.shape[-2:]
+    size = block_size(num_rows, max(PACKED_ROWS, most // num_columns))
 
     def step(n, carry):
         return body(pl.Slice(pl.multiple_of(n * size, size), size), carry)
