@@ -211,6 +211,8 @@ def test_a_step_takes_few_images_too_many_to_fit():
     """And no more than divide their number, which is the batch of a chip."""
     shape = SSMShape(16, 2, 1152, 8192, jnp.bfloat16, BOTH)
     assert step_for(shape, Tiling(), gelu=True).num_images == 8
+    many = dataclasses.replace(shape, b=128, j=512)
+    assert step_for(many, Tiling(), gelu=True).num_images == 64
     odd = dataclasses.replace(shape, b=17, j=512)
     step = step_for(odd, Tiling(), gelu=True)
     assert (step.num_images, step.block.batch) == (17, 24)

@@ -13,7 +13,6 @@ from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.block import Block
 from diffussm_jax.ops.pallas_tpu import tiling_for
 from diffussm_jax.ops.s4d import Implementation, abstract_ssm, s4d, s4d_with_state
-from diffussm_jax.ops.stack_tpu.ssm import StackedSSM
 from diffussm_jax.planning import tpu_compiler
 
 pytestmark = [
@@ -27,7 +26,7 @@ def topologies(mark):
     """All kinds of chips; all but v5e are marked."""
     return [
         pytest.param(x, marks=() if x == "v5e:2x2" else mark)
-        for x in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+        for x in ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
     ]
 
 
@@ -158,37 +157,3 @@ def test_block(compile_for, topology):
         return jax.value_and_grad(loss, argnums=(0, 1, 2))
 
     compile_for(topology, make_function, params, x, c)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("topology", "m", "b", "dtype"),
-    [
-        ("v5e:2x2", 2, 8, jnp.bfloat16),
-        ("v5e:2x2", 4, 3, jnp.bfloat16),
-        pytest.param("v5e:2x2", 1, 16, jnp.bfloat16, marks=pytest.mark.nightly),
-        pytest.param("v5e:2x2", 2, 8, jnp.float32, marks=pytest.mark.nightly),
-        pytest.param("v5p:2x2x1", 2, 8, jnp.bfloat16, marks=pytest.mark.nightly),
-        pytest.param("v6e:2x2", 2, 8, jnp.bfloat16, marks=pytest.mark.nightly),
-    ],
-    ids=str,
-)
-def test_ssm_of_a_stack(topology, m, b, dtype):
-    """Both kernels on a layer of channel-major stacks, with GELU inside."""
-    device = tpu_compiler.devices(topology)[0]
-    kernels = StackedSSM(m, (False, True), tiling_for(device.device_kind), gelu=True)
-    u = jax.ShapeDtypeStruct((3, b, m * WIDTH, 128), dtype)
-    y = jax.ShapeDtypeStruct((3, b, 2 * m * WIDTH, 128), dtype)
-    layer = jax.ShapeDtypeStruct((1,), jnp.int32)
-
-    def run(layer, u, ssm, y):
-        tables = kernels.tables(ssm)
-        y = kernels.forward(layer, u, tables, y)
-        return y, kernels.backward(layer, u, ssm, tables, y[1])
-
-    start = time.monotonic()
-    compiled = tpu_compiler.compile_for(device, run, layer, u, abstract_ssm(2, WIDTH, 32), y)
-    assert time.monotonic() - start < LIMIT_SECONDS
-    text = compiled.as_text()
-    assert "ssm_forward" in text
-    assert "ssm_backward" in text

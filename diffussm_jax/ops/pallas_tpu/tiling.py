@@ -32,12 +32,14 @@ class Tiling:
     interpret: Any = False
 
 
-# By `jax.Device.device_kind`. A core has 16 MiB of VMEM on v4, 64 on v5p, 128 on v5e and v6e.
+# By `jax.Device.device_kind`. A core has 16 MiB of VMEM on v4, 64 on v5p and tpu7x, 128 on v5e and
+# v6e.
 TILINGS = {
     "TPU v4": Tiling(strided_roll=False, vmem_bytes=15 * 2**20),
     "TPU v5 lite": Tiling(),
     "TPU v5": Tiling(vmem_bytes=50 * 2**20),
     "TPU v6 lite": Tiling(),
+    "TPU7x": Tiling(vmem_bytes=50 * 2**20),
 }
 
 

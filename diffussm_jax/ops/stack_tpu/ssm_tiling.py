@@ -6,11 +6,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffussm_jax.ops.pallas_tpu.block import HALF, LANES, SUBLANES, ChannelBlock
-from diffussm_jax.ops.pallas_tpu.tiling import MIN_ROWS, SPILLED, Tiling
+from diffussm_jax.ops.pallas_tpu.tiling import MIN_ROWS, Tiling
 from diffussm_jax.shapes import ceil_div
 
 NUM_CHANNELS = 16  # of a grid step: those of a bfloat16 register
 GROUP_SIZES = (1, 2, 4, 8)
+MAX_ROWS = 512  # of a channel in a step: a minute of compiling; twice as many are 2 % faster
+SPILLED = 140 * 1024  # floats that the compiler spills from a channel's tables, or lays out twice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +74,13 @@ def refusal(shape: SSMShape, num_pairs: int, tiling: Tiling) -> str | None:
 def step_for(shape: SSMShape, tiling: Tiling, *, gelu: bool) -> Step:
     """The step that wastes least on filling up registers, and of those the one of most images."""
     channels = _num_channels(tiling)
+    most_rows = max(MAX_ROWS, SUBLANES * _num_chunks(shape))
     fitting = [
         n
         for n in range(1, shape.b + 1)
-        if shape.b % n == 0 and channels * _channel_bytes(shape, n) <= tiling.vmem_bytes
+        if shape.b % n == 0
+        and _rows_of_a_chunk(n) * _num_chunks(shape) <= most_rows
+        and channels * _channel_bytes(shape, n) <= tiling.vmem_bytes
     ]
     num_images = min(fitting, key=lambda n: (_rows_of_a_chunk(n) / n, -n))
     batch = _rows_of_a_chunk(num_images)
