@@ -25,11 +25,11 @@ ORIGINAL, SCHEDULED = "original", "post-bundle-packing-post-ra"
 _ROUNDS_WITHOUT_STEP = 2
 
 _LOOP = re.compile(r"^ *loop: start=(?P<start>-?\d+), step=(?P<step>\d+), limit=(?P<limit>-?\d+)$")
-_OVER_GRID = re.compile(r"^ *%\w+ = sphi .*iteration index, stage = 0\b")
 _REGION = re.compile(r"^ *\$region(?P<number>\d+).*?(?: // (?P<kind>\w+))?$")
 _RANGE = re.compile(r"^ *// region range: \[(?P<start>\d+), (?P<stop>\d+)\)$")
 
 _GRID = re.compile(r"^iteration_bounds: \((?P<bounds>[\d, ]+)\)$", re.MULTILINE)
+_ROUND = "iteration index, stage = 0 "
 _GRID_INDEX = re.compile(r"iteration index, stage = 1(?: iter bound = (?P<axis>\d+))? $")
 _SCALAR = re.compile(
     r"^ *(?P<name>%[ps]\d+) = (?P<operation>[\w.]+) (?P<operands>[^/]*?)"
@@ -74,10 +74,12 @@ def kernel_cost(original: str, scheduled: str) -> KernelCost:
     Raises:
         ValueError: the text is not as expected, or does not tell how often a loop runs.
     """
-    conditions = _Conditions(original)
-    spans = list(_spans(scheduled, conditions))
+    grid = _Grid(original)
+    spans = list(_spans(scheduled, grid))
     if not spans:
         raise ValueError("libtpu's text of the kernel has no bundles")
+    if grid.loop_header and f"$region{grid.loop_header}: " not in scheduled:
+        raise ValueError("libtpu's text has no loop over the grid")
     times = np.ones(max(span.stop for span in spans))
     for span in spans:
         times[span.start : span.stop] *= span.times
@@ -93,7 +95,7 @@ class _Span(NamedTuple):
     times: float
 
 
-def _spans(scheduled: str, conditions: "_Conditions") -> Iterator[_Span]:
+def _spans(scheduled: str, grid: "_Grid") -> Iterator[_Span]:
     """Yield all bundles, those of each loop, and those of each region with a condition."""
     starts: list[int] = []  # of the loops that the line is in
     rounds: list[int] = []
@@ -108,16 +110,15 @@ def _spans(scheduled: str, conditions: "_Conditions") -> Iterator[_Span]:
             if number == "0":
                 yield _Span(start, stop, 1)
             elif kind == "pred_region":
-                yield _Span(start, stop, conditions.share(number))
+                yield _Span(start, stop, grid.share(number))
             elif kind == "loop_body":
                 starts.append(start)
                 if len(rounds) < len(starts):
                     raise ValueError(f"libtpu's text has a loop without bounds: region {number}")
+            elif kind == "loop_header" and number == grid.loop_header:
+                rounds[-1] -= _ROUNDS_WITHOUT_STEP
             elif kind == "loop_header_branch":  # it is the last of a loop, and jumps to the body
                 yield _Span(starts.pop(), stop, rounds.pop())
-        elif kind == "loop_body" and _OVER_GRID.match(line):
-            rounds[-1] -= _ROUNDS_WITHOUT_STEP
-            kind = ""  # a copy of the index may follow
 
 
 class _Scalar(NamedTuple):
@@ -128,26 +129,35 @@ class _Scalar(NamedTuple):
     axis: int | None
 
 
-class _Conditions:
-    """The conditions of a kernel's regions, as functions of the grid's indices."""
+class _Grid:
+    """What the kernel as it was given says of its grid, and of what depends on the indices.
+
+    Attributes:
+        loop_header: the number of a region of the loop over the grid, "" if there is no such loop.
+    """
 
     def __init__(self, original: str):
         grid = _GRID.search(original)
         bounds = grid["bounds"].split(",") if grid else []
+        self.loop_header = ""
         self._points = list(itertools.product(*(range(int(n)) for n in bounds)))
         self._scalars: dict[str, _Scalar] = {}
         self._branches: dict[str, re.Match] = {}
-        branch = None
+        branch, number = None, ""
         for line in original.splitlines():
             if match := _SCALAR.match(line):
-                index = _GRID_INDEX.match(match["comment"] or "")
+                comment = match["comment"] or ""
+                index = _GRID_INDEX.match(comment)
                 axis = int(index["axis"] or 0) if index else None
                 operands = match["operands"].split(", ")
                 self._scalars[match["name"]] = _Scalar(match["operation"], operands, axis)
+                self.loop_header = number if comment == _ROUND else self.loop_header
             elif match := _BRANCH.search(line):
                 branch = match
-            elif (match := _REGION.match(line)) and match["kind"] == "pred_region" and branch:
-                self._branches[match["number"]] = branch
+            elif match := _REGION.match(line):
+                number = match["number"]
+                if match["kind"] == "pred_region" and branch:
+                    self._branches[number] = branch
 
     def share(self, region: str) -> float:
         """The share of the grid's steps that run a region; 1 where more than the indices decide."""

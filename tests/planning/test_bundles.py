@@ -11,6 +11,7 @@ ORIGINAL = """\
 input 0. The window shape is bf16[1,128], while the full shape is bf16[4,128]. */
   %s1 = inlined_call_operand.hbm [shape: f32[8,128]] /* output window allocation for operator \
 output 0. The window shape is f32[8,128], while the full shape is f32[8,128]. */
+    $region3: #{kernel} parent=1 // loop_header
       %s20 = sphi 0, %s22 /* iteration index, stage = 0 */
       %s52 = sphi 0, %s50 /* iteration index, stage = 1 iter bound = 0 */
       %s53 = sphi 0, %s51 /* iteration index, stage = 1 iter bound = 1 */
@@ -30,8 +31,6 @@ $region0: #{kernel}
     // region range: [4, 10)
   $region176: #{kernel} parent=1 // loop_body
     // region range: [10, 19)
-    %s20_s1 = sphi %s2, %s3 /* phi copy :: iteration index, stage = 0 */
-    %s52_s2 = sphi %s4, %s5 /* iteration index, stage = 0 iter bound = 0 */
     $region47: #{kernel} parent=176 // pred_region
       // region range: [12, 18)
       loop: start=2, step=2, limit=12
@@ -41,6 +40,8 @@ $region0: #{kernel}
         // region range: [14, 16)
       $region142: #{kernel} parent=47 // loop_exit
         // region range: [14, 16)
+  $region3: #{kernel} parent=1 // loop_header
+    // region range: [18, 19)
   $region4: #{kernel} parent=1 // loop_header_branch
     // region range: [18, 20)
 """
@@ -76,5 +77,7 @@ def test_a_loop_that_ends_when_it_likes_is_refused():
 
 
 def test_other_text_is_refused():
+    with pytest.raises(ValueError, match="no loop over the grid"):
+        kernel_cost(ORIGINAL, SCHEDULED.replace("$region3: ", "$region5: "))
     with pytest.raises(ValueError, match="no bundles"):
         kernel_cost(ORIGINAL, "")
