@@ -48,8 +48,9 @@ class ModelConfig:
     gate: bool = False  # whether each block's output has adaLN-Zero's gate
     # How the SSM is computed; None takes what is fastest on the device.
     ssm_implementation: SSMImplementation | None = None
-    # How the blocks are computed: as XLA compiles them, or by TPU kernels for the complete stack
-    # (where remat and scan_unroll mean nothing); None takes what is fastest on the device.
+    # How the blocks are computed: as XLA compiles them, or by TPU kernels for the complete stack;
+    # None takes what is fastest on the device. The kernels recompute no product but under
+    # remat = full, and have no scan_unroll.
     stack_implementation: StackImplementation | None = None
 
     # Fields of DiT; DiffuSSM ignores them.

@@ -125,7 +125,9 @@ def fused_blocks(
     """What runs all blocks of a model by the kernels; the functions are those of a mesh."""
     dtype = jnp.dtype(config.dtype)
     ssm = make_ssm(config.m, DIRECTIONS[config.direction], tiling.ssm, gelu=True)
-    return FusedBlocks(FusedStack(TakeApart(dtype, gather), ssm, tiling.dense, dtype))
+    take = TakeApart(dtype, gather)
+    recompute = config.remat == "full"
+    return FusedBlocks(FusedStack(take, ssm, tiling.dense, dtype, recompute=recompute))
 
 
 def refusal(config: ModelConfig, num_groups: int, tiling: StackTiling) -> str | None:

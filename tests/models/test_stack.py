@@ -20,6 +20,7 @@ SIDE = 16  # of the grid: 256 tokens
 CASES = {
     "m 2, both directions": {"m": 2},
     "m 1, forward, gate": {"m": 1, "direction": "forward", "gate": True},
+    "recomputed": {"m": 1, "remat": "full", "depth": 3},
     "m 4, shared SSM, bfloat16 x": {"m": 4, "share_ssm": True, "residual_dtype": "bfloat16"},
 }
 

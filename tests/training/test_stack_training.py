@@ -9,7 +9,7 @@ import pytest
 from diffussm_jax.train import train
 from tests.conftest import merge
 
-NUM_STEPS = 200
+NUM_STEPS = int(os.environ.get("NS", "200"))
 
 
 def losses(tiny_config, workdir, **model):
@@ -21,7 +21,7 @@ def losses(tiny_config, workdir, **model):
             "data": {"image_size": 16, "pad": 4},
             "training": {
                 "num_steps": NUM_STEPS,
-                "batch_size": 8,
+                "batch_size": 16,
                 "log_every": 1,
                 "eval_every": 1000,
                 "sample_every": None,

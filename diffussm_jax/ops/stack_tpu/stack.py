@@ -1,9 +1,9 @@
 """A stack of equal blocks as one operation with a gradient of its own.
 
 The loops over layers carry stacks [L b rows j], of which each kernel reads and writes a layer in
-place. The forward pass keeps x and every pre-activation, so the backward pass recomputes GELUs and
-LayerNorms alone. Where no gradient is asked for, the stacks have one layer, and that of x two,
-which take turns.
+place, its number modulo L. The forward pass keeps x and every pre-activation, so the backward pass
+recomputes GELUs and LayerNorms alone; or it keeps x alone, and the backward pass runs each layer
+again. Where no gradient is asked for, the stack of x has two layers, which take turns.
 """
 
 import dataclasses
@@ -71,18 +71,24 @@ class FusedStack:
         ssm: the SSM, which reads gelu(u).
         tiling: of the dense kernels.
         dtype: of the products, and of all activations but x.
+        recompute: keep x of each layer alone for the backward pass.
     """
 
     take: Callable[[Any], LayerParameters]
     ssm: StackedSSM
     tiling: DenseTiling
     dtype: Any
+    recompute: bool = False
 
     def prepare(self, layer: Any) -> ForwardWeights:
         """Lay out a layer for the forward kernels; it depends on the parameters alone."""
         parameters = self.take(layer)
+        return self.lay_out(parameters, self.ssm.tables(parameters.ssm))
+
+    def lay_out(self, parameters: LayerParameters, tables: SSMTables) -> ForwardWeights:
+        """The same from the layer's parameters and tables."""
         weights = forward_layout(parameters.dense, self.dtype)
-        return ForwardWeights(weights, self.ssm.tables(parameters.ssm), parameters.modulation)
+        return ForwardWeights(weights, tables, parameters.modulation)
 
     def forward(
         self,
@@ -98,15 +104,16 @@ class FusedStack:
         `weights.dense` are those of all layers, with a leading axis, if `all_layers` says so.
         """
         layer = number[None]
-        up, down = (
-            functools.partial(kernel, tiling=self.tiling, all_layers=all_layers)
-            for kernel in (dense.up, dense.down)
-        )
+        options: dict[str, Any] = {"tiling": self.tiling, "all_layers": all_layers}
         modulation = modulate(weights.modulation, c)
         x, statistics, h_pre, u_pre, y, q, p1, p2 = stacks
-        statistics, h_pre, u_pre = up(layer, x, modulation, weights.dense, statistics, h_pre, u_pre)
+        statistics, h_pre, u_pre = dense.up(
+            layer, x, modulation, weights.dense, statistics, h_pre, u_pre, **options
+        )
         y = self.ssm.forward(layer, u_pre, weights.tables, y)
-        x, q, p1, p2 = down(layer, x, statistics, modulation, y, weights.dense, q, p1, p2)
+        x, q, p1, p2 = dense.down(
+            layer, x, statistics, modulation, y, weights.dense, q, p1, p2, **options
+        )
         return Stacks(x, statistics, h_pre, u_pre, y, q, p1, p2)
 
     def backward(
@@ -135,8 +142,8 @@ class FusedStack:
         d_dense = DenseParameters(dw0, dw_up, w_down, gate.w1, w2, gate.w3)
         return dx, d_dense, d_ssm, d_modulation
 
-    def empty_stacks(self, x: Rows, num_layers: int) -> Stacks:
-        """Room for the activations of so many layers; the first x is there."""
+    def empty_stacks(self, x: Rows, num_layers: int, num_others: int) -> Stacks:
+        """Room for x of so many layers and a result, and for the others; the first x is there."""
         b, d, j = x.shape
         m, r = self.ssm.m, len(self.ssm.reverse)
 
@@ -150,7 +157,7 @@ class FusedStack:
         xs = empty(0, num_layers + 1, d, x.dtype)
         xs = jax.lax.dynamic_update_index_in_dim(xs, x, 0, axis=0)
         others = zip(range(1, 8), rows, dtypes)
-        return Stacks(xs, *(empty(i, num_layers, n, dtype) for i, n, dtype in others))
+        return Stacks(xs, *(empty(i, num_others, n, dtype) for i, n, dtype in others))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -186,7 +193,7 @@ def run_prepared(stack: FusedStack, weights: ForwardWeights, x: Rows, c: Conditi
 
 
 def _run_in_turn(stack: FusedStack, layer: Callable, layers: Any, x: Rows) -> Rows:
-    stacks, _ = jax.lax.scan(layer, stack.empty_stacks(x, 1), _numbered(layers))
+    stacks, _ = jax.lax.scan(layer, stack.empty_stacks(x, 1, 1), _numbered(layers))
     return _x_of(stacks, _depth(layers) % 2)
 
 
@@ -197,28 +204,31 @@ def _forward(stack: FusedStack, layers: Any, x: Rows, c: Condition) -> tuple[Row
         return stack.forward(number, weights, c, stacks), weights.tables
 
     depth = _depth(layers)
-    stacks, tables = jax.lax.scan(layer, stack.empty_stacks(x, depth), _numbered(layers))
+    empty = stack.empty_stacks(x, depth, 1 if stack.recompute else depth)
+    stacks, tables = jax.lax.scan(layer, empty, _numbered(layers))
     return _x_of(stacks, depth), (layers, c, stacks, tables)
 
 
 def _backward(stack: FusedStack, saved: tuple, dx: Rows) -> tuple[Any, Rows, Condition]:
-    layers, c, stacks, tables = saved
+    layers, c, kept, tables = saved
 
-    def layer(carry: tuple[Rows, Array], inputs: tuple) -> tuple[tuple[Rows, Array], Any]:
-        dx, dc = carry
+    def layer(carry: tuple[Rows, Array, Stacks | None], inputs: tuple) -> tuple[tuple, Any]:
+        dx, dc, recomputed = carry
         number, (layer, tables) = inputs
         parameters, pull = jax.vjp(stack.take, layer)
+        if recomputed is not None:
+            recomputed = stack.forward(number, stack.lay_out(parameters, tables), c, recomputed)
         modulation, pull_modulation = jax.vjp(modulate, parameters.modulation, c)
         dx, d_dense, d_ssm, d_modulation = stack.backward(
-            number, parameters, tables, modulation, stacks, dx
+            number, parameters, tables, modulation, recomputed or kept, dx
         )
         d_linear, dc_of_layer = pull_modulation(d_modulation.astype(modulation.dtype))
         gradients = LayerParameters(d_dense, d_ssm, d_linear)
         gradients = jax.tree.map(lambda x, dx: dx.astype(x.dtype), parameters, gradients)
-        return (dx, dc + dc_of_layer.astype(jnp.float32)), *pull(gradients)
+        return (dx, dc + dc_of_layer.astype(jnp.float32), recomputed), *pull(gradients)
 
-    carry = dx, jnp.zeros(c.shape, jnp.float32)
-    (dx, dc), d_layers = jax.lax.scan(layer, carry, _numbered((layers, tables)), reverse=True)
+    carry = dx, jnp.zeros(c.shape, jnp.float32), kept if stack.recompute else None
+    (dx, dc, _), d_layers = jax.lax.scan(layer, carry, _numbered((layers, tables)), reverse=True)
     return d_layers, dx, dc.astype(c.dtype)
 
 
