@@ -108,6 +108,7 @@ def report(plan: Plan) -> str:
         f"{plan.topology}: {plan.chips} devices, mesh {axes}",
         *(_report_split(plan.split_axes) if plan.split_axes else ()),
         f"  batch {plan.batch_size} in {plan.num_microbatches} part(s), remat {plan.remat}",
+        f"  blocks by {plan.stack}",
         *(_report_training(plan) if plan.fits else _report_misfit(plan)),
         *(_report_sampler(plan.sampler) if plan.sampler else ()),
     ]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from diffussm_jax.config import ModelConfig, StackImplementation
+from diffussm_jax.errors import UserError
 from diffussm_jax.models.block import Block
 from diffussm_jax.ops.s4d import DIRECTIONS
 from diffussm_jax.ops.stack_tpu import choose as choose_tiling
@@ -100,7 +101,7 @@ def choose(
             devices, and a `StackTiling` in its own; None the kernels on a TPU, if they can run.
 
     Raises:
-        ValueError: the kernels were asked for and cannot run.
+        UserError: the kernels were asked for and cannot run.
     """
     device = jax.devices()[0]
     if implementation == "xla" or (implementation is None and device.platform != "tpu"):
@@ -111,7 +112,10 @@ def choose(
     if reason := refusal(config, num_groups, tiling):
         if implementation is None:
             return None
-        raise ValueError(f"config.model.stack_implementation is pallas_tpu: {reason}")
+        raise UserError(
+            "config.model.stack_implementation is pallas_tpu, which cannot run this model: "
+            f"{reason}; None takes xla where that is so"
+        )
     return fit(tiling, _shape(config, num_groups))
 
 

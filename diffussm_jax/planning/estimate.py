@@ -63,6 +63,7 @@ def estimate(config: Config, topology: str) -> Plan:
         num_steps=config.training.num_steps,
         batch_size=config.training.batch_size,
         remat=config.model.remat,
+        stack=programs.describe_stack(config, mesh),
         num_microbatches=config.training.num_microbatches,
         multiply_adds=work,
         memory=memory,

@@ -14,6 +14,7 @@ FIELDS = (
     "num_steps",
     "batch_size",
     "remat",
+    "stack",
     "num_microbatches",
     "fits",
     "hbm_gib",
@@ -144,6 +145,7 @@ class Plan:
     """What the compiler says of training on one slice, and of sampling if that was asked for.
 
     Attributes:
+        stack: the implementation of the blocks, and the reason if it is not the fused one.
         split_axes: None where the mesh takes whole axes of the slice's chips.
         multiply_adds: of an image's forward pass, without the SSM operator.
         speed: None where the step did not compile for lack of memory.
@@ -161,6 +163,7 @@ class Plan:
     num_microbatches: int
     multiply_adds: int
     memory: Memory
+    stack: str = ""
     split_axes: SplitAxes | None = None
     speed: Speed | None = None
     compile_seconds: float = 0.0

@@ -111,6 +111,15 @@ def stack_on(
     return tiling
 
 
+def describe_stack(config: Config, mesh: Mesh) -> str:
+    """The implementation of the stack that training takes, and why where it is the loop."""
+    name = stack_in_training(config)
+    reason = stack_refusal(config, mesh)
+    if name is None and reason:
+        return f"xla ({reason})"
+    return name or "pallas_tpu"
+
+
 def stack_refusal(config: Config, mesh: Mesh) -> str | None:
     """The reason why these chips would not run the blocks as a fused stack, or None."""
     if config.model.name != "diffussm":

@@ -11,6 +11,7 @@ from flax import nnx
 
 from diffussm_jax.config import from_dict
 from diffussm_jax.config.parsing import ConfigError
+from diffussm_jax.errors import UserError
 from diffussm_jax.models.stack import choose, refusal
 from diffussm_jax.ops.stack_tpu.choose import stack_tiling_for
 from diffussm_jax.training.state import abstract_model, stack_in_training
@@ -220,7 +221,7 @@ def test_refusals_say_why(model, num_groups, reason):
 
 def test_forced_kernels_that_cannot_run_are_an_error():
     config = config_for(ssm_implementation="fft").model
-    with pytest.raises(ValueError, match=r"stack_implementation is pallas_tpu: .* fft"):
+    with pytest.raises(UserError, match=r"stack_implementation is pallas_tpu, .* fft; None takes"):
         choose(config, "pallas_tpu", 128)
 
 

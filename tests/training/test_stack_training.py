@@ -9,7 +9,7 @@ import pytest
 from diffussm_jax.train import train
 from tests.conftest import merge
 
-NUM_STEPS = int(os.environ.get("NS", "200"))
+NUM_STEPS = 200
 
 
 def losses(tiny_config, workdir, **model):
