@@ -10,6 +10,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from diffussm_jax.ops.stack_tpu import dense
 from diffussm_jax.ops.stack_tpu.activations import gelu, gelu_and_slope
+from diffussm_jax.ops.stack_tpu.choose import stack_tiling_for
 from diffussm_jax.ops.stack_tpu.dense_tiling import BlockShape, DenseTiling, fit, refusal
 from tests.ops.dense_reference import (
     LAYER,
@@ -167,9 +168,19 @@ def test_gelu_is_the_tanh_form():
 
 @pytest.mark.parametrize("d", [384, 768, 1024, 1152])
 @pytest.mark.parametrize("m", [1, 2, 4])
-def test_every_size_fits_v5e(d, m):
-    columns = fit(DenseTiling(), BlockShape(d, 1024, m, r=2)).columns
-    assert columns >= (512 if m < 4 else 256)
+@pytest.mark.parametrize(
+    ("kind", "columns"), [("TPU v5 lite", 512), ("TPU v6 lite", 512), ("TPU v5", 128)]
+)
+def test_every_size_fits(kind, columns, m, d):
+    tiling = stack_tiling_for(kind).dense
+    assert fit(tiling, BlockShape(d, 1024, m, r=2)).columns >= columns
+
+
+@pytest.mark.parametrize(
+    ("j", "columns"), [(128, 128), (384, 384), (640, 128), (768, 384), (2048, 512), (16384, 512)]
+)
+def test_columns_divide_an_image(j, columns):
+    assert fit(DenseTiling(), BlockShape(1152, j, m=1, r=2)).columns == columns
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from diffussm_jax.ops.stack_tpu import dense
-from diffussm_jax.ops.stack_tpu.dense_tiling import BlockShape, DenseTiling, fit
+from diffussm_jax.ops.stack_tpu.choose import stack_tiling_for
+from diffussm_jax.ops.stack_tpu.dense_tiling import BlockShape, fit
 from diffussm_jax.ops.stack_tpu.parameters import (
     DenseParameters,
     Linear,
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.tpu_aot,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is for Linux"),
 ]
-WIDTH, BATCH, LAYERS = 1152, 3, 2
+WIDTH, BATCH, LAYERS = 1152, 4, 2
 DTYPE = jnp.bfloat16
 Shape = jax.ShapeDtypeStruct
 
@@ -72,19 +73,28 @@ def calls(m, r, j, num_vectors, residual_dtype):
 
 @pytest.mark.parametrize("name", ["up", "down", "gate_back", "hidden_back", "wide_back", "up_back"])
 @pytest.mark.parametrize(
-    ("m", "r", "j", "num_vectors", "residual_dtype"),
+    ("topology", "m", "r", "j", "num_vectors", "residual_dtype"),
     [
-        (2, 2, 512, 2, "float32"),
-        pytest.param(2, 2, 512, 2, "bfloat16", marks=pytest.mark.nightly),
-        pytest.param(4, 1, 1024, 3, "float32", marks=pytest.mark.nightly),
-        pytest.param(1, 2, 640, 3, "bfloat16", marks=pytest.mark.nightly),
+        ("v5e:2x2", 2, 2, 512, 2, "float32"),
+        *(
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in [
+                ("v5e:2x2", 2, 2, 512, 2, "bfloat16"),
+                ("v5e:2x2", 4, 1, 1024, 3, "float32"),
+                ("v5e:2x2", 1, 2, 640, 3, "bfloat16"),
+                ("v5p:2x2x1", 2, 2, 512, 2, "float32"),
+                ("v6e:2x2", 2, 2, 512, 2, "float32"),
+                ("tpu7x:2x2x1", 2, 2, 512, 2, "float32"),
+            ]
+        ),
     ],
 )
-def test_the_kernel_compiles(name, m, r, j, num_vectors, residual_dtype):
+def test_the_kernel_compiles(name, topology, m, r, j, num_vectors, residual_dtype):
     """It fits the VMEM that `fit` counts on."""
+    device = tpu_compiler.devices(topology)[0]
     shape = BlockShape(WIDTH, j, m, r, residual_dtype=residual_dtype)
+    tiling = fit(stack_tiling_for(device.device_kind).dense, shape)
     function = getattr(dense, name)
     arguments = calls(m, r, j, num_vectors, residual_dtype)[function]
-    run = functools.partial(function, tiling=fit(DenseTiling(), shape))
-    device = tpu_compiler.devices("v5e:2x2")[0]
+    run = functools.partial(function, tiling=tiling)
     assert f"dense_{name}" in tpu_compiler.compile_for(device, run, *arguments).as_text()

@@ -53,7 +53,7 @@ class StackShape:
 _DENSE_TILINGS = {
     "TPU v4": DenseTiling(vmem_bytes=15 * MIB, num_cores=2),
     "TPU v5 lite": DenseTiling(),
-    "TPU v5": DenseTiling(vmem_bytes=62 * MIB, num_cores=2),
+    "TPU v5": DenseTiling(vmem_bytes=64 * MIB, num_cores=2),
     "TPU v6 lite": DenseTiling(),
     "TPU7x": DenseTiling(vmem_bytes=57 * MIB),
 }
