@@ -53,7 +53,7 @@ def value_and_gradients(kernels, num_parts, u, ssm, dy):
 
 @pytest.mark.parametrize(
     ("num_parts", "m", "reverse", "b", "num_tiles"),
-    [(2, 1, BOTH, 2, 3), (4, 2, BOTH, 1, 1), (4, 1, BACKWARD, 9, 1)],
+    [(2, 1, BOTH, 3, 2), (4, 2, BOTH, 1, 1), (4, 1, BACKWARD, 9, 3)],
     ids=str,
 )
 def test_parts_equal_the_whole(num_parts, m, reverse, b, num_tiles):

@@ -48,7 +48,7 @@ def operands(m, b, j, dtype=jnp.bfloat16):
     ("topology", "m", "b", "j", "dtype"),
     [
         ("v5e:2x2", 2, 8, 128, jnp.bfloat16),
-        ("v5e:2x2", 4, 3, 128, jnp.bfloat16),
+        ("v5e:2x2", 4, 3, 256, jnp.bfloat16),
         pytest.param("v5e:2x2", 1, 16, 128, jnp.bfloat16, marks=pytest.mark.nightly),
         pytest.param("v5e:2x2", 2, 8, 128, jnp.float32, marks=pytest.mark.nightly),
         pytest.param("v5e:2x2", 2, 64, 2048, jnp.bfloat16, marks=pytest.mark.nightly),
@@ -87,7 +87,7 @@ def test_parts_of_a_sequence():
         sharding = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), x)
 
-    layer, u, ssm, y = operands(2, 8, 512)
+    layer, u, ssm, y = operands(2, 2, 1024)
     places = EVERYWHERE, OF_TOKENS, EVERYWHERE, OF_TOKENS
     lowered = jax.jit(run).lower(*map(place, (layer, u, ssm, y), places))
     names = kernel_names(tpu_compiler.compile_lowered(lowered))

@@ -24,14 +24,16 @@ class ChannelBlock:
 
     Attributes:
         num_channels: channels c of the block.
-        num_chunks: chunks g of the sequence.
-        batch: rows b of a chunk, a multiple of 8.
+        num_chunks: chunks g of the sequence, or of each of its parts.
+        batch: rows b of a chunk, a multiple of 8, in the order (part, image).
         chunk_size: tokens t of a chunk.
         dtype: of u and y.
         reverse: for each direction, whether it reads from the end.
         strided_roll: whether the chip can roll each row of a register by one more.
         m: tokens of a group, a power of two. The t / m groups of a chunk lie in the order (k, j):
             lane k t / m + j is token m j + k (`stack_tpu.layout`). 1 is the tokens' own order.
+        num_parts: parts of the sequence that are rows of their own, where few images leave room: a
+            power of two.
     """
 
     num_channels: int
@@ -42,6 +44,12 @@ class ChannelBlock:
     reverse: tuple[bool, ...]
     strided_roll: bool
     m: int = 1
+    num_parts: int = 1
+
+    @property
+    def rows_of_a_part(self) -> int:
+        """Rows of a chunk that are images of one part."""
+        return self.batch // self.num_parts
 
     @property
     def num_groups(self) -> int:

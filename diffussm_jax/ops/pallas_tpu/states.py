@@ -2,6 +2,9 @@
 
 Step k is chunk k for a forward lane and the k-th from the end for a backward one. The entering
 states, and the gradients of what the chunks add, are kept in the order of the steps.
+
+Where the parts of a sequence are rows of their own, a recurrence runs twice: from zero, for what
+each part adds to the state, and from the states that then enter the parts.
 """
 
 import dataclasses
@@ -11,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from diffussm_jax.ops.pallas_tpu.block import LANES, SUBLANES, ChannelBlock, num_levels, swap
+from diffussm_jax.ops.pallas_tpu.parts import Parts
 
 MAX_UNROLL = 32  # steps; longer programs take minutes to compile
 
@@ -41,6 +45,7 @@ class States:
         path from step to step.
         """
         decays = [self._decay(c) for c in channels]
+        parts = Parts(self.block)
 
         def step(k, states):
             new = []
@@ -51,12 +56,18 @@ class States:
                 new.append((new_x, (swap(local) + re * swapped) - im * x))
             return tuple(new)
 
-        unroll = steps_of_a_body(self.block.num_chunks)
+        def run(states):
+            unroll = steps_of_a_body(self.block.num_chunks)
+            return jax.lax.fori_loop(0, self.block.num_chunks, step, states, unroll=unroll)
+
         states = self._with_swapped(self.state_ref, channels)
-        states = jax.lax.fori_loop(0, self.block.num_chunks, step, states, unroll=unroll)
+        if self.block.num_parts > 1:
+            added = run(self._with_swapped(None, channels))
+            states = parts.entering(decays, states, added)
+        states = run(states)
         if last_ref is not None:
             for c, (x, _) in zip(channels, states):
-                last_ref[c] = x
+                last_ref[c] = parts.last(x)
 
     def carry_adjoint(
         self, channels, d_last_ref, entering_ref, d_entering_ref, d_local_ref, d_state_ref
@@ -67,6 +78,7 @@ class States:
         gradient of the state x.
         """
         decays = [self._decay(c) for c in channels]
+        parts = Parts(self.block, mirrored=True)
         zero = jnp.zeros((self.block.batch, LANES), jnp.float32)
 
         def step(i, carried):
@@ -81,12 +93,20 @@ class States:
                 new.append((new_z, new_swapped, same + x * z, crossed + x * swapped))
             return tuple(new)
 
-        unroll = steps_of_a_body(self.block.num_chunks)
-        carried = tuple((*pair, zero, zero) for pair in self._with_swapped(d_last_ref, channels))
-        carried = jax.lax.fori_loop(0, self.block.num_chunks, step, carried, unroll=unroll)
+        def run(states):
+            unroll = steps_of_a_body(self.block.num_chunks)
+            carried = tuple((*pair, zero, zero) for pair in states)
+            return jax.lax.fori_loop(0, self.block.num_chunks, step, carried, unroll=unroll)
+
+        states = self._with_swapped(d_last_ref, channels)
+        if self.block.num_parts > 1:
+            added = [tuple(pair) for *pair, _, _ in run(self._with_swapped(None, channels))]
+            conjugates = [(re, -im) for re, im in decays]
+            states = parts.entering(conjugates, states, added)
+        carried = run(states)
         if d_state_ref is not None:
             for c, (z, *_) in zip(channels, carried):
-                d_state_ref[c] = z
+                d_state_ref[c] = parts.last(z)
         return [
             tuple(jnp.sum(part, axis=0, keepdims=True) for part in sums) for _, _, *sums in carried
         ]

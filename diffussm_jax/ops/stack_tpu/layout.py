@@ -53,10 +53,11 @@ def gather(read: ReadTile, rows_ref, stage_ref, block: ChannelBlock, *, num_imag
     """
 
     def stage_tiles(q):
-        for k, image in itertools.product(range(block.m), range(block.batch)):
-            words = stage_ref.at[_tile(block, q, k, image)]
+        for k, row in itertools.product(range(block.m), range(block.batch)):
+            words = stage_ref.at[_tile(block, q, k, row)]
+            part, image = divmod(row, block.rows_of_a_part)
             if image < num_images:
-                words[...] = _to_words(read(q, k, image))
+                words[...] = _to_words(read(part * _num_tiles(block) + q, k, image))
             else:
                 words[...] = jnp.zeros(words.shape, words.dtype)
 
@@ -82,9 +83,12 @@ def scatter(rows_ref, write: WriteTile, stage_ref, block: ChannelBlock, *, num_i
                 stage_ref[_rows_of_word(block, q, k, word)] = plane
 
     def write_tiles(q):
-        for k, image in itertools.product(range(block.m), range(num_images)):
-            words = stage_ref[_tile(block, q, k, image)]
-            write(q, k, image, _from_words(words, block.dtype))
+        for k, row in itertools.product(range(block.m), range(block.batch)):
+            part, image = divmod(row, block.rows_of_a_part)
+            if image < num_images:
+                words = stage_ref[_tile(block, q, k, row)]
+                tile = part * _num_tiles(block) + q
+                write(tile, k, image, _from_words(words, block.dtype))
 
     _for_each_tile(block, stage_rows)
     _for_each_tile(block, write_tiles)
@@ -109,9 +113,13 @@ def transpose_runs(arrays: list) -> list:
 
 
 def _for_each_tile(block: ChannelBlock, body: Callable[[Any], None]) -> None:
-    num_tiles = block.num_chunks // block.m
+    num_tiles = _num_tiles(block)
     unroll = steps_of_a_body(num_tiles)
     jax.lax.fori_loop(0, num_tiles, lambda q, _: body(q), None, unroll=unroll)
+
+
+def _num_tiles(block: ChannelBlock) -> int:
+    return block.num_chunks // block.m
 
 
 def _channels_per_word(block: ChannelBlock) -> int:
@@ -133,10 +141,10 @@ def _chunks(block: ChannelBlock, q):
     return pl.ds(pl.multiple_of(q * size, SUBLANES), size)
 
 
-def _tile(block: ChannelBlock, q, k: int, image: int):
-    """The words of a tile in the stage: all channels of an image."""
+def _tile(block: ChannelBlock, q, k: int, row: int):
+    """The words of a tile in the stage: all channels of a row."""
     num_words = _num_words(block)
-    return pl.ds(_first_word(block, q, k) + image * num_words, num_words)
+    return pl.ds(_first_word(block, q, k) + row * num_words, num_words)
 
 
 def _rows_of_word(block: ChannelBlock, q, k: int, word: int):
@@ -145,8 +153,7 @@ def _rows_of_word(block: ChannelBlock, q, k: int, word: int):
 
 
 def _first_word(block: ChannelBlock, q, k: int):
-    num_tiles = block.num_chunks // block.m
-    return (k * num_tiles + q) * block.batch * _num_words(block)
+    return (k * _num_tiles(block) + q) * block.batch * _num_words(block)
 
 
 def _to_words(tile):

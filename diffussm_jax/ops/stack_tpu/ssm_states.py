@@ -65,7 +65,8 @@ def _kernel(
     backward = block.backward_lanes(shape)
     num_before = jnp.where(backward, last_part - part_ref[0], part_ref[0])
     levels = num_levels(LANES)
-    decays = _power(powers_ref[:, levels - 1], block.num_chunks)  # c 128
+    num_chunks = block.num_parts * block.num_chunks
+    decays = _power(powers_ref[:, levels - 1], num_chunks)  # c 128
     readings = _times(powers_ref[:, levels], powers_ref[:, 0])  # 2 g exp(p)
     for c in block.channels:
         decay, reading = (rows[c : c + 1] for rows in (decays, readings))

@@ -12,6 +12,7 @@ from diffussm_jax.shapes import ceil_div
 NUM_CHANNELS = 16  # of a grid step: those of a bfloat16 register
 GROUP_SIZES = (1, 2, 4, 8)
 MAX_ROWS = 512  # of a channel in a step: a minute of compiling; twice as many are 2 % faster
+ROWS_OF_TABLES = 64  # whose products take as long as a step's tables
 SPILLED = 140 * 1024  # floats that the compiler spills from a channel's tables, or lays out twice
 
 
@@ -72,27 +73,28 @@ def refusal(shape: SSMShape, num_pairs: int, tiling: Tiling) -> str | None:
 
 
 def step_for(shape: SSMShape, tiling: Tiling, *, gelu: bool) -> Step:
-    """The step that wastes least on filling up registers, and of those the one of most images."""
+    """The step that takes least time for an image."""
     channels = _num_channels(tiling)
-    most_rows = max(MAX_ROWS, SUBLANES * _num_chunks(shape))
+    most_rows = max(MAX_ROWS, _num_rows(shape, 1))
     fitting = [
         n
         for n in range(1, shape.b + 1)
         if shape.b % n == 0
-        and _rows_of_a_chunk(n) * _num_chunks(shape) <= most_rows
+        and _num_rows(shape, n) <= most_rows
         and channels * _channel_bytes(shape, n) <= tiling.vmem_bytes
     ]
-    num_images = min(fitting, key=lambda n: (_rows_of_a_chunk(n) / n, -n))
+    num_images = min(fitting, key=lambda n: (_num_rows(shape, n) + ROWS_OF_TABLES) / n)
     batch = _rows_of_a_chunk(num_images)
     block = ChannelBlock(
         num_channels=channels,
-        num_chunks=_num_chunks(shape),
+        num_chunks=_num_rows(shape, num_images) // batch,
         batch=batch,
         chunk_size=LANES,
         dtype=jnp.dtype(shape.dtype),
         reverse=shape.reverse,
         strided_roll=tiling.strided_roll,
         m=shape.m,
+        num_parts=_num_parts(shape, num_images),
     )
     interleave = tiling.interleave or min(channels, max(1, MIN_ROWS // batch))
     return Step(block, num_images, interleave, gelu)
@@ -105,7 +107,7 @@ def _num_channels(tiling: Tiling) -> int:
 def _channel_bytes(shape: SSMShape, num_images: int) -> int:
     """VMEM of a channel in a step of the backward kernel, with a tenth to spare."""
     r, itemsize = len(shape.reverse), jnp.dtype(shape.dtype).itemsize
-    rows = _rows_of_a_chunk(num_images) * _num_chunks(shape)
+    rows = _num_rows(shape, num_images)
     # u, du and dy twice, since a block is read while another is used.
     blocks = 2 * (2 + r) * num_images * shape.m * shape.j * itemsize
     blocks += (2 + r + 1) * rows * LANES * itemsize  # they as rows, and the stage
@@ -114,8 +116,17 @@ def _channel_bytes(shape: SSMShape, num_images: int) -> int:
     return int(1.1 * (blocks + 4 * floats))
 
 
-def _num_chunks(shape: SSMShape) -> int:
-    return shape.m * shape.j // LANES
+def _num_rows(shape: SSMShape, num_images: int) -> int:
+    """Rows of a channel: a chunk of tokens is in each."""
+    num_chunks = shape.m * shape.j // LANES
+    return _rows_of_a_chunk(num_images) * num_chunks // _num_parts(shape, num_images)
+
+
+def _num_parts(shape: SSMShape, num_images: int) -> int:
+    """Into how many parts a sequence goes, so that few images fill the rows of a register."""
+    num_tiles = shape.j // LANES
+    fitting = (n for n in (8, 4, 2) if n * num_images <= SUBLANES and num_tiles % n == 0)
+    return next(fitting, 1)
 
 
 def _rows_of_a_chunk(num_images: int) -> int:
