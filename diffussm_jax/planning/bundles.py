@@ -27,6 +27,7 @@ _ROUNDS_WITHOUT_STEP = 2
 _LOOP = re.compile(r"^ *loop: start=(?P<start>-?\d+), step=(?P<step>\d+), limit=(?P<limit>-?\d+)$")
 _REGION = re.compile(r"^ *\$region(?P<number>\d+).*?(?: // (?P<kind>\w+))?$")
 _RANGE = re.compile(r"^ *// region range: \[(?P<start>\d+), (?P<stop>\d+)\)$")
+_JUMP = re.compile(r" = sbr\.rel \(.*\) target bundleno = (?P<target>\d+) ")
 
 _GRID = re.compile(r"^iteration_bounds: \((?P<bounds>[\d, ]+)\)$", re.MULTILINE)
 _ROUND = "iteration index, stage = 0 "
@@ -78,6 +79,8 @@ def kernel_cost(original: str, scheduled: str) -> KernelCost:
     spans = list(_spans(scheduled, grid))
     if not spans:
         raise ValueError("libtpu's text of the kernel has no bundles")
+    if any(span.start > span.stop for span in spans):
+        raise ValueError("libtpu's text has jumps in another order than is known")
     if grid.loop_header and f"$region{grid.loop_header}: " not in scheduled:
         raise ValueError("libtpu's text has no loop over the grid")
     times = np.ones(max(span.stop for span in spans))
@@ -96,29 +99,37 @@ class _Span(NamedTuple):
 
 
 def _spans(scheduled: str, grid: "_Grid") -> Iterator[_Span]:
-    """Yield all bundles, those of each loop, and those of each region with a condition."""
-    starts: list[int] = []  # of the loops that the line is in
-    rounds: list[int] = []
+    """Yield all bundles, those of each loop, and those of each region with a condition.
+
+    The ends of a loop and of such a region are those of jumps: what is named as a region may begin
+    earlier, since instructions move up.
+    """
+    rounds: list[int] = []  # of the loops that the line is in
+    num_bodies = stop = 0
     number = kind = ""
+    skipped: tuple[int, int] | None = None
     for line in scheduled.splitlines():
         if match := _LOOP.match(line):
             rounds.append(len(range(int(match["start"]), int(match["limit"]), int(match["step"]))))
         elif match := _REGION.match(line):
             number, kind = match["number"], match["kind"]
+            num_bodies += kind == "loop_body"
+            if num_bodies > len(rounds):
+                raise ValueError(f"libtpu's text has a loop without bounds: region {number}")
+            if kind == "loop_header" and number == grid.loop_header:
+                rounds[-1] -= _ROUNDS_WITHOUT_STEP
+            elif kind == "pred_region" and skipped:
+                yield _Span(*skipped, grid.share(number))
         elif match := _RANGE.match(line):
             start, stop = int(match["start"]), int(match["stop"])
             if number == "0":
                 yield _Span(start, stop, 1)
-            elif kind == "pred_region":
-                yield _Span(start, stop, grid.share(number))
-            elif kind == "loop_body":
-                starts.append(start)
-                if len(rounds) < len(starts):
-                    raise ValueError(f"libtpu's text has a loop without bounds: region {number}")
-            elif kind == "loop_header" and number == grid.loop_header:
-                rounds[-1] -= _ROUNDS_WITHOUT_STEP
-            elif kind == "loop_header_branch":  # it is the last of a loop, and jumps to the body
-                yield _Span(starts.pop(), stop, rounds.pop())
+        elif match := _JUMP.search(line):
+            target = int(match["target"])
+            skipped = (stop, target) if kind == "pred_check_branch" else None
+            if kind == "loop_header_branch":
+                num_bodies -= 1
+                yield _Span(target, stop, rounds.pop())
 
 
 class _Scalar(NamedTuple):

@@ -31,19 +31,24 @@ $region0: #{kernel}
     // region range: [4, 10)
   $region176: #{kernel} parent=1 // loop_body
     // region range: [10, 19)
+    $region46: #{kernel} parent=176 // pred_check_branch
+      // region range: [10, 12)
+      %339 = sbr.rel (%p816_p1) target bundleno = 18 (0x12), region = 48
     $region47: #{kernel} parent=176 // pred_region
-      // region range: [12, 18)
+      // region range: [10, 18)
       loop: start=2, step=2, limit=12
       $region143: #{kernel} parent=47 // loop_body
         // region range: [14, 16)
       $region51: #{kernel} parent=47 // loop_header_branch
         // region range: [14, 16)
+        %344 = sbr.rel (!%p342_p5) target bundleno = 14 (0xe), region = 143
       $region142: #{kernel} parent=47 // loop_exit
         // region range: [14, 16)
   $region3: #{kernel} parent=1 // loop_header
     // region range: [18, 19)
   $region4: #{kernel} parent=1 // loop_header_branch
     // region range: [18, 20)
+    %27 = sbr.rel (!%p25_p12) target bundleno = 10 (0xa), region = 176
 """
 
 
@@ -79,5 +84,7 @@ def test_a_loop_that_ends_when_it_likes_is_refused():
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="no loop over the grid"):
         kernel_cost(ORIGINAL, SCHEDULED.replace("$region3: ", "$region5: "))
+    with pytest.raises(ValueError, match="another order"):
+        kernel_cost(ORIGINAL, SCHEDULED.replace("bundleno = 14 ", "bundleno = 17 "))
     with pytest.raises(ValueError, match="no bundles"):
         kernel_cost(ORIGINAL, "")
