@@ -84,11 +84,28 @@ def _swapped(x: jax.Array) -> jax.Array:
 
 
 def fuse(
-    config: ModelConfig, implementation: Implementation, num_groups: int
+    config: ModelConfig,
+    implementation: Implementation,
+    num_groups: int,
+    *,
+    gather: Gather | None = None,
+    make_ssm: Callable[..., StackedSSM] = StackedSSM,
 ) -> FusedBlocks | None:
-    """What runs all blocks on this machine's device, or None for the loop; raises as `choose`."""
+    """What runs all blocks on a device, or None for the loop; raises as `choose`.
+
+    Args:
+        num_groups: of an image's tokens, on the device.
+        gather: makes of a device's part of a block the complete block.
+        make_ssm: `StackedSSM`, or what stands for it where a mesh splits the tokens.
+    """
     tiling = choose(config, implementation, num_groups)
-    return None if tiling is None else fused_blocks(config, tiling)
+    if tiling is None:
+        return None
+    dtype = jnp.dtype(config.dtype)
+    ssm = make_ssm(config.m, DIRECTIONS[config.direction], tiling.ssm, gelu=True)
+    take = TakeApart(dtype, gather)
+    recompute = config.remat == "full"
+    return FusedBlocks(FusedStack(take, ssm, tiling.dense, dtype, recompute=recompute))
 
 
 def choose(
@@ -117,21 +134,6 @@ def choose(
             f"{reason}; None takes xla where that is so"
         )
     return fit(tiling, _shape(config, num_groups))
-
-
-def fused_blocks(
-    config: ModelConfig,
-    tiling: StackTiling,
-    *,
-    gather: Gather | None = None,
-    make_ssm: Callable[..., StackedSSM] = StackedSSM,
-) -> FusedBlocks:
-    """What runs all blocks of a model by the kernels; the functions are those of a mesh."""
-    dtype = jnp.dtype(config.dtype)
-    ssm = make_ssm(config.m, DIRECTIONS[config.direction], tiling.ssm, gelu=True)
-    take = TakeApart(dtype, gather)
-    recompute = config.remat == "full"
-    return FusedBlocks(FusedStack(take, ssm, tiling.dense, dtype, recompute=recompute))
 
 
 def refusal(config: ModelConfig, num_groups: int, tiling: StackTiling) -> str | None:

@@ -12,61 +12,54 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.backbone import FusedBlocks
-from diffussm_jax.models.block import Block
-from diffussm_jax.models.stack import Implementation, choose, fused_blocks
 from diffussm_jax.ops.stack_tpu.ssm import StackedSSM
 from diffussm_jax.parallel.mesh import BATCH_AXES, split_longest
 from diffussm_jax.parallel.sequence_ssm import SequenceSSM
 from diffussm_jax.shapes import Condition, Groups
+
+# From the groups of tokens on a device, and by name `gather` and `make_ssm`.
+Fuse = Callable[..., Any]
 
 EVERYWHERE = PartitionSpec()
 IMAGES = PartitionSpec(BATCH_AXES)
 ROWS = PartitionSpec(BATCH_AXES, "sequence")
 
 
-def shard_stack(
-    mesh: Mesh, config: ModelConfig, implementation: Implementation
-) -> Callable[[int], FusedBlocks | None]:
-    """`models.stack.fuse` on a mesh: a function of the number of rows.
+def shard_stack(mesh: Mesh, fuse: Fuse) -> Callable[[int], "ShardedBlocks | None"]:
+    """Put `fuse`, which is `models.stack.fuse` for a model, on a mesh.
 
     Values and gradients are those on one device. The axes must divide the batch and the rows
     (ValueError from `jax.shard_map` otherwise).
     """
 
-    def fuse(num_groups: int) -> FusedBlocks | None:
+    def fuse_on_mesh(num_groups: int) -> ShardedBlocks | None:
         num_parts = mesh.shape["sequence"]
-        tiling = choose(config, implementation, num_groups // num_parts)
-        if tiling is None:
-            return None
         make_ssm: Callable[..., StackedSSM] = StackedSSM
         if num_parts > 1:
             make_ssm = functools.partial(SequenceSSM, axis="sequence")
-        return ShardedBlocks(
-            mesh, functools.partial(fused_blocks, config, tiling, make_ssm=make_ssm)
-        )
+        local = functools.partial(fuse, num_groups // num_parts, make_ssm=make_ssm)
+        return None if local() is None else ShardedBlocks(mesh, local)
 
-    return fuse
+    return fuse_on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardedBlocks:
-    """`FusedBlocks` on a mesh.
+    """`models.backbone.FusedBlocks` on a mesh.
 
     Attributes:
         local: makes the operation on a device, from what gathers a layer there.
     """
 
     mesh: Mesh
-    local: Callable[..., FusedBlocks]
+    local: Callable[..., Any]
 
-    def run(self, blocks: Block, x: Groups, c: Condition) -> Groups:
+    def run(self, blocks: Any, x: Groups, c: Condition) -> Groups:
         """Apply the blocks; the gradient of a block is split as its parameters are."""
         run = self.local(gather=self._gather(blocks)).run
         return self._on_mesh(run, (self._places(blocks), ROWS, IMAGES), ROWS)(blocks, x, c)
 
-    def prepare(self, blocks: Block) -> Any:
+    def prepare(self, blocks: Any) -> Any:
         """Lay out complete blocks, on every device."""
         prepare = self.local(gather=self._gather(blocks)).prepare
         return self._on_mesh(prepare, (self._places(blocks),), EVERYWHERE)(blocks)
@@ -82,10 +75,10 @@ class ShardedBlocks:
             run, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
         )
 
-    def _places(self, blocks: Block) -> Any:
+    def _places(self, blocks: Any) -> Any:
         return jax.tree.map(lambda x: split_longest(x.shape, self.mesh), blocks)
 
-    def _gather(self, blocks: Block) -> "Gather":
+    def _gather(self, blocks: Any) -> "Gather":
         places = (split_longest(x.shape, self.mesh) for x in jax.tree.leaves(blocks))
         return Gather(tuple(p.index("fsdp") if "fsdp" in p else None for p in places))
 
@@ -100,7 +93,7 @@ class Gather:
 
     axes: tuple[int | None, ...]
 
-    def __call__(self, layer: Block) -> Block:
+    def __call__(self, layer: Any) -> Any:
         parts, structure = jax.tree.flatten(layer)
         # The axis of the layers is gone.
         complete = [

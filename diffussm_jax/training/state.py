@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from diffussm_jax.config import Config, StackImplementation
 from diffussm_jax.models import create_model
+from diffussm_jax.models.stack import fuse as fuse_on_device
 from diffussm_jax.ops.s4d import Implementation
 from diffussm_jax.ops.stack_tpu.choose import StackTiling
 from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
@@ -58,7 +59,8 @@ def abstract_model(
     """
     apply_s4d = gather = fuse = None
     if mesh is not None:
-        fuse = shard_stack(mesh, config.model, stack or config.model.stack_implementation)
+        stack = stack or config.model.stack_implementation
+        fuse = shard_stack(mesh, functools.partial(fuse_on_device, config.model, stack))
     if mesh is not None and mesh.shape["fsdp"] > 1:
         gather = functools.partial(gather_layer, mesh)
     if mesh is not None and (mesh.size > 1 or implementation is not None):

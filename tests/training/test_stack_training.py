@@ -12,7 +12,7 @@ from tests.conftest import merge
 NUM_STEPS = 200
 
 
-def losses(tiny_config, workdir, **model):
+def losses(tiny_config, workdir, num_steps=NUM_STEPS, **model):
     """The loss of every step; the digits have a black edge, so that they are 256 tokens."""
     config = merge(
         tiny_config,
@@ -20,7 +20,7 @@ def losses(tiny_config, workdir, **model):
             "model": {"width": 32} | model,
             "data": {"image_size": 16, "pad": 4},
             "training": {
-                "num_steps": NUM_STEPS,
+                "num_steps": num_steps,
                 "batch_size": 16,
                 "log_every": 1,
                 "eval_every": 1000,
@@ -54,3 +54,13 @@ def test_losses_follow_those_of_the_loop(tiny_config, tmp_path):
     _, loop, kernels = np.mean(distances, axis=0)
     print(np.array(distances))
     assert kernels < 1.5 * loop
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_under_the_other_implementation(tiny_config, tmp_path):
+    undisturbed = losses(tiny_config, tmp_path / "one" / "0", num_steps=6)
+    for first, second in (("xla", "pallas_tpu"), ("pallas_tpu", "xla")):
+        workdir = tmp_path / first / "0"
+        losses(tiny_config, workdir, num_steps=3, stack_implementation=first)
+        resumed = losses(tiny_config, workdir, num_steps=6, stack_implementation=second)
+        np.testing.assert_allclose(resumed, undisturbed, rtol=1e-5)
