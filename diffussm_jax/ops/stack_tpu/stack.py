@@ -25,7 +25,7 @@ from diffussm_jax.ops.stack_tpu.parameters import (
     forward_layout,
 )
 from diffussm_jax.ops.stack_tpu.ssm import StackedSSM
-from diffussm_jax.ops.stack_tpu.ssm_tables import SSMTables
+from diffussm_jax.ops.stack_tpu.ssm_tables import PackedState, SSMTables
 from diffussm_jax.shapes import SSM, Condition
 
 Rows = Float[Array, "b d j"]
@@ -46,6 +46,13 @@ class ForwardWeights(NamedTuple):
     dense: DenseParameters
     tables: SSMTables
     modulation: Linear
+
+
+class OfSSM(NamedTuple):
+    """What the backward pass has from the forward pass of a layer's SSM."""
+
+    tables: SSMTables
+    entering: PackedState | None
 
 
 class Stacks(NamedTuple):
@@ -98,10 +105,11 @@ class FusedStack:
         stacks: Stacks,
         *,
         all_layers: bool = False,
-    ) -> Stacks:
+    ) -> tuple[Stacks, PackedState | None]:
         """Run a layer: x of layer `number` becomes x of the next.
 
-        `weights.dense` are those of all layers, with a leading axis, if `all_layers` says so.
+        `weights.dense` are those of all layers, with a leading axis, if `all_layers` says so. The
+        state that enters a part of a sequence is returned too.
         """
         layer = number[None]
         options: dict[str, Any] = {"tiling": self.tiling, "all_layers": all_layers}
@@ -110,17 +118,19 @@ class FusedStack:
         statistics, h_pre, u_pre = dense.up(
             layer, x, modulation, weights.dense, statistics, h_pre, u_pre, **options
         )
-        y = self.ssm.forward(layer, u_pre, weights.tables, y)
+        entering = self.ssm.entering(layer, u_pre, weights.tables)
+        y = self.ssm.forward(layer, u_pre, weights.tables, y, entering)
         x, q, p1, p2 = dense.down(
             layer, x, statistics, modulation, y, weights.dense, q, p1, p2, **options
         )
-        return Stacks(x, statistics, h_pre, u_pre, y, q, p1, p2)
+        return Stacks(x, statistics, h_pre, u_pre, y, q, p1, p2), entering
 
     def backward(
         self,
         number: Int32[Array, ""],
         parameters: LayerParameters,
         tables: SSMTables,
+        entering: PackedState | None,
         modulation: Modulation,
         stacks: Stacks,
         dx: Rows,
@@ -132,7 +142,7 @@ class FusedStack:
         gate = dense.gate_back(layer, dx, x, statistics, modulation, p1, p2, w, tiling=tiling)
         dq, dw2, db_down = dense.hidden_back(layer, gate.p2, q, w, tiling=tiling)
         dy, dw_down = dense.wide_back(layer, y, dq, w, tiling=tiling)
-        du, d_ssm = self.ssm.backward(layer, u_pre, parameters.ssm, tables, dy)
+        du, d_ssm = self.ssm.backward(layer, u_pre, parameters.ssm, tables, dy, entering)
         dx, dw0, dw_up, d_modulation = dense.up_back(
             layer, dx, x, statistics, modulation, h_pre, du, gate.i, w, tiling=tiling
         )
@@ -170,7 +180,8 @@ def run_stack(stack: FusedStack, layers: Any, x: Rows, c: Condition) -> Rows:
 
     def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, None]:
         number, parameters = inputs
-        return stack.forward(number, stack.prepare(parameters), c, stacks), None
+        stacks, _ = stack.forward(number, stack.prepare(parameters), c, stacks)
+        return stacks, None
 
     return _run_in_turn(stack, layer, layers, x)
 
@@ -187,7 +198,8 @@ def run_prepared(stack: FusedStack, weights: ForwardWeights, x: Rows, c: Conditi
         number, of_layer = inputs
         # The kernels read the dense layers in place; the scan would copy each.
         of_layer = of_layer._replace(dense=weights.dense)
-        return stack.forward(number, of_layer, c, stacks, all_layers=True), None
+        stacks, _ = stack.forward(number, of_layer, c, stacks, all_layers=True)
+        return stacks, None
 
     return _run_in_turn(stack, layer, weights, x)
 
@@ -198,29 +210,31 @@ def _run_in_turn(stack: FusedStack, layer: Callable, layers: Any, x: Rows) -> Ro
 
 
 def _forward(stack: FusedStack, layers: Any, x: Rows, c: Condition) -> tuple[Rows, tuple]:
-    def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, SSMTables]:
+    def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, OfSSM]:
         number, parameters = inputs
         weights = stack.prepare(parameters)
-        return stack.forward(number, weights, c, stacks), weights.tables
+        stacks, entering = stack.forward(number, weights, c, stacks)
+        return stacks, OfSSM(weights.tables, entering)
 
     depth = _depth(layers)
     empty = stack.empty_stacks(x, depth, 1 if stack.recompute else depth)
-    stacks, tables = jax.lax.scan(layer, empty, _numbered(layers))
-    return _x_of(stacks, depth), (layers, c, stacks, tables)
+    stacks, of_ssm = jax.lax.scan(layer, empty, _numbered(layers))
+    return _x_of(stacks, depth), (layers, c, stacks, of_ssm)
 
 
 def _backward(stack: FusedStack, saved: tuple, dx: Rows) -> tuple[Any, Rows, Condition]:
-    layers, c, kept, tables = saved
+    layers, c, kept, of_ssm = saved
 
     def layer(carry: tuple[Rows, Array, Stacks | None], inputs: tuple) -> tuple[tuple, Any]:
         dx, dc, recomputed = carry
-        number, (layer, tables) = inputs
+        number, (layer, (tables, entering)) = inputs
         parameters, pull = jax.vjp(stack.take, layer)
         if recomputed is not None:
-            recomputed = stack.forward(number, stack.lay_out(parameters, tables), c, recomputed)
+            weights = stack.lay_out(parameters, tables)
+            recomputed, _ = stack.forward(number, weights, c, recomputed)
         modulation, pull_modulation = jax.vjp(modulate, parameters.modulation, c)
         dx, d_dense, d_ssm, d_modulation = stack.backward(
-            number, parameters, tables, modulation, recomputed or kept, dx
+            number, parameters, tables, entering, modulation, recomputed or kept, dx
         )
         d_linear, dc_of_layer = pull_modulation(d_modulation.astype(modulation.dtype))
         gradients = LayerParameters(d_dense, d_ssm, d_linear)
@@ -228,7 +242,7 @@ def _backward(stack: FusedStack, saved: tuple, dx: Rows) -> tuple[Any, Rows, Con
         return (dx, dc + dc_of_layer.astype(jnp.float32), recomputed), *pull(gradients)
 
     carry = dx, jnp.zeros(c.shape, jnp.float32), kept if stack.recompute else None
-    (dx, dc, _), d_layers = jax.lax.scan(layer, carry, _numbered((layers, tables)), reverse=True)
+    (dx, dc, _), d_layers = jax.lax.scan(layer, carry, _numbered((layers, of_ssm)), reverse=True)
     return d_layers, dx, dc.astype(c.dtype)
 
 
