@@ -55,7 +55,7 @@ _DENSE_TILINGS = {
     "TPU v5 lite": DenseTiling(),
     "TPU v5": DenseTiling(vmem_bytes=64 * MIB, num_cores=2),
     "TPU v6 lite": DenseTiling(),
-    "TPU7x": DenseTiling(vmem_bytes=57 * MIB),
+    "TPU7x": DenseTiling(vmem_bytes=60 * MIB),
 }
 
 
