@@ -236,6 +236,7 @@ GIVEN = {
     "sample.classes": ((1, 2), "(1, 2)"),
     "plan.topologies": (("v5e:4x4", "v6e:4x4"), "v5e:4x4,v6e:4x4"),
     "model.ssm_implementation": ("fft", "fft"),
+    "model.stack_implementation": ("xla", "xla"),
     "sample.dtype": ("float32", "float32"),
     "evaluate.preset": ("fast", "fast"),
 }
