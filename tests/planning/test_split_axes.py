@@ -93,7 +93,7 @@ def test_a_plan_says_what_a_split_costs_and_what_splits_nothing(tiny_config):
     config = merge(tiny_config, {"mesh": {"fsdp": 16}, "training": {"batch_size": 64}})
     chip, mesh = chip_and_mesh(config, "v6e:8x8")
     split = split_axes(mesh, chip)
-    plan = Plan("v6e:8x8", 64, dict(mesh.shape), 1, 64, "none", 1, 1, MEMORY, split)
+    plan = Plan("v6e:8x8", 64, dict(mesh.shape), 1, 64, "none", 1, 1, MEMORY, split_axes=split)
     text = plan_lib.report(plan)
     assert "splits an axis of the 8x8 chips: data takes 1x4, fsdp takes 8x2" in text
     assert "times as long for collectives as on whole axes: 2 over data\n" in text
