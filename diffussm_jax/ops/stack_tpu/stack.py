@@ -90,7 +90,8 @@ class FusedStack:
     def prepare(self, layer: Any) -> ForwardWeights:
         """Lay out a layer for the forward kernels; it depends on the parameters alone."""
         parameters = self.take(layer)
-        return self.lay_out(parameters, self.ssm.tables(parameters.ssm))
+        weights = forward_layout(parameters.dense, self.dtype)
+        return ForwardWeights(weights, self.ssm.tables(parameters.ssm), parameters.modulation)
 
     def lay_out(self, parameters: LayerParameters, tables: SSMTables) -> ForwardWeights:
         """The same from the layer's parameters and tables."""
