@@ -22,7 +22,12 @@ from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.settings import start_jax
 from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.state import abstract_model, abstract_state, init_state
+from diffussm_jax.training.state import (
+    abstract_model,
+    abstract_state,
+    init_state,
+    stack_in_training,
+)
 from diffussm_jax.training.step import compile_train_step
 
 FLOW = rows.FLOW | {"diffusion.prediction": "v", "sample.cfg_scale": "1"}
@@ -41,7 +46,7 @@ class Subject:
 
     def __init__(self, config: Config):
         mesh = make_mesh(devices=jax.local_devices()[:1])
-        graphdef, _ = abstract_model(config, mesh)
+        graphdef, _ = abstract_model(config, mesh, stack=stack_in_training(config))
         self._step = compile_train_step(config, graphdef, abstract_state(config, mesh), mesh)
         self._state = jax.jit(lambda: init_state(config, make_optimizer(config)))()
         size = config.training.batch_size

@@ -100,7 +100,7 @@ def _report(config: Config, dump: Dump, state: TrainState) -> Iterator[str]:
 
 def _loss_of_one(config: Config, state: TrainState) -> Callable[[dict, NoisedBatch], jax.Array]:
     """The loss of a batch of one example, as a function of the parameters."""
-    graphdef, _ = abstract_model(config)
+    graphdef, _ = abstract_model(config, stack="xla")  # an origin is one of its operations
     objective = make_objective(config, graphdef)
 
     def loss_of(params: dict, example: NoisedBatch) -> jax.Array:

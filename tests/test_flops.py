@@ -22,8 +22,9 @@ LATENTS = {"space": "latents", "image_size": 256, "channels": 3, "num_classes": 
 def test_dense_layers_are_the_papers_formula(size):
     """7.5 l d^2 a layer at m = 2, and 2 d^2 of modulation."""
     depth, width = SIZES[size]
-    config = from_dict({"model": {"depth": depth, "width": width}, "data": LATENTS})
-    counts = multiply_adds(config)
+    # Whatever computes the blocks: a kernel's products are those of a step of its grid.
+    model = {"depth": depth, "width": width, "stack_implementation": "pallas_tpu"}
+    counts = multiply_adds(from_dict({"model": model, "data": LATENTS}))
     assert counts.dense == depth * (7.5 * 1024 + 2) * width**2
     assert counts.attention == 0
     assert 0 < counts.embeddings < 0.01 * counts.dense

@@ -125,6 +125,8 @@ def _check_model(config: Config) -> None:
     divides = model.width % model.num_heads == 0
     demand = f"divide model.width = {model.width}"
     require(divides or model.name != "dit", "model.num_heads", demand, model.num_heads)
+    is_fused, demand = model.stack_implementation == "pallas_tpu", "be None or xla for a DiT"
+    require(not is_fused or model.name != "dit", "model.stack_implementation", demand)
     require(model.width % 4 == 0, "model.width", "be a multiple of 4", model.width)
     require(model.state_size % 2 == 0, "model.state_size", "be even", model.state_size)
     low, high = model.dt_range

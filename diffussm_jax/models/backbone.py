@@ -101,9 +101,9 @@ class Backbone(nnx.Module):
         self.fuse = fuse
 
     def __call__(
-        self, x_t: Images, t: Conditions, y: Labels | None = None, *, blocks: Any = None
+        self, x_t: Images, t: Conditions, y: Labels | None = None, *, prepared: Any = None
     ) -> Float[Array, "b h w o"]:
-        """The model's output; `blocks` are what `prepare` made of its own."""
+        """The model's output; `prepared` is what `prepare` made of the blocks."""
         _, height, width, _ = x_t.shape
         p = self.config.patch_size
         with jax.named_scope("embeddings"):
@@ -114,7 +114,7 @@ class Backbone(nnx.Module):
             if y is not None:
                 c = c + self.label(y)
         x = x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype))
-        x = self.run_blocks(x, c, blocks)
+        x = self.run_blocks(x, c, prepared)
         with jax.named_scope("embeddings"):
             x = self.head(modulate(x, *self.modulation(c)))
         return ungroup(x.astype(jnp.float32), height, width, p)
@@ -128,12 +128,12 @@ class Backbone(nnx.Module):
     def prepare(self, height: int, width: int) -> Callable[..., Float[Array, "b h w o"]]:
         """The model for many calls at one size without gradients.
 
-        What does not depend on the call is done here, once.
+        What depends on the parameters alone is done here, once for all calls.
         """
         fused = self.fuse(height * width // self.config.patch_size**2 // self.group_size)
         if fused is None:
             return self
-        return functools.partial(self.__call__, blocks=fused.prepare(self.blocks))
+        return functools.partial(self.__call__, prepared=fused.prepare(self.blocks))
 
     def run_blocks(self, x: Groups, c: Condition, prepared: Any = None) -> Groups:
         """Apply the blocks one after the other to rows x."""

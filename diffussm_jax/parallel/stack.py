@@ -1,7 +1,8 @@
 """The fused stack of blocks on a mesh: each device runs the kernels on its part of the images.
 
 A device has its part of each layer under `fsdp`, and gathers a layer, rounded, when it needs it.
-JAX turns the gathering around in the backward pass: gradients are summed, rounded, and split.
+JAX turns the gathering around in the backward pass: each device's gradients are rounded, then
+summed and split.
 """
 
 import dataclasses
@@ -18,14 +19,14 @@ from diffussm_jax.parallel.sequence_ssm import SequenceSSM
 from diffussm_jax.shapes import Condition, Groups
 
 # From the groups of tokens on a device, and by name `gather` and `make_ssm`.
-Fuse = Callable[..., Any]
+FuseOnDevice = Callable[..., Any]
 
 EVERYWHERE = PartitionSpec()
 IMAGES = PartitionSpec(BATCH_AXES)
 ROWS = PartitionSpec(BATCH_AXES, "sequence")
 
 
-def shard_stack(mesh: Mesh, fuse: Fuse) -> Callable[[int], "ShardedBlocks | None"]:
+def shard_stack(mesh: Mesh, fuse: FuseOnDevice) -> Callable[[int], "ShardedBlocks | None"]:
     """Put `fuse`, which is `models.stack.fuse` for a model, on a mesh.
 
     Values and gradients are those on one device. The axes must divide the batch and the rows
@@ -78,13 +79,13 @@ class ShardedBlocks:
     def _places(self, blocks: Any) -> Any:
         return jax.tree.map(lambda x: split_longest(x.shape, self.mesh), blocks)
 
-    def _gather(self, blocks: Any) -> "Gather":
+    def _gather(self, blocks: Any) -> "GatherLayer":
         places = (split_longest(x.shape, self.mesh) for x in jax.tree.leaves(blocks))
-        return Gather(tuple(p.index("fsdp") if "fsdp" in p else None for p in places))
+        return GatherLayer(tuple(p.index("fsdp") if "fsdp" in p else None for p in places))
 
 
 @dataclasses.dataclass(frozen=True)
-class Gather:
+class GatherLayer:
     """Makes of a device's part of a layer the complete layer, inside a `shard_map`.
 
     Attributes:

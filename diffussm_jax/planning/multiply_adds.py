@@ -55,7 +55,9 @@ def multiply_adds(config: Config) -> MultiplyAdds:
 
     def forward(x: Array, t: Array, y: Array) -> Array:
         operator = functools.partial(s4d, implementation="chunked")
-        model = create_model(config, rngs=nnx.Rngs(0), apply_s4d=operator)
+        model = create_model(
+            config, rngs=nnx.Rngs(0), apply_s4d=operator, fuse=lambda num_groups: None
+        )
         return model(x, t, y if config.data.num_classes else None)
 
     x = jax.ShapeDtypeStruct((1, *config.grid), jnp.float32)

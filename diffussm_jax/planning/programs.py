@@ -101,7 +101,7 @@ def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
 def stack_on(
     config: Config, mesh: Mesh, name: StackImplementation | None
 ) -> StackImplementation | StackTiling | None:
-    """What `name` means on these chips for the stack of blocks; None where they are no TPUs."""
+    """What `name` means for the stack of blocks on TPUs; where they are none, `name` itself."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu" or name == "xla":
         return name
@@ -113,11 +113,12 @@ def stack_on(
 
 def describe_stack(config: Config, mesh: Mesh) -> str:
     """The implementation of the stack that training takes, and why where it is the loop."""
-    name = stack_in_training(config)
-    reason = stack_refusal(config, mesh)
-    if name is None and reason:
-        return f"xla ({reason})"
-    return name or "pallas_tpu"
+    name, reason = stack_in_training(config), stack_refusal(config, mesh)
+    if name == "xla" and config.model.stack_implementation is None:
+        reason = f"config.diffusion.process is {config.diffusion.process}"
+    if name == "pallas_tpu" or not reason:
+        return name or "pallas_tpu"
+    return f"xla ({reason})"
 
 
 def stack_refusal(config: Config, mesh: Mesh) -> str | None:

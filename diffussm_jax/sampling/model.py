@@ -185,6 +185,9 @@ def load(
         dtypes = {name: getattr(own.model, name) for name in ("dtype", "residual_dtype")}
         sections["model"] = dataclasses.replace(config.model, **dtypes)
         weights = weights._replace(config=dataclasses.replace(own, **sections))
+    else:  # what the run was trained by may be slow here
+        model = dataclasses.replace(own.model, stack_implementation=None)
+        weights = weights._replace(config=dataclasses.replace(own, model=model))
     return TrainedModel(weights, workdir, mesh)
 
 

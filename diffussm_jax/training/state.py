@@ -55,12 +55,13 @@ def abstract_model(
     Args:
         mesh: the SSM layers run on each device's part of the batch and of the sequence.
         implementation: of the SSM on that mesh; by default the config's.
-        stack: the implementation of the stack of blocks there; by default the config's.
+        stack: the implementation of the stack of blocks; by default the config's.
     """
-    apply_s4d = gather = fuse = None
+    apply_s4d = gather = None
+    stack = stack or config.model.stack_implementation
+    fuse: Any = functools.partial(fuse_on_device, config.model, stack)
     if mesh is not None:
-        stack = stack or config.model.stack_implementation
-        fuse = shard_stack(mesh, functools.partial(fuse_on_device, config.model, stack))
+        fuse = shard_stack(mesh, fuse)
     if mesh is not None and mesh.shape["fsdp"] > 1:
         gather = functools.partial(gather_layer, mesh)
     if mesh is not None and (mesh.size > 1 or implementation is not None):

@@ -107,8 +107,10 @@ def refusal(tiling: DenseTiling, shape: BlockShape) -> str | None:
     if shape.j % LANES:
         return f"{shape.j} groups of {shape.m} tokens are no multiple of {LANES}"
     unit = PACKED_ROWS if tiling.interpret else LANES
-    if shape.d % unit or 2 * shape.d // shape.m % PACKED_ROWS:
+    if shape.d % unit:
         return f"a width of {shape.d} is no multiple of {unit}"
+    if 2 * shape.d // shape.m % PACKED_ROWS:
+        return f"2 * {shape.d} / {shape.m}, of width and m, is no multiple of {PACKED_ROWS}"
     if not _fitting_columns(tiling, shape):
         needed = vmem_bytes(shape, LANES)
         name = max(needed, key=lambda kernel: needed[kernel])

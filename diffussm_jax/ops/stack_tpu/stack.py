@@ -89,14 +89,12 @@ class FusedStack:
 
     def prepare(self, layer: Any) -> ForwardWeights:
         """Lay out a layer for the forward kernels; it depends on the parameters alone."""
-        parameters = self.take(layer)
+        return self.lay_out(self.take(layer))
+
+    def lay_out(self, parameters: LayerParameters) -> ForwardWeights:
+        """The same from what the stack reads of a layer."""
         weights = forward_layout(parameters.dense, self.dtype)
         return ForwardWeights(weights, self.ssm.tables(parameters.ssm), parameters.modulation)
-
-    def lay_out(self, parameters: LayerParameters, tables: SSMTables) -> ForwardWeights:
-        """The same from the layer's parameters and tables."""
-        weights = forward_layout(parameters.dense, self.dtype)
-        return ForwardWeights(weights, tables, parameters.modulation)
 
     def forward(
         self,
@@ -114,7 +112,7 @@ class FusedStack:
         """
         layer = number[None]
         options: dict[str, Any] = {"tiling": self.tiling, "all_layers": all_layers}
-        modulation = modulate(weights.modulation, c)
+        modulation = modulation_of(weights.modulation, c)
         x, statistics, h_pre, u_pre, y, q, p1, p2 = stacks
         statistics, h_pre, u_pre = dense.up(
             layer, x, modulation, weights.dense, statistics, h_pre, u_pre, **options
@@ -130,8 +128,7 @@ class FusedStack:
         self,
         number: Int32[Array, ""],
         parameters: LayerParameters,
-        tables: SSMTables,
-        entering: PackedState | None,
+        of_ssm: OfSSM,
         modulation: Modulation,
         stacks: Stacks,
         dx: Rows,
@@ -143,7 +140,9 @@ class FusedStack:
         gate = dense.gate_back(layer, dx, x, statistics, modulation, p1, p2, w, tiling=tiling)
         dq, dw2, db_down = dense.hidden_back(layer, gate.p2, q, w, tiling=tiling)
         dy, dw_down = dense.wide_back(layer, y, dq, w, tiling=tiling)
-        du, d_ssm = self.ssm.backward(layer, u_pre, parameters.ssm, tables, dy, entering)
+        du, d_ssm = self.ssm.backward(
+            layer, u_pre, parameters.ssm, of_ssm.tables, dy, of_ssm.entering
+        )
         dx, dw0, dw_up, d_modulation = dense.up_back(
             layer, dx, x, statistics, modulation, h_pre, du, gate.i, w, tiling=tiling
         )
@@ -211,11 +210,11 @@ def _run_in_turn(stack: FusedStack, layer: Callable, layers: Any, x: Rows) -> Ro
 
 
 def _forward(stack: FusedStack, layers: Any, x: Rows, c: Condition) -> tuple[Rows, tuple]:
-    def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, OfSSM]:
+    def layer(stacks: Stacks, inputs: tuple[Array, Any]) -> tuple[Stacks, OfSSM | None]:
         number, parameters = inputs
         weights = stack.prepare(parameters)
         stacks, entering = stack.forward(number, weights, c, stacks)
-        return stacks, OfSSM(weights.tables, entering)
+        return stacks, None if stack.recompute else OfSSM(weights.tables, entering)
 
     depth = _depth(layers)
     empty = stack.empty_stacks(x, depth, 1 if stack.recompute else depth)
@@ -228,14 +227,15 @@ def _backward(stack: FusedStack, saved: tuple, dx: Rows) -> tuple[Any, Rows, Con
 
     def layer(carry: tuple[Rows, Array, Stacks | None], inputs: tuple) -> tuple[tuple, Any]:
         dx, dc, recomputed = carry
-        number, (layer, (tables, entering)) = inputs
+        number, (layer, of_ssm) = inputs
         parameters, pull = jax.vjp(stack.take, layer)
         if recomputed is not None:
-            weights = stack.lay_out(parameters, tables)
-            recomputed, _ = stack.forward(number, weights, c, recomputed)
-        modulation, pull_modulation = jax.vjp(modulate, parameters.modulation, c)
+            weights = stack.lay_out(parameters)
+            recomputed, entering = stack.forward(number, weights, c, recomputed)
+            of_ssm = OfSSM(weights.tables, entering)
+        modulation, pull_modulation = jax.vjp(modulation_of, parameters.modulation, c)
         dx, d_dense, d_ssm, d_modulation = stack.backward(
-            number, parameters, tables, entering, modulation, recomputed or kept, dx
+            number, parameters, of_ssm, modulation, recomputed or kept, dx
         )
         d_linear, dc_of_layer = pull_modulation(d_modulation.astype(modulation.dtype))
         gradients = LayerParameters(d_dense, d_ssm, d_linear)
@@ -250,7 +250,7 @@ def _backward(stack: FusedStack, saved: tuple, dx: Rows) -> tuple[Any, Rows, Con
 run_stack.defvjp(_forward, _backward)
 
 
-def modulate(linear: Linear, c: Condition) -> Modulation:
+def modulation_of(linear: Linear, c: Condition) -> Modulation:
     """Shift, scale and, where the model has it, gate of each image, from SiLU(c)."""
     vectors = jax.nn.silu(c) @ linear.kernel + linear.bias
     return vectors.reshape(len(c), -1, c.shape[1])
