@@ -35,9 +35,13 @@ def shard_stack(mesh: Mesh, fuse: FuseOnDevice) -> Callable[[int], "ShardedBlock
 
     def fuse_on_mesh(num_groups: int) -> ShardedBlocks | None:
         num_parts = mesh.shape["sequence"]
+        # Tables of the SSM cost the same whatever the batch, so what splits it splits them.
+        splits_batch = [axis for axis in ("fsdp", "data") if mesh.shape[axis] > 1]
+        channel_axis = next(iter(splits_batch), None)
         make_ssm: Callable[..., StackedSSM] = StackedSSM
         if num_parts > 1:
             make_ssm = functools.partial(SequenceSSM, axis="sequence")
+        make_ssm = functools.partial(make_ssm, channel_axis=channel_axis)
         local = functools.partial(fuse, num_groups // num_parts, make_ssm=make_ssm)
         return None if local() is None else ShardedBlocks(mesh, local)
 

@@ -54,7 +54,8 @@ _DENSE_TILINGS = {
     "TPU v4": DenseTiling(vmem_bytes=15 * MIB, num_cores=2),
     "TPU v5 lite": DenseTiling(),
     "TPU v5": DenseTiling(vmem_bytes=64 * MIB, num_cores=2),
-    "TPU v6 lite": DenseTiling(),
+    # Beside a matrix unit that is four times as fast, loops cost a tenth of a step.
+    "TPU v6 lite": DenseTiling(unroll=True),
     "TPU7x": DenseTiling(vmem_bytes=60 * MIB),
 }
 

@@ -40,16 +40,18 @@ class StackedSSM:
         reverse: for each direction, whether it reads from the end.
         tiling: sizes for the chip; 0 channels are 16, those of a bfloat16 register.
         gelu: whether the SSM reads gelu(u); du is then the gradient of u before GELU.
+        channel_axis: of a mesh, which splits the batch: the work on tables (`ssm_tables`) too.
     """
 
     m: int
     reverse: tuple[bool, ...]
     tiling: Tiling
     gelu: bool = False
+    channel_axis: str | None = None
 
     def tables(self, ssm: SSM) -> SSMTables:
         """Form what the kernels read of an SSM."""
-        return ssm_tables.form_tables(ssm, m=self.m, reverse=self.reverse)
+        return ssm_tables.form_tables(ssm, m=self.m, reverse=self.reverse, axis=self.channel_axis)
 
     def entering(
         self, layer: LayerNumber, u: Float[Array, "L b u_rows j"], tables: SSMTables
@@ -104,7 +106,10 @@ class StackedSSM:
         dy: Float[Array, "b y_rows j"],
         entering: PackedState | None = None,
     ) -> tuple[Float[Array, "b u_rows j"], SSM]:
-        """The gradients of a layer's u and SSM; for `entering` see `forward`."""
+        """The gradients of a layer's u and SSM (`ssm_tables.gradients`).
+
+        For `entering` see `forward`.
+        """
         shape = u.shape[1:]
         if entering is None:
             entering = self.entering(layer, u, tables)
@@ -134,7 +139,9 @@ class StackedSSM:
             out_shape=(du, sums),
             memory=ssm_kernels.BACKWARD_SCRATCH,
         )
-        d_ssm = ssm_tables.gradients(ssm, sums, m=self.m, reverse=self.reverse)
+        d_ssm = ssm_tables.gradients(
+            ssm, sums, m=self.m, reverse=self.reverse, axis=self.channel_axis
+        )
         return du.reshape(shape), d_ssm
 
     def leaving(

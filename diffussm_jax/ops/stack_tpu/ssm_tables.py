@@ -1,6 +1,9 @@
 """The SSM as XLA prepares it for kernels on channel-major activations, and its gradients.
 
 All but the order of the lanes is as in `pallas_tpu.parameters`.
+
+Tables and gradients cost the same whatever the batch. Where an axis of a mesh splits a batch, each
+of its devices has the same SSM; it works on a part of the channels and gathers the other tables.
 """
 
 from typing import Any, NamedTuple
@@ -31,20 +34,63 @@ class SSMSums(NamedTuple):
     moments: Float32[Array, "_ d 8 128"]  # `pallas_tpu.kernels.Gradients.sums`
 
 
-def form_tables(ssm: SSM, *, m: int, reverse: tuple[bool, ...]) -> SSMTables:
-    """Form the tables; they depend on the parameters alone, so a sampler forms them once."""
-    kernel = parameters.convolution_kernel(ssm, reverse, LANES)
-    return SSMTables(parameters.powers(ssm, LANES), first_rows(kernel, m=m, reverse=reverse))
+def form_tables(
+    ssm: SSM, *, m: int, reverse: tuple[bool, ...], axis: str | None = None
+) -> SSMTables:
+    """Form the tables; they depend on the parameters alone, so a sampler forms them once.
+
+    `axis`, of a mesh, splits the work by channels; without it, or where it does not divide them,
+    each device forms all tables.
+    """
+    num_parts = _num_parts(ssm, axis)
+    part = _channels_of_part(ssm, axis, num_parts)
+    kernel = parameters.convolution_kernel(part, reverse, LANES)
+    tables = SSMTables(parameters.powers(part, LANES), first_rows(kernel, m=m, reverse=reverse))
+    if num_parts == 1:
+        return tables
+    return jax.tree.map(lambda x: jax.lax.all_gather(x, axis, tiled=True), tables)
 
 
-def gradients(ssm: SSM, sums: SSMSums, *, m: int, reverse: tuple[bool, ...]) -> SSM:
-    """The SSM's gradients."""
-    r, d = ssm.skip.shape
+def gradients(
+    ssm: SSM, sums: SSMSums, *, m: int, reverse: tuple[bool, ...], axis: str | None = None
+) -> SSM:
+    """The SSM's gradients; where `axis` splits the work, those of other channels are zero here.
+
+    The sums of all devices along the axis have then gone into them, so the caller adds them up
+    along the axis, as it does those of other parameters.
+    """
+    num_parts = _num_parts(ssm, axis)
+    totals = jax.tree.map(lambda x: x.sum(axis=0), sums)
+    if num_parts > 1:
+        totals = jax.tree.map(lambda x: jax.lax.psum_scatter(x, axis, tiled=True), totals)
+    part = _channels_of_part(ssm, axis, num_parts)
+    r, d = part.skip.shape
     kernel = jax.ShapeDtypeStruct((r, LANES, d), jnp.float32)
     transpose = jax.linear_transpose(lambda k: first_rows(k, m=m, reverse=reverse), kernel)
-    (d_kernel,) = transpose(sums.first_rows.sum(axis=0))
+    (d_kernel,) = transpose(totals.first_rows)
     d_kernel = jnp.moveaxis(d_kernel, -1, 0)  # d r t
-    return parameters.gradients(ssm, d_kernel, sums.moments.sum(axis=0), reverse, LANES)
+    d_part = parameters.gradients(part, d_kernel, totals.moments, reverse, LANES)
+    if num_parts == 1:
+        return d_part
+    start = jax.lax.axis_index(axis) * d
+    return jax.tree.map(
+        lambda x, dx: jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(x), dx, start, axis=1),
+        ssm,
+        d_part,
+    )
+
+
+def _num_parts(ssm: SSM, axis: str | None) -> int:
+    size = 1 if axis is None else jax.lax.axis_size(axis)
+    return size if ssm.skip.shape[1] % size == 0 else 1
+
+
+def _channels_of_part(ssm: SSM, axis: str | None, num_parts: int) -> SSM:
+    if num_parts == 1:
+        return ssm
+    d = ssm.skip.shape[1] // num_parts
+    start = jax.lax.axis_index(axis) * d
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, start, d, axis=1), ssm)
 
 
 def first_rows(
