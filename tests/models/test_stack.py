@@ -151,9 +151,8 @@ def errors(actual, expected):
     }
 
 
-@pytest.mark.parametrize(
-    "case", [next(iter(CASES)), *(pytest.param(x, marks=pytest.mark.slow) for x in list(CASES)[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 def test_values_and_gradients_are_those_of_the_equations(case):
     config = config_for(**CASES[case])
     # x is rounded where it has a dtype of its own, in both forms alike.
@@ -175,8 +174,7 @@ def test_bfloat16_is_as_near_to_the_equations_as_the_loop():
         assert error < 2 * loop[path] + 5e-3, path
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("depth", [2, 3])
+@pytest.mark.parametrize("depth", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_prepared_blocks_and_calls_without_gradients(depth):
     """The stacks of one layer take turns; the last x may be in either."""
     config = config_for(depth=depth, stack_implementation="pallas_tpu")
