@@ -115,8 +115,8 @@ def run(
         network = nnx.merge(graphdef, params)
         blocks = network.run_blocks
 
-        def noted(x: Array, c: Array) -> Array:
-            streams.extend((x, blocks(x, c)))
+        def noted(x: Array, c: Array, prepared: None) -> Array:
+            streams.extend((x, blocks(x, c, prepared)))
             return streams[-1]
 
         network.run_blocks = noted
