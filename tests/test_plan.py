@@ -92,7 +92,9 @@ def test_kernels_xla_and_waiting_are_the_steps_cycles(split_plan):
 def test_a_split_model_gathers_its_layers_twice(split_plan):
     """For the forward and for the backward pass: bytes against the sizes of the layers."""
     layers = 4 * 15 * 128**2 * 2  # dense weights in bfloat16
-    assert 1.8 * layers < split_plan.speed.collective_gb["all-gather"] * 1e9 < 4 * layers
+    tables = 4 * 128 * (16 + 4) * 128 * 4  # of the SSM, in float32
+    gathered = split_plan.speed.collective_gb["all-gather"] * 1e9
+    assert 1.8 * layers + tables < gathered < 4 * layers + 2 * tables
 
 
 @pytest.mark.slow
