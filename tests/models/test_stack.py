@@ -22,7 +22,12 @@ CASES = {
     "m 2, both directions": {"m": 2},
     "m 1, forward, gate": {"m": 1, "direction": "forward", "gate": True},
     "recomputed": {"m": 1, "remat": "full", "depth": 3},
-    "m 4, shared SSM, bfloat16 x": {"m": 4, "width": 32, "share_ssm": True, "residual_dtype": "bfloat16"},
+    "m 4, shared SSM, bfloat16 x": {
+        "m": 4,
+        "width": 32,
+        "share_ssm": True,
+        "residual_dtype": "bfloat16",
+    },
 }
 
 
