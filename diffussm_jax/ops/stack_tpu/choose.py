@@ -49,8 +49,8 @@ class StackShape:
 
 
 # By `jax.Device.device_kind`. A core has 16 MiB of VMEM on v4, 64 on v5p and tpu7x, 128 on v5e and
-# v6e; but on v5p the compiler keeps some of it. A device is two cores on v4 and v5p, and one on the
-# others.
+# v6e; except on v5p, the compiler keeps some of it. A device is two cores on v4 and v5p, and one on
+# the others.
 _DENSE_TILINGS = {
     "TPU v4": DenseTiling(vmem_bytes=15 * MIB, num_cores=2),
     "TPU v5 lite": DenseTiling(),
@@ -71,13 +71,7 @@ def stack_tiling_for(device_kind: str) -> StackTiling:
 
 
 def fit(tiling: StackTiling, shape: StackShape) -> StackTiling:
-    """Fill in for a shape what the tiling leaves open.
-
-    Raises:
-        ValueError: the kernels cannot run it.
-    """
-    if reason := refusal(tiling, shape):
-        raise ValueError(reason)
+    """Fill in what the tiling leaves open, for a shape that `refusal` does not refuse."""
     return dataclasses.replace(tiling, dense=dense_tiling.fit(tiling.dense, shape.block))
 
 
