@@ -22,6 +22,7 @@ def test_a_folder_without_the_files_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [(gzip.compress(b"digits"), "is not Fashion-MNIST's"), (b"digits", "cannot be read")],
+    ids=["other content", "no gzip"],  # a gzip file's bytes hold the time: no name for a test
 )
 def test_other_files_of_the_same_names_are_refused(tmp_path, content, message):
     for name in SHA256:
