@@ -32,7 +32,7 @@ LONGEST_SINGLE_CHUNK = 128
 
 # Elements of u in a block of channels: on a CPU what stays in its cache, elsewhere what keeps the
 # memory bounded.
-BLOCK_ELEMENTS = {"cpu": 2**15, "other": 2**24}
+BLOCK_ELEMENTS = {"cpu": 2**16, "other": 2**24}
 
 ChunkStates = tuple[Float[Array, "r d b _ n"], Float[Array, "r d b _ n"]]  # a pair, for g chunks
 
