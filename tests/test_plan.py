@@ -13,6 +13,7 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.planning import tpu_compiler
 from diffussm_jax.planning.estimate import estimate, estimate_sampler
 from diffussm_jax.planning.plans import FIELDS
+from diffussm_jax.planning.report import report
 from tests.conftest import merge
 
 pytestmark = [
@@ -82,7 +83,7 @@ def test_kernels_xla_and_waiting_are_the_steps_cycles(split_plan):
     assert split_plan.speed.step_ms == pytest.approx(cycles.million_cycles / 1.5)  # GHz
     share = kernels["dense_down"].share
     assert share == kernels["dense_down"].million_cycles / cycles.million_cycles
-    assert f"dense_down {share:.1%}" in plan_lib.report(split_plan)
+    assert f"dense_down {share:.1%}" in report(split_plan)
     written = split_plan.to_dict()
     assert written["million_cycles"] == cycles.million_cycles
     assert written["kernels"] == tuple(map(dataclasses.asdict, cycles.kernels))
@@ -194,7 +195,7 @@ def test_what_does_not_fit_names_the_smallest_change(
     (written,) = json.loads((tmp_path / "plan.json").read_text())
     assert written["fits_with"] == {"model.remat": "full"}
     assert json.loads(capsys.readouterr().out) == [written]
-    text = plan_lib.report(dataclasses.replace(plans[0], fits_with=written["fits_with"]))
+    text = report(dataclasses.replace(plans[0], fits_with=written["fits_with"]))
     assert "a chip would need 36.0 of 16 GiB" in text
     assert "it fits with --config.model.remat=full" in text
 

@@ -18,6 +18,7 @@ from diffussm_jax.config import Config
 from diffussm_jax.parallel.mesh import check_divides, make_mesh
 from diffussm_jax.planning import programs, tpu_compiler
 from diffussm_jax.planning.chips import GIB, Chip, chip_of
+from diffussm_jax.planning.hlo import collectives
 from diffussm_jax.planning.kernel_cycles import kernel_costs
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.planning.plans import CycleBudget, KernelUse, Memory, Plan, SamplerPlan, Speed
@@ -122,7 +123,7 @@ def _speed(plan: Plan, text: str, chip: Chip) -> Speed:
     cycles = _cycles(text, plan.topology, chip)
     seconds = 1e6 * cycles.million_cycles / chip.clock_hz
     flops = FLOPS_PER_MULTIPLY_ADD * plan.multiply_adds * plan.batch_size
-    traffic = {kind: size / 1e9 for kind, size in tpu_compiler.collectives(text).items()}
+    traffic = {kind: size / 1e9 for kind, size in collectives(text).items()}
     return Speed(
         cycles=cycles,
         step_ms=1e3 * seconds,

@@ -18,19 +18,10 @@ from jax.sharding import SingleDeviceSharding
 
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.libtpu import let_libtpu_compile
-from diffussm_jax.planning.kernel_calls import KernelCall, num_bytes, read_call
+from diffussm_jax.planning.hlo import inner_computations, parse
+from diffussm_jax.planning.kernel_calls import KernelCall, read_call
 
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%(?P<name>\S+) \(.*\{$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_WHILE = re.compile(r" while\(.*condition=%(?P<condition>[^,\s]+), body=%(?P<body>[^,\s]+)")
-_CALL = re.compile(r" (?:call|conditional)\(.*(?:to_apply|computations)=\{?(?P<names>[^}\s]+)")
-_COLLECTIVE = re.compile(
-    r" = (?P<results>.*?) "
-    r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
-    r"(?:-start)?\(.*channel_id=(?P<channel>\d+)"
-)
-_FUSION = re.compile(r" calls=%(?P<name>[^,\s]+)")
-_BOUND = re.compile(r" constant\((\d+)\)")
 _TOO_LARGE = re.compile(r"([\d.]+)([MG])\) exceeds available HBM")
 
 
@@ -114,7 +105,7 @@ class Cycles:
 
 def cycles(text: str) -> Cycles:
     """Add up the estimates in `compiled.as_text()`, loops multiplied by their number of rounds."""
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
 
     @functools.cache
     def count(name: str) -> Cycles:
@@ -124,7 +115,7 @@ def cycles(text: str) -> Cycles:
                 xla += int(match[1])
             if call := read_call(line):
                 kernels[call] += 1
-            for inner, rounds in _inner(line, computations):
+            for inner, rounds in inner_computations(line, computations):
                 one_round = count(inner)
                 xla += rounds * one_round.xla
                 for kernel, times in one_round.kernels.items():
@@ -132,54 +123,3 @@ def cycles(text: str) -> Cycles:
         return Cycles(xla, kernels)
 
     return count(entry)
-
-
-def collectives(text: str) -> collections.Counter[str]:
-    """The bytes that each kind of collective leaves on a chip in one run, loops multiplied."""
-    computations, entry = _parse(text)
-    rounds = collections.Counter({entry: 1})
-    sizes: dict[str, tuple[str, int]] = {}  # by channel, which the parts of one collective share
-    for name in reversed(computations):  # callers come after what they call
-        for line in computations[name]:
-            inner = _inner(line, computations)
-            if match := _FUSION.search(line):
-                inner = [*inner, (match["name"], 1)]
-            for called, times in inner:
-                rounds[called] = max(rounds[called], rounds[name] * times)
-            if match := _COLLECTIVE.search(line):
-                size = rounds[name] * num_bytes(match["results"])
-                _, known = sizes.get(match["channel"], ("", 0))
-                sizes[match["channel"]] = match["kind"], max(size, known)
-    total = collections.Counter[str]()
-    for kind, size in sizes.values():
-        total[kind] += size
-    return total
-
-
-def _parse(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of the program's entry."""
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", []
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            lines = computations.setdefault(match["name"], [])
-            entry = match["name"] if line.startswith("ENTRY") else entry
-        else:
-            lines.append(line)
-    return computations, entry
-
-
-def _inner(line: str, computations: dict[str, list[str]]) -> list[tuple[str, int]]:
-    """The computations that a line runs, and how often; all branches of a condition count."""
-    if match := _WHILE.search(line):
-        bounds = [
-            int(bound)
-            for text in computations[match["condition"]]
-            for bound in _BOUND.findall(text)
-        ]
-        if len(bounds) != 1:
-            raise ValueError(f"the number of rounds is not in the loop: {line.strip()}")
-        return [(match["body"], bounds[0])]
-    if match := _CALL.search(line):
-        return [(name.strip(" %"), 1) for name in match["names"].split(",")]
-    return []
