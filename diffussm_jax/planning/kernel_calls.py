@@ -12,13 +12,19 @@ from jax.sharding import SingleDeviceSharding
 _TARGET = "tpu_custom_call"
 _DTYPES = {
     "bf16": "bfloat16",
+    "c64": "complex64",
     "f16": "float16",
     "f32": "float32",
+    "f64": "float64",
     "pred": "bool",
     "s8": "int8",
+    "s16": "int16",
     "s32": "int32",
+    "s64": "int64",
     "u8": "uint8",
+    "u16": "uint16",
     "u32": "uint32",
+    "u64": "uint64",
 }
 _ARRAY = re.compile(rf"\b(?P<dtype>{'|'.join(_DTYPES)})\[(?P<shape>[\d,]*)\]")
 _CALL = re.compile(
@@ -56,8 +62,8 @@ class KernelCall(NamedTuple):
     def lower(self, device: jax.Device) -> jax.stages.Lowered:
         """Lower a program for one chip that is this call alone."""
         place = SingleDeviceSharding(device)
-        operands = [jax.ShapeDtypeStruct(*x, sharding=place) for x in _arrays(self.operands)]
-        results = [jax.ShapeDtypeStruct(*x) for x in _arrays(self.results)]
+        operands = [jax.ShapeDtypeStruct(*x, sharding=place) for x in arrays(self.operands)]
+        results = [jax.ShapeDtypeStruct(*x) for x in arrays(self.results)]
         aliases = {int(x["operand"]): int(x["result"] or 0) for x in _ALIAS.finditer(self.aliases)}
         run = jax.ffi.ffi_call(
             _TARGET,
@@ -92,11 +98,11 @@ def read_call(line: str) -> KernelCall | None:
 
 def num_bytes(text: str) -> int:
     """The size of all arrays whose types a piece of a program's text has."""
-    return sum(math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in _arrays(text))
+    return sum(math.prod(shape) * jnp.dtype(dtype).itemsize for shape, dtype in arrays(text))
 
 
-def _arrays(text: str) -> list[tuple[tuple[int, ...], Any]]:
-    """Shapes and dtypes."""
+def arrays(text: str) -> list[tuple[tuple[int, ...], Any]]:
+    """The shapes and dtypes of the array types in a piece of a program's text."""
     return [
         (tuple(int(x) for x in match["shape"].split(",") if x), _DTYPES[match["dtype"]])
         for match in _ARRAY.finditer(text)

@@ -81,13 +81,17 @@ def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:
 def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
     """The operator's implementation that a run on these chips would choose.
 
-    The default of this machine's backend may be another. None is that default: the mesh is not of
-    TPUs, or the model has no such operator.
+    The default of this machine's backend may be another. None is that default: the mesh is of
+    CPUs, or the model has no such operator.
     """
     device, name = mesh.devices.flat[0], config.model.ssm_implementation
-    if device.platform != "tpu" or config.model.name != "diffussm":
+    if device.platform == "cpu" or config.model.name != "diffussm":
         return None
     b, l, d = local_tokens(config, mesh, rows)
+    if device.platform != "tpu":
+        return Implementation(
+            name or "chunked", num_blocks=num_blocks_for(device.platform, (b, l, d))
+        )
     r = 2 if config.model.direction == "both" else 1
     u = jax.ShapeDtypeStruct((b, l, d), config.model.dtype)
     ssm = abstract_ssm(r, d, config.model.state_size // 2)

@@ -1,0 +1,192 @@
+"""The least time of a program on a card: what each fusion must read, write and multiply.
+
+Every fusion reads its operands from the card's memory and writes its results there. Of an operand
+of which it reads slices alone, the slices count, and of a result that is updated in place, the
+updates. Caches, starts of kernels and waiting are left out, so that a real run takes longer.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+from diffussm_jax.planning.hlo import Operation, Program
+from diffussm_jax.planning.kernel_calls import arrays, num_bytes
+
+_PACKAGE = "/diffussm_jax/"
+# What moves no data itself: names, views, and operations whose parts count on their own.
+_FREE = {
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
+    *("while", "conditional", "call", "after-all", "partition-id", "replica-id"),
+}
+_COLLECTIVE = re.compile(r"all-(gather|reduce|to-all)|reduce-scatter|collective-permute")
+_SLICES = ("slice", "dynamic-slice", "gather")
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand has the new values
+_VIEWS = ("bitcast", "reshape")
+_CONTRACTING = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
+_GEMM_CONTRACTING = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
+_KERNEL_LABELS = re.compile(r"dim_labels=[^_]+_(?P<kernel>[^-]+)->")
+
+Computation = Mapping[str, Operation]
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a fusion, or another operation that is a kernel of its own, takes in one round.
+
+    Attributes:
+        source: the line of the model that it comes from, as "models/block.py:83", or "".
+        rounds: how often it runs in one run of the program.
+    """
+
+    name: str
+    source: str
+    rounds: int
+    num_bytes: int
+    multiply_adds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """The least time of one run of a program.
+
+    Attributes:
+        memory_share: of the time, in which memory is what the bound waits for.
+        work: of all kernels, those that move the most bytes first.
+    """
+
+    seconds: float
+    memory_share: float
+    work: tuple[Work, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """What all rounds read and write."""
+        return sum(work.rounds * work.num_bytes for work in self.work)
+
+    @property
+    def multiply_adds(self) -> int:
+        """The products of all rounds."""
+        return sum(work.rounds * work.multiply_adds for work in self.work)
+
+
+def bound(program: Program, *, peak_flops: float, bandwidth: float) -> Bound:
+    """The least time of a program at a peak of operations a second and of bytes a second."""
+    work = sorted(kernels(program), key=lambda x: x.rounds * x.num_bytes, reverse=True)
+    total = waiting = 0.0
+    for x in work:
+        products = 2 * x.rounds * x.multiply_adds / peak_flops
+        memory = x.rounds * x.num_bytes / bandwidth
+        total += max(products, memory)
+        waiting += memory if memory > products else 0.0
+    return Bound(total, waiting / total if total else 0.0, tuple(work))
+
+
+def kernels(program: Program) -> Iterator[Work]:
+    """The work of everything that a program starts, in the order of its text."""
+    for name, rounds in program.rounds.items():
+        computation = program.computations[name]
+        for operation in computation.values():
+            if operation.opcode in _FREE or operation.opcode.endswith("-done"):
+                continue
+            inside = program.computations[operation.fused] if operation.fused else None
+            yield Work(
+                name=operation.name,
+                source=_source(program, operation, inside),
+                rounds=rounds,
+                num_bytes=_bytes(operation, computation, inside),
+                multiply_adds=_products(operation, computation, inside),
+            )
+
+
+def _source(program: Program, operation: Operation, inside: Computation | None) -> str:
+    """The innermost line of this package, of the operation or of what is fused in it."""
+    for part in (operation, *reversed(list((inside or {}).values()))):
+        for file, line in program.source(part):
+            _, is_ours, path = file.rpartition(_PACKAGE)
+            if is_ours:
+                return f"{path}:{line}"
+    return ""
+
+
+def _bytes(operation: Operation, around: Computation, inside: Computation | None) -> int:
+    """What a kernel reads and writes in one round; what comes over links is not counted."""
+    if _COLLECTIVE.match(operation.opcode):
+        return 0
+    if inside is not None:
+        return _fusion_bytes(inside)
+    if operation.opcode in _SLICES:
+        return 2 * num_bytes(operation.result)
+    operands = [num_bytes(around[name].result) for name in operation.operands if name in around]
+    if operation.opcode in _UPDATES:
+        return 2 * operands[_UPDATES[operation.opcode]]
+    result = operation.result
+    if operation.opcode == "custom-call":  # after its result comes what it needs to work in
+        result = result.split(", ")[0]
+    return num_bytes(result) + sum(operands)
+
+
+def _fusion_bytes(inside: Computation) -> int:
+    """What a fusion reads of its parameters, and what it writes of its results."""
+    users: dict[str, list[tuple[Operation, int]]] = {name: [] for name in inside}
+    for operation in inside.values():
+        for place, name in enumerate(operation.operands):
+            if name in users:
+                users[name].append((operation, place))
+    results = list(_results(inside))
+    in_place = {x.name for x in results if x.opcode in _UPDATES}
+    written = sum(_written(x, inside) for x in results)
+    parameters = [x for x in inside.values() if x.opcode == "parameter"]
+    return written + sum(min(num_bytes(x.result), _read_of(x, users, in_place)) for x in parameters)
+
+
+def _results(inside: Computation) -> Iterator[Operation]:
+    """What a fusion writes, without the views of it."""
+    root = next(x for x in inside.values() if x.is_root)
+    for x in [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]:
+        while x.opcode in _VIEWS:
+            x = inside[x.operands[0]]
+        yield x
+
+
+def _written(result: Operation, inside: Computation) -> int:
+    if result.opcode in _UPDATES:
+        return num_bytes(inside[result.operands[_UPDATES[result.opcode]]].result)
+    return num_bytes(result.result)
+
+
+def _read_of(
+    operand: Operation, users: dict[str, list[tuple[Operation, int]]], in_place: set[str]
+) -> int:
+    """The bytes that the users of a fusion's parameter, or of a view of it, read of it."""
+    total, is_complete = 0, False
+    for user, place in users[operand.name]:
+        if user.opcode in _VIEWS:
+            total += _read_of(user, users, in_place)
+        elif place == 0 and user.opcode in _SLICES:
+            total += num_bytes(user.result)
+        elif place != 0 or user.name not in in_place:
+            is_complete = True
+    return num_bytes(operand.result) if is_complete else total
+
+
+def _products(operation: Operation, around: Computation, inside: Computation | None) -> int:
+    """The multiply-adds of a kernel in one round."""
+    if inside is None:
+        return _multiply_adds(operation, around)
+    return sum(_multiply_adds(x, inside) for x in inside.values())
+
+
+def _multiply_adds(operation: Operation, around: Computation) -> int:
+    """The multiply-adds of a matrix product or a convolution; 0 for anything else."""
+    match = _CONTRACTING.search(operation.attributes)
+    match = match or _GEMM_CONTRACTING.search(operation.attributes)
+    if match:
+        ((left, _),) = arrays(around[operation.operands[0]].result)
+        contracted = math.prod(left[int(axis)] for axis in re.findall(r"\d+", match[1]))
+        return math.prod(arrays(operation.result)[0][0]) * contracted
+    if match := _KERNEL_LABELS.search(operation.attributes):
+        ((kernel, _),) = arrays(around[operation.operands[1]].result)
+        taps = math.prod(kernel) // kernel[match["kernel"].index("o")]
+        return math.prod(arrays(operation.result)[0][0]) * taps
+    return 0
