@@ -5,7 +5,7 @@ RUN := runs/digits
 ONE_STEP_RUN := runs/one_step
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo one-step test test-long test-all notebook chaos parity lint docs format clean
+.PHONY: help install demo one-step test test-long test-all notebook chaos parity lint docs format plan-gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +18,14 @@ install: .venv/installed  ## make .venv with everything the other targets need
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+plan-gpu: .venv-gpu/installed  ## make .venv-gpu: .venv and JAX's CUDA compiler, to plan for GPUs
+
+.venv-gpu/installed: requirements-gpu.txt requirements.txt setup.cfg
+	$(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check -r requirements-gpu.txt
+	.venv-gpu/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 demo: install  ## train on 8x8 digits, draw 500, measure them (about four minutes on two cores)
@@ -65,5 +73,5 @@ format: install  ## rewrite the files as `make lint` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove .venv and the demo's run
-	rm -rf .venv $(RUN)
+clean:  ## remove .venv, .venv-gpu and the demo's run
+	rm -rf .venv .venv-gpu $(RUN)

@@ -7,17 +7,13 @@ Each plan is kept in runs/tpu_plans.json, so that after a kill the same command 
 
 import argparse
 import functools
-import importlib
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan_store import kept_plan
-from diffussm_jax.config import from_dict
+from benchmarks.plan_store import kept_plan, misfit, plan_shipped, table
 from diffussm_jax.config.parsing import read_as
-from diffussm_jax.errors import UserError
-from diffussm_jax.plan import make_plan
 
 CONFIGS = (
     "imagenet256",
@@ -85,16 +81,8 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.configs:
         for topology in SLICES.values():
-            kept_plan(STORE, f"{name} {topology}", functools.partial(_plan, name, topology))
+            kept_plan(STORE, f"{name} {topology}", functools.partial(plan_shipped, name, topology))
     PAGE.write_text(page(read_as(STORE, dict)), encoding="utf-8")
-
-
-def _plan(name: str, topology: str) -> dict[str, Any]:
-    module = importlib.import_module(f"configs.{name}")
-    try:
-        return make_plan(from_dict(module.get_config().to_dict()), topology).to_dict()
-    except UserError as error:
-        return {"refused": str(error)}
 
 
 def page(plans: dict[str, dict[str, Any]]) -> str:
@@ -106,9 +94,7 @@ def page(plans: dict[str, dict[str, Any]]) -> str:
             _row(cloud, topology, plans.get(f"{config} {topology}"))
             for cloud, topology in SLICES.items()
         ]
-        rule = "|".join(["---"] * len(COLUMNS))
-        lines = [f"## configs/{config}.py", "", f"| {' | '.join(COLUMNS)} |", f"|{rule}|"]
-        text.append("\n".join([*lines, *rows, ""]))
+        text.append(table(f"configs/{config}.py", COLUMNS, rows))
     return "\n".join(text)
 
 
@@ -119,18 +105,14 @@ def _row(cloud: str, topology: str, plan: dict[str, Any] | None) -> str:
         return f"| {cloud} | {topology} | {plan['refused']} |"
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
     first = [cloud, topology, f"{plan['batch_size']}", mesh, plan["remat"]]
-    memory = f"{plan['hbm_gib']:.0f}"
     if not plan["fits"]:
-        needed = plan["needed_gib"] or plan["total_gib"]
-        way = ", ".join(f"{k}={v}" for k, v in (plan["fits_with"] or {}).items())
-        mend = f"does not fit; fits with {way}" if way else "does not fit"
-        return f"| {' | '.join([*first, f'{needed:.1f}', memory, mend])} |"
+        return f"| {' | '.join([*first, *misfit(plan)])} |"
     sampler = plan["sampler"]
     drawn = f"{sampler['images_per_second']:.1f}" if sampler["fits"] else "does not fit"
     cells = [
         *first,
         f"{plan['total_gib']:.1f}",
-        memory,
+        f"{plan['hbm_gib']:.0f}",
         f"{plan['step_ms']:.1f}",
         f"{plan['collective_ms']:.1f}",
         f"{plan['images_per_second']:,.0f}",

@@ -18,8 +18,11 @@ from absl import app, flags
 from absl import logging as absl_logging
 from etils import epath
 
+from diffussm_jax.parallel.cuda import cuda_as_compiler
+
 try:
-    import jax
+    with cuda_as_compiler():
+        import jax
 except ValueError as error:  # of a value in the environment; any import of JAX reads them all
     sys.stderr.write(f"error: an environment variable of JAX's: {error}\n")
     sys.exit(2)

@@ -1,8 +1,9 @@
-"""`--mode=plan`: what TPU slices would do with a config, by the TPU compiler, without a TPU."""
+"""`--mode=plan`: what TPU slices or GPUs would do with a config, by their compilers alone."""
 
 import dataclasses
 import json
 import logging
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,8 +47,9 @@ def make_plan(config: Config, topology: str) -> Plan:
     """The plan of training and of sampling on one topology; raises as `plan`."""
     training = _plan_training(config, topology)
     plain = _plain(config)
-    if plain != config and (speed := estimate(plain, topology).speed) is not None:
-        training = dataclasses.replace(training, plain_step_ms=speed.step_ms)
+    if plain != config:
+        step_ms = estimate(plain, topology).step_ms
+        training = dataclasses.replace(training, plain_step_ms=step_ms)
     return dataclasses.replace(training, sampler=estimate_sampler(config, topology))
 
 
@@ -64,11 +66,24 @@ def _plan_training(config: Config, topology: str) -> Plan:
     training = estimate(config, topology)
     if training.fits:
         return training
+    smaller = training
     for changes in _smaller(config, training.chips):
+        if changes.get("training.num_microbatches", math.inf) < _least_microbatches(smaller):
+            continue
         logger.info("it does not fit; trying %s", changes)
-        if estimate(_changed(config, changes), topology).fits:
+        smaller = estimate(_changed(config, changes), topology)
+        if smaller.fits:
             return dataclasses.replace(training, fits_with=changes)
     return training
+
+
+def _least_microbatches(plan: Plan) -> float:
+    """The parts of a batch below which a plan cannot fit, if all temporary arrays were of them."""
+    memory = plan.memory
+    rest = memory.total_gib - memory.temporary_gib
+    if rest >= memory.hbm_gib:
+        return math.inf
+    return plan.num_microbatches * memory.temporary_gib / (memory.hbm_gib - rest)
 
 
 def _smaller(config: Config, num_chips: int) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ import os
 import jax
 
 from diffussm_jax.errors import UserError
+from diffussm_jax.parallel.cuda import cuda_as_compiler
 from diffussm_jax.parallel.libtpu import let_libtpu_compile
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ def find_devices() -> list[jax.Device]:
     """
     let_libtpu_compile()
     try:
-        return jax.devices()
+        with cuda_as_compiler():
+            return jax.devices()
     except (RuntimeError, AssertionError) as error:  # an AssertionError: cuda without its plug-in
         names = [name for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME") if name in os.environ]
         asked = "".join(f" with {name}={os.environ[name]}" for name in names)

@@ -35,6 +35,11 @@ class Chip:
     ring: int = 16
     cubes: bool = False
 
+    @property
+    def usable_bytes(self) -> int:
+        """What a program may take: all of HBM."""
+        return self.hbm_bytes
+
     def closes(self, chips: tuple[int, ...], axis: int) -> bool:
         """Whether an axis of a slice of chips [x y z] closes to a ring."""
         return all(n % self.ring == 0 for n in (chips if self.cubes else chips[axis : axis + 1]))

@@ -1,7 +1,8 @@
-"""The TPU compiler's estimate of a train step and of the sampler: memory, cycles, traffic.
+"""The compiler's word on a train step and on the sampler: memory, and time.
 
-Nothing here ran on a chip. Time is cycles over the clock; it leaves out collectives, and waiting
-for memory within kernels, except for their first and last blocks.
+Nothing here ran on a chip. On TPUs time is an estimate, cycles over the clock; it leaves out
+collectives, and waiting for memory within kernels, except for their first and last blocks. On GPUs
+it is a bound (`gpu_bound.py`).
 """
 
 import collections
@@ -15,13 +16,24 @@ import jax
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
+from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import check_divides, make_mesh
-from diffussm_jax.planning import programs, tpu_compiler
+from diffussm_jax.planning import gpu_compiler, programs, tpu_compiler
 from diffussm_jax.planning.chips import GIB, Chip, chip_of
+from diffussm_jax.planning.gpu_bound import bound_of_a_step
+from diffussm_jax.planning.gpus import Gpu, gpu_of, is_gpus
 from diffussm_jax.planning.hlo import collectives
 from diffussm_jax.planning.kernel_cycles import kernel_costs
 from diffussm_jax.planning.multiply_adds import multiply_adds
-from diffussm_jax.planning.plans import CycleBudget, KernelUse, Memory, Plan, SamplerPlan, Speed
+from diffussm_jax.planning.plans import (
+    CycleBudget,
+    KernelUse,
+    Memory,
+    Plan,
+    SamplerPlan,
+    SamplerSpeed,
+    Speed,
+)
 from diffussm_jax.planning.split_axes import split_axes
 from diffussm_jax.planning.tpu_compiler import TooLarge
 
@@ -32,14 +44,23 @@ logger = logging.getLogger(__name__)
 FLOPS_PER_MULTIPLY_ADD = 6
 
 
-def chip_and_mesh(config: Config, topology: str) -> tuple[Chip, Mesh]:
+def chip_and_mesh(config: Config, topology: str) -> tuple[Chip | Gpu, Mesh]:
     """The chip of a topology, and the mesh on which a run of the config would train there.
 
     Raises:
-        UserError: the topology is unknown, or the mesh does not divide it or the batch.
+        UserError: the topology is unknown, its compiler is not installed, or the mesh does not
+            divide it or the batch.
     """
-    devices = tpu_compiler.devices(topology, num_slices=config.plan.num_slices)
-    chip, mesh = chip_of(devices[0]), make_mesh(config.mesh, devices)
+    chip: Chip | Gpu
+    if is_gpus(topology):
+        if config.plan.num_slices != 1:
+            raise UserError("config.plan.num_slices is of TPUs: with GPUs it must be 1")
+        devices = gpu_compiler.devices(topology)
+        chip = gpu_of(devices[0])
+    else:
+        devices = tpu_compiler.devices(topology, num_slices=config.plan.num_slices)
+        chip = chip_of(devices[0])
+    mesh = make_mesh(config.mesh, devices)
     check_divides(config, mesh)
     return chip, mesh
 
@@ -52,10 +73,11 @@ def estimate(config: Config, topology: str) -> Plan:
     start = time.monotonic()
     step, state, batch = programs.train_step(config, mesh)
     memory = Memory(
-        hbm_gib=chip.hbm_bytes / GIB,
+        hbm_gib=chip.usable_bytes / GIB,
         parameters_gib=_bytes_on_a_chip(state.params) / GIB,
         ema_gib=_bytes_on_a_chip((state.ema, state.averages)) / GIB,
         optimizer_gib=_bytes_on_a_chip(state.optimizer) / GIB,
+        card_gib=chip.memory_bytes / GIB if isinstance(chip, Gpu) else None,
     )
     plan = Plan(
         topology=topology,
@@ -68,24 +90,29 @@ def estimate(config: Config, topology: str) -> Plan:
         num_microbatches=config.training.num_microbatches,
         multiply_adds=work,
         memory=memory,
-        split_axes=split_axes(mesh, chip),
+        split_axes=split_axes(mesh, chip) if isinstance(chip, Chip) else None,
     )
     try:
-        compiled = tpu_compiler.compile_lowered(step.lower(state, batch))
+        compiled = _compile(chip, step, state, batch)
     except TooLarge as error:
         return dataclasses.replace(
             plan, memory=dataclasses.replace(memory, needed_gib=error.needed_gib)
         )
     compile_seconds = time.monotonic() - start
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    return dataclasses.replace(
+    plan = dataclasses.replace(
         plan,
         memory=dataclasses.replace(
             memory, temporary_gib=temporary / GIB, total_gib=total_bytes(compiled) / GIB
         ),
-        speed=_speed(plan, compiled.as_text(), chip),
         compile_seconds=compile_seconds,
     )
+    text = compiled.as_text()
+    if isinstance(chip, Chip):
+        return dataclasses.replace(plan, speed=_speed(plan, text, chip))
+    least = bound_of_a_step(text, chip, batch_size=plan.batch_size)
+    hours = plan.num_steps * least.step_ms * plan.chips / 3.6e6
+    return dataclasses.replace(plan, bound=dataclasses.replace(least, chip_hours=hours))
 
 
 def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
@@ -96,20 +123,24 @@ def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     logger.info("compiling the sampler for %s", topology)
     run, arguments = programs.sampler(config, mesh)
     try:
-        compiled = tpu_compiler.compile_lowered(run.lower(*arguments))
+        compiled = _compile(chip, run, *arguments)
     except TooLarge:
         return plan
-    total = total_bytes(compiled)
-    cycles = _cycles(compiled.as_text(), topology, chip)
+    total, text = total_bytes(compiled), compiled.as_text()
+    plan = dataclasses.replace(plan, fits=total < chip.usable_bytes, total_gib=total / GIB)
+    if isinstance(chip, Gpu):
+        least = bound_of_a_step(text, chip, batch_size=batch_size, num_steps=options.steps)
+        return dataclasses.replace(plan, bound=least)
+    cycles = _cycles(text, topology, chip)
     seconds = 1e6 * cycles.million_cycles / chip.clock_hz
-    return dataclasses.replace(
-        plan,
-        fits=total < chip.hbm_bytes,
-        total_gib=total / GIB,
-        step_ms=1e3 * seconds / options.steps,
-        images_per_second=batch_size / seconds,
-        cycles=cycles,
-    )
+    speed = SamplerSpeed(1e3 * seconds / options.steps, batch_size / seconds, cycles)
+    return dataclasses.replace(plan, speed=speed)
+
+
+def _compile(chip: Chip | Gpu, jitted: Any, *arguments: Any) -> Any:
+    if isinstance(chip, Gpu):
+        return gpu_compiler.compile_for_gpu(jitted, *arguments)
+    return tpu_compiler.compile_lowered(jitted.lower(*arguments))
 
 
 def _bytes_on_a_chip(tree: Any) -> int:

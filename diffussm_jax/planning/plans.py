@@ -1,11 +1,11 @@
-"""A plan: what the TPU compiler says of a config on one slice."""
+"""A plan: what a compiler says of a config on one slice of TPUs or on the GPUs of one host."""
 
 import dataclasses
 from typing import Any
 
 from diffussm_jax.planning.split_axes import SplitAxes
 
-# The fields of plan.json, in their order.
+# The fields of plan.json, in their order: of a plan for TPUs, and of one for GPUs.
 FIELDS = (
     "topology",
     "chips",
@@ -40,6 +40,10 @@ FIELDS = (
     "compile_seconds",
     "sampler",
 )
+GPU_FIELDS = (
+    *(name for name in FIELDS[: FIELDS.index("million_cycles")] if name != "split_axes"),
+    *("card_gib", "bound", "plain_step_ms", "compile_seconds", "sampler"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,8 @@ class Memory:
     """The memory of one chip in a train step, in GiB.
 
     Attributes:
-        hbm_gib: what the chip has.
+        hbm_gib: what a program may take: all of a TPU chip's memory, JAX's part of a GPU's.
+        card_gib: all that a GPU has.
         temporary_gib: activations, gradients and other temporary arrays; 0 where the step did not
             compile for lack of memory.
         total_gib: everything at once; 0 where the step did not compile.
@@ -58,6 +63,7 @@ class Memory:
     parameters_gib: float
     ema_gib: float
     optimizer_gib: float
+    card_gib: float | None = None
     temporary_gib: float = 0.0
     total_gib: float = 0.0
     needed_gib: float | None = None
@@ -119,14 +125,73 @@ class Speed:
 
 
 @dataclasses.dataclass(frozen=True)
+class SamplerSpeed:
+    """How fast a slice draws.
+
+    Attributes:
+        step_ms: time of one denoising step.
+        cycles: of all steps.
+    """
+
+    step_ms: float
+    images_per_second: float
+    cycles: CycleBudget
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """What a fusion moves between a GPU and its memory in one run of a program.
+
+    Attributes:
+        source: the line of this package that it comes from, as "models/block.py:83".
+        rounds: how often it runs.
+        share: of all bytes of the program.
+    """
+
+    name: str
+    source: str
+    rounds: int
+    moved_gb: float
+    share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What a program on GPUs takes at least: each of its fusions at the card's published peaks.
+
+    Attributes:
+        step_ms: the least time of a step; without the collectives.
+        uncached_step_ms: the same if the card's cache spares its memory nothing.
+        memory_share: of `step_ms`, in which the memory is what sets the bound.
+        moved_gb: between a card and its memory in a step.
+        multiply_adds: of all matrix products that a card computes in a step, recomputed ones too.
+        images_per_second: at most.
+        chip_hours: at least, of all steps of the run on all cards; None for the sampler.
+        collective_gb: what arrives at a card in a step, by kind of collective.
+        collective_ms: time of that on the links if nothing waits.
+        traffic: the fusions that move the most bytes, the largest first.
+    """
+
+    step_ms: float
+    uncached_step_ms: float
+    memory_share: float
+    moved_gb: float
+    multiply_adds: int
+    images_per_second: float
+    chip_hours: float | None
+    collective_gb: dict[str, float]
+    collective_ms: float
+    traffic: tuple[Traffic, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class SamplerPlan:
     """What the compiler says of drawing one batch by `config.sample`, decoding excepted.
 
     Attributes:
-        total_gib: memory of one chip.
-        step_ms: time of one denoising step; like the other estimates it is 0 where the sampler did
-            not compile for lack of memory.
-        cycles: of all steps; None where the sampler did not compile.
+        total_gib: memory of one chip; 0 where the sampler did not compile for lack of memory.
+        speed: an estimate for TPUs; None where the sampler did not compile, and for GPUs.
+        bound: for GPUs.
     """
 
     sampler: str
@@ -135,20 +200,30 @@ class SamplerPlan:
     batch_size: int
     fits: bool = False
     total_gib: float = 0.0
-    step_ms: float = 0.0
-    images_per_second: float = 0.0
-    cycles: CycleBudget | None = None
+    speed: SamplerSpeed | None = None
+    bound: Bound | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as in plan.json: estimates on one level with the rest, a bound on its own."""
+        values = dataclasses.asdict(self)
+        speed, least = values.pop("speed"), values.pop("bound")
+        if least is not None:
+            return values | {"bound": least}
+        unknown = {"step_ms": 0.0, "images_per_second": 0.0, "cycles": None}
+        return values | (speed or unknown)
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the compiler says of training on one slice, and of sampling if that was asked for.
+    """What the compiler says of training on some chips, and of sampling if that was asked for.
 
     Attributes:
         stack: the implementation of the blocks, and the reason if it is not the fused one.
         split_axes: None where the mesh takes whole axes of the slice's chips.
         multiply_adds: of an image's forward pass, without the SSM operator.
-        speed: None where the step did not compile for lack of memory.
+        speed: an estimate for TPUs; None where the step did not compile for lack of memory, and for
+            GPUs.
+        bound: for GPUs.
         fits_with: the smallest change of the config that makes it fit.
         plain_step_ms: of a step without an average velocity and folded guidance; 0 where the config
             has neither.
@@ -166,6 +241,7 @@ class Plan:
     stack: str = ""
     split_axes: SplitAxes | None = None
     speed: Speed | None = None
+    bound: Bound | None = None
     compile_seconds: float = 0.0
     fits_with: dict[str, Any] | None = None
     plain_step_ms: float = 0.0
@@ -174,7 +250,13 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether a chip has room for the train step."""
-        return self.speed is not None and self.memory.total_gib < self.memory.hbm_gib
+        return 0 < self.memory.total_gib < self.memory.hbm_gib
+
+    @property
+    def step_ms(self) -> float:
+        """The time of a step: its estimate or its bound; 0 where the step did not compile."""
+        known = self.speed or self.bound
+        return known.step_ms if known else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as in plan.json: on one level, with 0 for what is unknown without a program."""
@@ -183,4 +265,6 @@ class Plan:
         values |= nested | nested["memory"]
         if nested["speed"]:
             values |= nested["speed"] | nested["speed"]["cycles"]
-        return {name: values.get(name, 0.0) for name in FIELDS}
+        values["sampler"] = self.sampler and self.sampler.to_dict()
+        fields = FIELDS if self.memory.card_gib is None else GPU_FIELDS
+        return {name: values.get(name, 0.0) for name in fields}

@@ -105,10 +105,10 @@ def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
 def stack_on(
     config: Config, mesh: Mesh, name: StackImplementation | None
 ) -> StackImplementation | StackTiling | None:
-    """What `name` means for the stack of blocks on TPUs; where they are none, `name` itself."""
+    """What `name` means for the stack of blocks on a mesh; without TPUs nothing is the loop."""
     device = mesh.devices.flat[0]
     if device.platform != "tpu" or name == "xla":
-        return name
+        return name or "xla"
     tiling = stack_tiling_for(device.device_kind)
     if name is None and stack_refusal(config, mesh):
         return "xla"
@@ -129,6 +129,8 @@ def stack_refusal(config: Config, mesh: Mesh) -> str | None:
     """The reason why these chips would not run the blocks as a fused stack, or None."""
     if config.model.name != "diffussm":
         return f"config.model.name is {config.model.name}"
+    if mesh.devices.flat[0].platform != "tpu":
+        return "the fused blocks are for TPUs"
     tiling = stack_tiling_for(mesh.devices.flat[0].device_kind)
     _, l, _ = local_tokens(config, mesh, rows=0)
     return refusal(config.model, l // config.model.m, tiling)

@@ -1,8 +1,9 @@
 """The least time of a program on a card: what each fusion must read, write and multiply.
 
-Every fusion reads its operands from the card's memory and writes its results there. Of an operand
-of which it reads slices alone, the slices count, and of a result that is updated in place, the
-updates. Caches, starts of kernels and waiting are left out, so that a real run takes longer.
+Every fusion reads its operands and writes its results. Of an operand of which it reads slices
+alone, the slices count, and of a result that is updated in place, the updates. The cache can spare
+the memory what it held when the fusion began, and what it holds when the fusion ends; the rest goes
+through the memory. Starts of kernels and waiting are left out, so that a real run takes longer.
 """
 
 import dataclasses
@@ -47,15 +48,17 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bound:
+class Roofline:
     """The least time of one run of a program.
 
     Attributes:
+        uncached_seconds: the same if the cache spares the memory nothing.
         memory_share: of the time, in which memory is what the bound waits for.
         work: of all kernels, those that move the most bytes first.
     """
 
     seconds: float
+    uncached_seconds: float
     memory_share: float
     work: tuple[Work, ...]
 
@@ -70,16 +73,19 @@ class Bound:
         return sum(work.rounds * work.multiply_adds for work in self.work)
 
 
-def bound(program: Program, *, peak_flops: float, bandwidth: float) -> Bound:
+def bound(
+    program: Program, *, peak_flops: float, bandwidth: float, cache_bytes: int = 0
+) -> Roofline:
     """The least time of a program at a peak of operations a second and of bytes a second."""
     work = sorted(kernels(program), key=lambda x: x.rounds * x.num_bytes, reverse=True)
-    total = waiting = 0.0
+    total = uncached = waiting = 0.0
     for x in work:
-        products = 2 * x.rounds * x.multiply_adds / peak_flops
-        memory = x.rounds * x.num_bytes / bandwidth
+        products = x.rounds * 2 * x.multiply_adds / peak_flops
+        memory = x.rounds * max(x.num_bytes - 2 * cache_bytes, 0) / bandwidth
         total += max(products, memory)
+        uncached += max(products, x.rounds * x.num_bytes / bandwidth)
         waiting += memory if memory > products else 0.0
-    return Bound(total, waiting / total if total else 0.0, tuple(work))
+    return Roofline(total, uncached, waiting / total if total else 0.0, tuple(work))
 
 
 def kernels(program: Program) -> Iterator[Work]:

@@ -18,6 +18,7 @@ from jax.sharding import SingleDeviceSharding
 
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.libtpu import let_libtpu_compile
+from diffussm_jax.planning.gpus import GPUS
 from diffussm_jax.planning.hlo import inner_computations, parse
 from diffussm_jax.planning.kernel_calls import KernelCall, read_call
 
@@ -50,10 +51,11 @@ def devices(topology: str, *, num_slices: int = 1) -> tuple[jax.Device, ...]:
             platform="tpu", topology_name=topology, num_slices=num_slices, **options
         )
     except Exception as error:
+        cards = ", ".join(GPUS)
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"no TPU topology {topology!r} ({reason}); one is v5e:2x2, and `pip install libtpu` "
-            "has the compiler"
+            f"config.plan.topology must be of TPUs, as v5e:2x2, or of GPUs, as h100:8 ({cards}), "
+            f"got {topology!r} ({reason}; `pip install libtpu` has the compiler for TPUs)"
         ) from error
     return tuple(description.devices)
 

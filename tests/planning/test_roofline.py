@@ -128,6 +128,14 @@ def test_the_bound_adds_the_longer_of_products_and_memory():
     assert mixed.memory_share == pytest.approx(index / 1e9 / seconds)
 
 
+def test_the_cache_spares_what_it_held_before_and_holds_after():
+    """A layer moves more bytes than twice this cache, the loop's index fewer."""
+    cached = bound(Program(LOOP), peak_flops=1e30, bandwidth=1e9, cache_bytes=1000)
+    layer, gemm = 2 * (16 * 32 + 32 * 64 + 16 * 64) + 4, 2 * (2 * 8 * 16 * 64 + 8 * 16 * 16)
+    assert cached.seconds == pytest.approx((8 * (layer - 2000) + gemm - 2000) / 1e9)
+    assert cached.uncached_seconds == pytest.approx((8 * layer + gemm + 64) / 1e9)
+
+
 def products(a, b):
     return jnp.tanh(a @ b).sum(axis=0), a * 2
 

@@ -103,7 +103,7 @@ def test_a_plan_says_what_a_split_costs_and_what_splits_nothing(tiny_config):
 
 def test_a_topology_that_is_refused_is_refused_before_the_others_are_compiled(tiny_config):
     config = merge(tiny_config, {"plan": {"topologies": ("v5e:2x2", "v6e:3x3")}})
-    with pytest.raises(UserError, match="no TPU topology 'v6e:3x3'"):
+    with pytest.raises(UserError, match="must be of TPUs, .*got 'v6e:3x3'"):
         plan_lib.plan(config, None)
 
 

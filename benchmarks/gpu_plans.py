@@ -1,0 +1,112 @@
+"""What shipped configs would do on GPUs: writes docs/gpu-plans.md in an hour on two cores.
+
+.venv-gpu/bin/python -m benchmarks.gpu_plans     (after `make plan-gpu`)
+
+Each plan is kept in runs/gpu_plans.json, so that after a kill the same command goes on. Arguments
+are the configs to plan; the page has every plan that the file has.
+"""
+
+import argparse
+import functools
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plan_store import kept_plan, misfit, plan_shipped, table
+from diffussm_jax.config.parsing import read_as
+from diffussm_jax.planning.gpus import read_topology
+
+CONFIGS = ("imagenet256:B", "imagenet256:S", "imagenet256", "cifar10")
+CARDS = ("h100:1", "h100:8", "a100-40:1", "l4:1", "t4:1")
+STORE = Path("runs/gpu_plans.json")
+PAGE = Path("docs/gpu-plans.md")
+HEAD = """# What GPUs would do
+
+`python -m benchmarks.gpu_plans` wrote this page on {date}, with jax {jax}, in the environment of `make plan-gpu`.
+This command makes one row again, with as many cards as FSDP where a config's own is more:
+
+```bash
+.venv-gpu/bin/python -m diffussm_jax.main --mode=plan --config=configs/CONFIG.py:SIZE \\
+    --config.plan.topology=CARDS --config.mesh.fsdp=N
+```
+
+**Nothing here ran on a card: the memory is what XLA's compiler plans, and the times are bounds, which no run can beat.**
+
+- GiB are those of one card, and the column after them is what JAX takes of it by default, 75 %.
+- "at least" is the bound of a step: for each fusion the longer of its products at the card's peak and its bytes at the memory's bandwidth, less what the cache can hold before and after.
+  "memory" is the share of it in which the memory takes longer.
+  "no cache" is the same sum if the cache spares the memory nothing; how near to which of the two a run comes has not been measured.
+- Card-hours are those of the complete run, at least.
+- Sampling is one batch of `sample.batch_size` images by the config's sampler, before decoding, at most.
+- A T4 has no matrix units for bf16, so XLA multiplies in float32 there, and a run is far from its bound.
+"""
+COLUMNS = (
+    "cards",
+    "batch",
+    "mesh",
+    "remat",
+    "GiB",
+    "of",
+    "at least, ms",
+    "memory",
+    "no cache, ms",
+    "GB moved",
+    "links, ms",
+    "images/s, at most",
+    "card-hours, at least",
+    "sampling, images/s, at most",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("configs", nargs="*", default=CONFIGS)
+    arguments = parser.parse_args()
+    for name in arguments.configs:
+        for topology in CARDS:
+            _, number = read_topology(topology)
+            make = functools.partial(plan_shipped, name, topology, most_fsdp=number)
+            kept_plan(STORE, f"{name} {topology}", make)
+    PAGE.write_text(page(read_as(STORE, dict)), encoding="utf-8")
+
+
+def page(plans: dict[str, dict[str, Any]]) -> str:
+    """The document: one table for each config."""
+    text = [HEAD.format(date=time.strftime("%Y-%m-%d"), jax=version("jax"))]
+    for config in CONFIGS:
+        rows = [_row(topology, plans.get(f"{config} {topology}")) for topology in CARDS]
+        name, _, size = config.partition(":")
+        text.append(table(f"configs/{name}.py{size and f':{size}'}", COLUMNS, rows))
+    return "\n".join(text)
+
+
+def _row(topology: str, plan: dict[str, Any] | None) -> str:
+    if plan is None:
+        return f"| {topology} | not yet planned |"
+    if "refused" in plan:
+        return f"| {topology} | {plan['refused']} |"
+    mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
+    first = [topology, f"{plan['batch_size']}", mesh, plan["remat"]]
+    if not plan["fits"]:
+        return f"| {' | '.join([*first, *misfit(plan)])} |"
+    least, sampler = plan["bound"], plan["sampler"]
+    drawn = f"{sampler['bound']['images_per_second']:.1f}" if sampler["fits"] else "does not fit"
+    cells = [
+        *first,
+        f"{plan['total_gib']:.1f}",
+        f"{plan['hbm_gib']:.0f}",
+        f"{least['step_ms']:.0f}",
+        f"{least['memory_share']:.0%}",
+        f"{least['uncached_step_ms']:.0f}",
+        f"{least['moved_gb']:,.0f}",
+        f"{least['collective_ms']:.0f}",
+        f"{least['images_per_second']:,.0f}",
+        f"{least['chip_hours']:,.0f}",
+        f"{drawn} of {sampler['batch_size']}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

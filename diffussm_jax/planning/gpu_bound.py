@@ -1,0 +1,33 @@
+"""The least time of a train step or of sampling on GPUs, from the text of the compiled program."""
+
+from diffussm_jax.planning.gpus import Gpu
+from diffussm_jax.planning.hlo import Program, collectives
+from diffussm_jax.planning.plans import Bound, Traffic
+from diffussm_jax.planning.roofline import Roofline, Work, bound
+
+_LARGEST = 10  # fusions in a plan
+
+
+def bound_of_a_step(text: str, gpu: Gpu, *, batch_size: int, num_steps: int = 1) -> Bound:
+    """The bound of one of the `num_steps` equal steps in which a program makes its images."""
+    roofline = bound(
+        Program(text), peak_flops=gpu.peak_flops, bandwidth=gpu.bandwidth, cache_bytes=gpu.l2_bytes
+    )
+    arriving = {kind: size / 1e9 / num_steps for kind, size in collectives(text).items()}
+    return Bound(
+        step_ms=1e3 * roofline.seconds / num_steps,
+        uncached_step_ms=1e3 * roofline.uncached_seconds / num_steps,
+        memory_share=roofline.memory_share,
+        moved_gb=roofline.num_bytes / 1e9 / num_steps,
+        multiply_adds=roofline.multiply_adds // num_steps,
+        images_per_second=batch_size / roofline.seconds,
+        chip_hours=None,
+        collective_gb=arriving,
+        collective_ms=1e12 * sum(arriving.values()) / gpu.link_bandwidth,
+        traffic=tuple(_traffic(work, roofline) for work in roofline.work[:_LARGEST]),
+    )
+
+
+def _traffic(work: Work, roofline: Roofline) -> Traffic:
+    moved = work.rounds * work.num_bytes
+    return Traffic(work.name, work.source, work.rounds, moved / 1e9, moved / roofline.num_bytes)
