@@ -23,23 +23,30 @@ STORE = Path("runs/gpu_plans.json")
 PAGE = Path("docs/gpu-plans.md")
 HEAD = """# What GPUs would do
 
-`python -m benchmarks.gpu_plans` wrote this page on {date}, with jax {jax}, in the environment of `make plan-gpu`.
-This command makes one row again, with as many cards as FSDP where a config's own is more:
+`.venv-gpu/bin/python -m benchmarks.gpu_plans` wrote this page on {date}, with jax {jax}.
+`make plan-gpu` makes that environment.
+This command makes one row again; N is 1, or all the cards where a config splits its parameters:
 
 ```bash
 .venv-gpu/bin/python -m diffussm_jax.main --mode=plan --config=configs/CONFIG.py:SIZE \\
     --config.plan.topology=CARDS --config.mesh.fsdp=N
 ```
 
-**Nothing here ran on a card: the memory is what XLA's compiler plans, and the times are bounds, which no run can beat.**
+**Nothing here ran on a card.**
+The memory is what XLA's compiler plans, and the times are bounds that no run can beat.
 
-- GiB are those of one card, and the column after them is what JAX takes of it by default, 75 %.
-- "at least" is the bound of a step: for each fusion the longer of its products at the card's peak and its bytes at the memory's bandwidth, less what the cache can hold before and after.
-  "memory" is the share of it in which the memory takes longer.
-  "no cache" is the same sum if the cache spares the memory nothing; how near to which of the two a run comes has not been measured.
-- Card-hours are those of the complete run, at least.
-- Sampling is one batch of `sample.batch_size` images by the config's sampler, before decoding, at most.
-- A T4 has no matrix units for bf16, so XLA multiplies in float32 there, and a run is far from its bound.
+- GiB are those of one card, and the column after them is the 75 % that JAX takes of it by default.
+- "at least" is the bound of a step, a sum over its fusions.
+  Each takes the time of its products at the card's peak or of its bytes at the memory's bandwidth.
+  The longer one counts, and bytes that the cache can hold before and after a fusion do not.
+- "memory" is the share of the bound in which the bytes take longer.
+- "no cache" is the same sum if the cache spares the memory nothing.
+  How near to either a run comes has not been measured.
+- "links" is the time of the collectives between the cards; it is in neither of the sums.
+- Card-hours are those of the complete run.
+- Sampling is one batch of `sample.batch_size` images by the config's sampler, before decoding.
+- A T4 has no matrix units for bf16, and XLA multiplies there in float32.
+  Its bound takes the published peak of fp16, which those products cannot reach.
 """
 COLUMNS = (
     "cards",

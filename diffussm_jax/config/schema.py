@@ -166,9 +166,9 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """The TPU slice that `--mode=plan` compiles for."""
+    """The TPU slice or the GPUs that `--mode=plan` compiles for."""
 
-    topology: str = "v5e:4x4"  # kind and shape of the slice
+    topology: str = "v5e:4x4"  # kind and shape of a slice, or a card and how many, as h100:8
     topologies: tuple[str, ...] | None = None  # several instead, to compare
     num_slices: int = 1
 

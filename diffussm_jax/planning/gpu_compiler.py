@@ -12,6 +12,7 @@ from jax.experimental import topologies
 
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.cuda import cuda_as_compiler, has_cuda_plugin
+from diffussm_jax.parallel.settings import find_devices
 from diffussm_jax.planning.gpus import read_topology
 
 
@@ -28,6 +29,7 @@ def devices(topology: str) -> tuple[jax.Device, ...]:
             f"config.plan.topology {topology!r} needs JAX's CUDA plug-in: `make plan-gpu` makes "
             ".venv-gpu, an environment that has it"
         )
+    find_devices()  # before anything else asks JAX for them, which would tell of missing chips
     with cuda_as_compiler():
         description = topologies.get_topology_desc(
             platform="cuda", target_config=gpu.describe(), topology=f"1x1x{number}"
