@@ -1,19 +1,20 @@
 """The least time of a train step or of sampling on GPUs, from the text of the compiled program."""
 
 from diffussm_jax.planning.gpus import Gpu
-from diffussm_jax.planning.hlo import Program, collectives
+from diffussm_jax.planning.hlo import Program
 from diffussm_jax.planning.plans import Bound, Traffic
-from diffussm_jax.planning.roofline import Roofline, Work, bound
+from diffussm_jax.planning.roofline import Roofline, Work, bound, link_bytes
 
 _LARGEST = 10  # fusions in a plan
 
 
 def bound_of_a_step(text: str, gpu: Gpu, *, batch_size: int, num_steps: int = 1) -> Bound:
     """The bound of one of the `num_steps` equal steps in which a program makes its images."""
+    program = Program(text)
     roofline = bound(
-        Program(text), peak_flops=gpu.peak_flops, bandwidth=gpu.bandwidth, cache_bytes=gpu.l2_bytes
+        program, peak_flops=gpu.peak_flops, bandwidth=gpu.bandwidth, cache_bytes=gpu.l2_bytes
     )
-    arriving = {kind: size / 1e9 / num_steps for kind, size in collectives(text).items()}
+    arriving = {kind: size / 1e9 / num_steps for kind, size in link_bytes(program).items()}
     return Bound(
         step_ms=1e3 * roofline.seconds / num_steps,
         uncached_step_ms=1e3 * roofline.uncached_seconds / num_steps,

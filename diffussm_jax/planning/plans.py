@@ -167,8 +167,8 @@ class Bound:
         multiply_adds: of all matrix products that a card computes in a step, recomputed ones too.
         images_per_second: at most.
         chip_hours: at least, of all steps of the run on all cards; None for the sampler.
-        collective_gb: what arrives at a card in a step, by kind of collective.
-        collective_ms: time of that on the links if nothing waits.
+        collective_gb: what the collectives exchange in a step, by kind.
+        collective_ms: time of that on a card's links if nothing waits.
         traffic: the fusions that move the most bytes, the largest first.
     """
 

@@ -6,6 +6,7 @@ the memory what it held when the fusion began, and what it holds when the fusion
 through the memory. Starts of kernels and waiting are left out, so that a real run takes longer.
 """
 
+import collections
 import dataclasses
 import math
 import re
@@ -20,7 +21,9 @@ _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
     *("while", "conditional", "call", "after-all", "partition-id", "replica-id"),
 }
-_COLLECTIVE = re.compile(r"all-(gather|reduce|to-all)|reduce-scatter|collective-permute")
+_COLLECTIVE = re.compile(
+    r"(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?P<start>-start)?$"
+)
 _SLICES = ("slice", "dynamic-slice", "gather")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand has the new values
 _VIEWS = ("bitcast", "reshape")
@@ -93,7 +96,7 @@ def kernels(program: Program) -> Iterator[Work]:
     for name, rounds in program.rounds.items():
         computation = program.computations[name]
         for operation in computation.values():
-            if operation.opcode in _FREE or operation.opcode.endswith("-done"):
+            if _moves_nothing(operation.opcode):
                 continue
             inside = program.computations[operation.fused] if operation.fused else None
             yield Work(
@@ -103,6 +106,32 @@ def kernels(program: Program) -> Iterator[Work]:
                 num_bytes=_bytes(operation, computation, inside),
                 multiply_adds=_products(operation, computation, inside),
             )
+
+
+def _moves_nothing(opcode: str) -> bool:
+    """Whether an operation leaves the memory alone; what comes over links is not counted."""
+    return opcode in _FREE or opcode.endswith("-done") or bool(_COLLECTIVE.match(opcode))
+
+
+def link_bytes(program: Program) -> collections.Counter[str]:
+    """The bytes that each kind of collective exchanges over a card's links, loops multiplied.
+
+    They are those of the complete array, of which a card has a part before or afterwards; an
+    all-reduce, which scatters sums and gathers them, counts twice.
+    """
+    total = collections.Counter[str]()
+    for name, rounds in program.rounds.items():
+        computation = program.computations[name]
+        for operation in computation.values():
+            if not (match := _COLLECTIVE.match(operation.opcode)):
+                continue
+            taken = sum(num_bytes(computation[x].result) for x in operation.operands)
+            given = num_bytes(operation.result)
+            if match["start"] and match[1] != "all-reduce":  # it hands its operands on as well
+                given -= taken
+            times = 2 if match[1] == "all-reduce" else 1
+            total[match[1]] += rounds * times * max(taken, given)
+    return total
 
 
 def _source(program: Program, operation: Operation, inside: Computation | None) -> str:
@@ -116,9 +145,7 @@ def _source(program: Program, operation: Operation, inside: Computation | None) 
 
 
 def _bytes(operation: Operation, around: Computation, inside: Computation | None) -> int:
-    """What a kernel reads and writes in one round; what comes over links is not counted."""
-    if _COLLECTIVE.match(operation.opcode):
-        return 0
+    """What a kernel reads and writes in one round."""
     if inside is not None:
         return _fusion_bytes(inside)
     if operation.opcode in _SLICES:

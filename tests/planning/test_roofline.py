@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from diffussm_jax.planning.hlo import Program
-from diffussm_jax.planning.roofline import bound, kernels
+from diffussm_jax.planning.roofline import bound, kernels, link_bytes
 
 # As XLA writes a program for a GPU: one layer of a stack a round, its product saved in place.
 LOOP = """HloModule jit_f, is_scheduled=true
@@ -134,6 +134,25 @@ def test_the_cache_spares_what_it_held_before_and_holds_after():
     layer, gemm = 2 * (16 * 32 + 32 * 64 + 16 * 64) + 4, 2 * (2 * 8 * 16 * 64 + 8 * 16 * 16)
     assert cached.seconds == pytest.approx((8 * (layer - 2000) + gemm - 2000) / 1e9)
     assert cached.uncached_seconds == pytest.approx((8 * layer + gemm + 64) / 1e9)
+
+
+def test_a_collective_exchanges_the_complete_array():
+    """A start hands its operand on beside its result."""
+    text = """ENTRY %main (x: bf16[256,8], y: f32[4]) -> (bf16[1024,8], f32[4]) {
+  %x = bf16[256,8]{1,0} parameter(0)
+  %y = f32[4]{0} parameter(1)
+  %gather = (bf16[256,8]{1,0}, bf16[1024,8]{1,0}) all-gather-start(%x), channel_id=1
+  %all = bf16[1024,8]{1,0} all-gather-done(%gather)
+  %scatter = ((bf16[1024,8]{1,0}), bf16[256,8]{1,0}) reduce-scatter-start(%all), channel_id=2
+  %part = bf16[256,8]{1,0} reduce-scatter-done(%scatter)
+  %sum = f32[4]{0} all-reduce(%y), channel_id=3
+  ROOT %both = (bf16[1024,8]{1,0}, f32[4]{0}) tuple(%all, %sum)
+}
+"""
+    whole = 2 * 1024 * 8
+    sizes = {"all-gather": whole, "reduce-scatter": whole, "all-reduce": 2 * 16}
+    assert link_bytes(Program(text)) == sizes
+    assert list(kernels(Program(text))) == []
 
 
 def products(a, b):
