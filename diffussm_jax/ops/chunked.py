@@ -11,6 +11,7 @@ per channel).
 
 import functools
 import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,22 +20,42 @@ import numpy as np
 from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.ops import pairs
+from diffussm_jax.ops.carry import ChunkStates, carry
 from diffussm_jax.ops.channel_blocks import Results, by_channel_blocks
 from diffussm_jax.shapes import SSM, State, Tokens, ceil_div
 
 # Forming the tables of a chunk costs as much as many tokens; few tokens want small tables.
-CHUNK_SIZE = 64
 SMALL_CHUNK_SIZE = 32
 FEW_TOKENS = 8192
 # Up to this length one chunk beats several: the states cost more products than the larger triangle
 # saves.
 LONGEST_SINGLE_CHUNK = 128
 
-# Elements of u in a block of channels: on a CPU what stays in its cache, elsewhere what keeps the
-# memory bounded.
-BLOCK_ELEMENTS = {"cpu": 2**16, "other": 2**24}
 
-ChunkStates = tuple[Float[Array, "r d b _ n"], Float[Array, "r d b _ n"]]  # a pair, for g chunks
+class Form(NamedTuple):
+    """How a backend computes the operator fastest, as measured or counted (docs/benchmarks.md).
+
+    Attributes:
+        chunk_size: tokens of a chunk where there are many.
+        block_elements: elements of u in a block of channels: on a CPU what stays in its cache,
+            elsewhere what keeps the memory bounded.
+        joint: inputs and states of a chunk lie side by side and meet one product, whose sums are
+            rounded at once. It saves passes over y in float32, and costs copies.
+        unroll: steps of the recurrence over chunks that the loop's body holds.
+    """
+
+    chunk_size: int = 64
+    block_elements: int = 2**24
+    joint: bool = False
+    unroll: int = 1
+
+
+FORMS = {
+    "cpu": Form(block_elements=2**16),
+    "tpu": Form(),
+    # Bound by memory: larger chunks leave fewer states, which are float32, and larger tables.
+    "gpu": Form(chunk_size=128, block_elements=2**27, joint=True, unroll=16),
+}
 
 
 class ChunkTables(NamedTuple):
@@ -55,24 +76,28 @@ def chunked(
     return_state: bool,
     chunk_size: int | None = None,
     num_blocks: int | None = None,
+    backend: str | None = None,
 ) -> tuple[Float[Array, "b l e"], State | None]:
     """Run all directions at once; u is read in its own dtype, sums and states are float32.
 
     A length that `chunk_size` does not divide leaves one shorter chunk at the end: padding would
-    move the point at which a backward pass begins. The channels go in `num_blocks` blocks. Without
-    `return_state` the second result is None, and a single chunk forms no states.
+    move the point at which a backward pass begins. The channels go in `num_blocks` blocks. Both
+    are those of `backend`, or of the default one, unless they are given. Without `return_state` the
+    second result is None, and a single chunk forms no states.
     """
-    run = functools.partial(_run, reverse=reverse, return_state=return_state, chunk_size=chunk_size)
-    num_blocks = num_blocks or num_blocks_for(jax.default_backend(), u.shape)
+    form = form_of(backend or jax.default_backend())
+    size = chunk_size or _default_chunk_size(form, *u.shape[:2])
+    run = functools.partial(
+        _run, reverse=reverse, return_state=return_state, form=form._replace(chunk_size=size)
+    )
+    num_blocks = num_blocks or min(u.shape[2], ceil_div(u.size, form.block_elements))
     y, last = by_channel_blocks(run, (u, ssm, state), num_blocks=num_blocks)
     return y.reshape(*u.shape[:2], -1), last
 
 
-def num_blocks_for(backend: str, shape: tuple[int, ...]) -> int:
-    """The measured number of blocks for u of a shape [b l d]."""
-    b, length, d = shape
-    elements = BLOCK_ELEMENTS["cpu" if backend == "cpu" else "other"]
-    return min(d, ceil_div(b * length * d, elements))
+def form_of(backend: str) -> Form:
+    """The form for a backend of JAX, which names those of GPUs in several ways."""
+    return FORMS.get(backend, FORMS["gpu"])
 
 
 def _run(
@@ -82,32 +107,31 @@ def _run(
     *,
     reverse: tuple[bool, ...],
     return_state: bool,
-    chunk_size: int | None,
+    form: Form,
 ) -> Results:
     """A block of channels."""
-    b, length, _ = u.shape
-    size = min(length, chunk_size or _default_chunk_size(b, length))
+    length = u.shape[1]
+    size = min(length, form.chunk_size)
     poles = pairs.each(lambda part: part[..., None], pairs.unpack(ssm.poles))
     powers = pairs.power(poles, np.arange(size + 1))  # r d n t
     parts = [u[:, : length - length % size], u[:, length - length % size :]]
     parts = [_split(part, size) for part in parts if part.shape[1]]  # d b g t
     tables = [_tables(powers, ssm, part.shape[-1], u.dtype, reverse) for part in parts]
 
-    outputs = [_product("dbgs,dso->dbgo", part, table.within) for part, table in zip(parts, tables)]
+    entering: Sequence[ChunkStates | None] = [None]
     if return_state or state is not None or len(parts) > 1 or parts[0].shape[2] > 1:
         added = [_added_states(part, table) for part, table in zip(parts, tables)]
-        entering, state = _carry(added, [table.decay for table in tables], state, reverse)
-        outputs = [
-            y + _from_states(x, table, u.dtype) for y, x, table in zip(outputs, entering, tables)
-        ]
-    y = jnp.concatenate([_merge(y, len(reverse), u.dtype) for y in outputs], axis=1)
+        decays = [table.decay for table in tables]
+        entering, state = carry(added, decays, state, reverse, unroll=form.unroll)
+    outputs = [_outputs(*of, joint=form.joint) for of in zip(parts, entering, tables)]
+    y = jnp.concatenate([_merge(y) for y in outputs], axis=1)
     return y, state if return_state else None
 
 
-def _default_chunk_size(b: int, length: int) -> int:
+def _default_chunk_size(form: Form, b: int, length: int) -> int:
     if length <= LONGEST_SINGLE_CHUNK:
         return length
-    return SMALL_CHUNK_SIZE if b * length <= FEW_TOKENS else CHUNK_SIZE
+    return SMALL_CHUNK_SIZE if b * length <= FEW_TOKENS else form.chunk_size
 
 
 def _split(u: Tokens, size: int) -> Float[Array, "d b g t"]:
@@ -116,34 +140,31 @@ def _split(u: Tokens, size: int) -> Float[Array, "d b g t"]:
     return jnp.transpose(u, (3, 0, 1, 2))
 
 
-def _merge(
-    y: Float32[Array, "d b g o"], num_directions: int, dtype: jnp.dtype
-) -> Float[Array, "b l r d"]:
-    d, b, g, _ = y.shape
-    y = y.astype(dtype).reshape(d, b, g, num_directions, -1)
-    return jnp.transpose(y, (1, 2, 4, 3, 0)).reshape(b, -1, num_directions, d)
+def _merge(y: Float[Array, "r d b g t"]) -> Float[Array, "b l r d"]:
+    y = jnp.transpose(y, (2, 3, 4, 0, 1))
+    return y.reshape(y.shape[0], -1, *y.shape[3:])
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _product(spec: str, x: Array, table: Array) -> Float32[Array, "..."]:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 3))
+def _product(spec: str, x: Array, table: Array, dtype: Any = jnp.float32) -> Float[Array, "..."]:
     """Matrix product with float32 sums; float32 operands keep their precision on every backend.
 
     It has a rule of its own, that of any product, so that `jax.checkpoint` does not take it for one
     of the dense products whose results its policies keep: these are larger than what they are of.
     """
     return jnp.einsum(
-        spec, x, table, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        spec, x, table, precision=jax.lax.Precision.HIGHEST, preferred_element_type=dtype
     )
 
 
 @functools.partial(_product.defjvp, symbolic_zeros=True)
 def _product_jvp(
-    spec: str, primals: tuple[Array, Array], tangents: tuple[Any, Any]
-) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
+    spec: str, dtype: Any, primals: tuple[Array, Array], tangents: tuple[Any, Any]
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
     x, table = primals
-    of_x = () if _is_zero(tangents[0]) else (_product(spec, tangents[0], table),)
-    of_table = () if _is_zero(tangents[1]) else (_product(spec, x, tangents[1]),)
-    return _product(spec, x, table), functools.reduce(operator.add, of_x + of_table)
+    of_x = () if _is_zero(tangents[0]) else (_product(spec, tangents[0], table, dtype),)
+    of_table = () if _is_zero(tangents[1]) else (_product(spec, x, tangents[1], dtype),)
+    return _product(spec, x, table, dtype), functools.reduce(operator.add, of_x + of_table)
 
 
 def _is_zero(tangent: Any) -> bool:
@@ -196,55 +217,22 @@ def _added_states(u: Float[Array, "d b g s"], tables: ChunkTables) -> ChunkState
     return states[..., 0, :], states[..., 1, :]
 
 
-def _carry(
-    added: list[ChunkStates],
-    decays: list[pairs.Pair],
-    state: State | None,
-    reverse: tuple[bool, ...],
-) -> tuple[list[ChunkStates], State]:
-    """Chain the chunks; returns the state that enters each and the one that leaves the last."""
-    directions = []
-    for r, backward in enumerate(reverse):
-        of_r = jax.tree.map(operator.itemgetter(r), (added, decays, state))
-        directions.append(_carry_direction(*of_r, backward=backward))
-    entering = [
-        jax.tree.map(lambda *x: jnp.stack(x), *part) for part in zip(*(x for x, _ in directions))
-    ]
-    leaving = jnp.stack([pairs.pack(state) for _, state in directions])  # r d b n 2
-    return entering, jnp.swapaxes(leaving, 1, 2)
+def _outputs(
+    u: Float[Array, "d b g s"], x: ChunkStates | None, tables: ChunkTables, *, joint: bool
+) -> Float[Array, "r d b g t"]:
+    """The outputs of each chunk, from its inputs and the state that enters it."""
+    if x is not None and joint:
+        states = jnp.stack([jnp.concatenate([u, of_r], axis=-1) for of_r in _as_input(x, u.dtype)])
+        d, size, _ = tables.within.shape
+        within = jnp.moveaxis(tables.within.reshape(d, size, len(states), -1), 2, 0)
+        table = jnp.concatenate([within, tables.entering], axis=2)
+        return _product("rdbgi,rdit->rdbgt", states, table, u.dtype)
+    y = _product("dbgs,dso->dbgo", u, tables.within)
+    y = y.reshape(*y.shape[:3], len(tables.entering), -1)
+    if x is not None:
+        y = y + _product("rdbgi,rdit->dbgrt", _as_input(x, u.dtype), tables.entering)
+    return jnp.moveaxis(y.astype(u.dtype), 3, 0)
 
 
-def _carry_direction(
-    added: list[pairs.Pair],
-    decays: list[pairs.Pair],
-    state: Float32[Array, "b d n 2"] | None,
-    *,
-    backward: bool,
-) -> tuple[list[pairs.Pair], pairs.Pair]:
-    """X <- exp(p T) X + added, over the chunks of one direction in its order of reading."""
-    if state is None:
-        x = pairs.each(lambda part: jnp.zeros_like(part[:, :, 0]), added[0])
-    else:
-        x = pairs.unpack(jnp.swapaxes(state, 0, 1))  # d b n
-    entering = list(added)
-    for i in reversed(range(len(added))) if backward else range(len(added)):
-        decay = pairs.each(lambda part: part[:, None], decays[i])
-
-        def step(
-            x: pairs.Pair, chunk: pairs.Pair, decay: pairs.Pair = decay
-        ) -> tuple[pairs.Pair, pairs.Pair]:
-            return pairs.add(pairs.multiply(decay, x), chunk), x
-
-        chunks = pairs.each(lambda part: jnp.moveaxis(part, 2, 0), added[i])
-        x, before = jax.lax.scan(step, x, chunks, reverse=backward)
-        entering[i] = pairs.each(lambda part: jnp.moveaxis(part, 0, 2), before)
-    return entering, x
-
-
-def _from_states(
-    x: ChunkStates, tables: ChunkTables, dtype: jnp.dtype
-) -> Float32[Array, "d b g o"]:
-    """What the entering state adds to the outputs of its chunk."""
-    states = jnp.concatenate(x, axis=-1).astype(dtype)  # r d b g n*2
-    y = _product("rdbgi,rdit->dbgrt", states, tables.entering)
-    return y.reshape(*y.shape[:3], -1)
+def _as_input(x: ChunkStates, dtype: jnp.dtype) -> Float[Array, "r d b g i"]:
+    return jnp.concatenate(x, axis=-1).astype(dtype)

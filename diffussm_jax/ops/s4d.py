@@ -54,6 +54,7 @@ class Implementation:
     name: ImplementationName
     chunk_size: int | None = None  # of "chunked"
     num_blocks: int | None = None  # of "chunked"
+    backend: str | None = None  # whose form "chunked" takes
     tiling: Tiling | None = None  # of "pallas_tpu"
 
 
@@ -162,7 +163,10 @@ def _operator(
     match implementation.name:
         case "chunked":
             return functools.partial(
-                chunked, chunk_size=implementation.chunk_size, num_blocks=implementation.num_blocks
+                chunked,
+                chunk_size=implementation.chunk_size,
+                num_blocks=implementation.num_blocks,
+                backend=implementation.backend,
             )
         case "pallas_tpu":
             tiling = implementation.tiling or tiling_for(jax.devices()[0].device_kind)

@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding
 
 from diffussm_jax.config import Config, StackImplementation
 from diffussm_jax.models.stack import refusal
-from diffussm_jax.ops.chunked import num_blocks_for
 from diffussm_jax.ops.pallas_tpu import refusal as refusal_of_s4d
 from diffussm_jax.ops.pallas_tpu import tiling_for
 from diffussm_jax.ops.s4d import Implementation, abstract_ssm
@@ -89,9 +88,7 @@ def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
         return None
     b, l, d = local_tokens(config, mesh, rows)
     if device.platform != "tpu":
-        return Implementation(
-            name or "chunked", num_blocks=num_blocks_for(device.platform, (b, l, d))
-        )
+        return Implementation(name or "chunked", backend=device.platform)
     r = 2 if config.model.direction == "both" else 1
     u = jax.ShapeDtypeStruct((b, l, d), config.model.dtype)
     ssm = abstract_ssm(r, d, config.model.state_size // 2)
@@ -99,7 +96,7 @@ def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
     usable = l >= tiling.chunk_size and refusal_of_s4d(tiling, u, ssm) is None
     if name == "pallas_tpu" or (name is None and usable):
         return Implementation("pallas_tpu", tiling=tiling)
-    return Implementation(name or "chunked", num_blocks=num_blocks_for("tpu", u.shape))
+    return Implementation(name or "chunked", backend="tpu")
 
 
 def stack_on(

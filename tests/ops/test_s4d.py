@@ -26,13 +26,15 @@ s4d = jax.jit(eager.s4d, static_argnames=("direction", "implementation"))
 s4d_with_state = jax.jit(eager.s4d_with_state, static_argnames=("direction", "implementation"))
 
 PALLAS = Implementation("pallas_tpu", tiling=Tiling(channels=1, interpret=True))
-IMPLEMENTATIONS = ["scan", "associative_scan", "fft", "chunked", PALLAS]
+ON_GPU = Implementation("chunked", backend="gpu")
+IMPLEMENTATIONS = ["scan", "associative_scan", "fft", "chunked", ON_GPU, PALLAS]
 # Relative L2 errors of y and du, then of the parameter gradients.
 TOLERANCE = {
     "scan": (2e-5, 1e-4),
     "associative_scan": (2e-5, 1e-4),
     "fft": (5e-6, 1e-5),
     "chunked": (1e-6, 1e-5),
+    ON_GPU: (1e-6, 1e-5),
     PALLAS: (1e-6, 1e-5),
 }
 BFLOAT16_TOLERANCE = (5e-3, 2e-2)
@@ -53,7 +55,8 @@ CASES = [
         id=f"{name}-{shape}-{dtype.__name__}",
     )
     for implementation in IMPLEMENTATIONS
-    for name in [getattr(implementation, "name", implementation)]
+    for name in ["chunked on gpu" if implementation is ON_GPU else implementation]
+    for name in [getattr(name, "name", name)]
     for shape in (SHAPES[2:] if implementation == PALLAS else SHAPES)
     for dtype in (jnp.float32, jnp.bfloat16)
 ]

@@ -19,6 +19,7 @@ IMPLEMENTATIONS = {
     "fft": "fft",
     "chunked": Implementation("chunked", num_blocks=1),
     "chunked in blocks": BLOCKS,
+    "chunked on gpu": Implementation("chunked", chunk_size=40, backend="gpu"),
     "pallas_tpu": PALLAS,
 }
 STOPS = {"stopped": jax.lax.stop_gradient, "whole": lambda tangents: tangents}
