@@ -1,4 +1,4 @@
-"""What every shipped config would do on five TPU slices: writes docs/tpu-plans.md in an hour.
+"""What every shipped config would do on six TPU slices: writes docs/tpu-plans.md in an hour.
 
 python -m benchmarks.tpu_plans
 
@@ -25,13 +25,14 @@ CONFIGS = (
     "digits",
     "photos",
 )
-# The names of Google Cloud count cores on v4 and v5p, and chips on the others.
+# The names of Google Cloud count cores on v4, v5p and TPU7x, and chips on the others.
 SLICES = {
     "v4-32": "v4:2x2x4",
     "v5e-16": "v5e:4x4",
     "v5e-256": "v5e:16x16",
     "v5p-32": "v5p:2x2x4",
     "v6e-16": "v6e:4x4",
+    "tpu7x-16": "tpu7x:2x2x2",
 }
 STORE = Path("runs/tpu_plans.json")
 PAGE = Path("docs/tpu-plans.md")

@@ -14,7 +14,7 @@ from diffussm_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device as JAX shows it: on v4 and v5p, too, a complete chip with both cores.
+    """One device as JAX shows it: a chip, on v4 and v5p with both cores, and on TPU7x half a chip.
 
     Attributes:
         peak_flops: operations a second in bf16.
@@ -51,6 +51,8 @@ CHIPS = {
     "TPU v5 lite": Chip("v5e", 197e12, 1.5e9, 16 * GIB, 819e9, 200e9),
     "TPU v5": Chip("v5p", 459e12, 1.75e9, 95 * GIB, 2765e9, 600e9, 2, ring=4, cubes=True),
     "TPU v6 lite": Chip("v6e", 918e12, 1.75e9, 32 * GIB, 1640e9, 400e9),
+    # Half of a chip's 2,307 TFLOP/s, 192 GiB, 7,380 GB/s and 600 GB/s; its core alone.
+    "TPU7x": Chip("tpu7x", 1153.5e12, 2.2e9, 96 * GIB, 3690e9, 300e9, ring=4, cubes=True),
 }
 
 

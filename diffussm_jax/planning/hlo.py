@@ -15,6 +15,8 @@ _COLLECTIVE = re.compile(
     r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
     r"(?:-start)?\(.*channel_id=(?P<channel>\d+)"
 )
+# What a Pallas call says of itself for profilers, the one thing that breaks an operation's line.
+_METADATA = re.compile(r"kernel_metadata=\{\n.*\n\}")
 _FUSION = re.compile(r" calls=%(?P<name>[^,\s]+)")
 _BOUND = re.compile(r" constant\((\d+)\)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
@@ -145,7 +147,7 @@ def parse(text: str) -> tuple[dict[str, list[str]], str]:
     """The lines of each computation, and the name of the program's entry."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
-    for line in text.splitlines():
+    for line in _METADATA.sub("kernel_metadata={}", text).splitlines():
         if match := _COMPUTATION.match(line):
             lines = computations.setdefault(match["name"], [])
             entry = match["name"] if line.startswith("ENTRY") else entry

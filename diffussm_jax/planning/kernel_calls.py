@@ -35,6 +35,8 @@ _OP_NAME = re.compile(r'op_name="(?:[^"]*/)?(?P<name>\w+)/pallas_call"')
 _ALIAS = re.compile(r"\{(?P<result>\d*)\}: \((?P<operand>\d+), \{\}\)")
 # What of a call's configuration decides how its kernel compiles: code, options and limits.
 _CONFIG = ("custom_call_config", "flag_configs", "scoped_memory_configs")
+# Where the program around a call (from TPU7x on) placed its arrays, which binds no call alone.
+_PLACEMENT = ("input_memory_space_colors", "output_memory_space_colors")
 
 
 class KernelCall(NamedTuple):
@@ -86,6 +88,8 @@ def read_call(line: str) -> KernelCall | None:
     if not (match := _CALL.search(line)):
         raise ValueError(f"a kernel's call cannot be read: {line.strip()[:200]}")
     config, _ = json.JSONDecoder().raw_decode(line, match.end())
+    for name in _PLACEMENT:
+        config["custom_call_config"].pop(name, None)
     named = _OP_NAME.search(match["rest"]) or match
     return KernelCall(
         name=named["name"],

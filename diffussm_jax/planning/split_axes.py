@@ -53,7 +53,8 @@ def _places(mesh: Mesh) -> tuple[tuple[int, ...], dict[str, list[np.ndarray]]]:
     chips = chips if chips[2] > 1 else chips[:2]
     places = {}
     for axis, name in enumerate(AXES):
-        line = np.array([device.coords for device in np.moveaxis(grid, axis, 0)[:, 0, 0]])
+        # Two devices of one chip, as on TPU7x, have the same coordinates.
+        line = np.unique([device.coords for device in np.moveaxis(grid, axis, 0)[:, 0, 0]], axis=0)
         at = [np.unique(column) for column in line.T[: len(chips)]]
         if 1 < len(line) == math.prod(len(x) for x in at):
             places[name] = at

@@ -22,6 +22,7 @@ TOPOLOGY = "v5e:2x2"
 STEPS, ROWS, LANES = 4, 8, 128
 WIDTH, GROUPS = 384, 512  # of a dense kernel whose loop over rows has two rounds
 CONFIG = {"custom_call_config": {"body": "TUzvUg==", "needs_layout_passes": True}}
+PLACED = {"input_memory_space_colors": [{"operand_index": "0", "color": "0", "shape_index": []}]}
 LINE = (
     "  %jvp_toy_.3 = (bf16[4,8,128]{2,1,0:T(8,128)(2,1)}, f32[128]{0:T(128)S(1)}) custom-call("
     '%copy.1, %x.1), custom_call_target="tpu_custom_call", operand_layout_constraints={s32[1]{0}, '
@@ -45,6 +46,21 @@ def test_a_call_is_read_from_its_line():
     assert num_bytes("pred[], u8[3]") == 4
     with pytest.raises(ValueError, match="cannot be read: %jvp_toy_.3 = "):
         read_call(LINE.replace("operand_layout_constraints", "layouts"))
+
+
+def test_a_call_is_the_same_wherever_the_program_placed_its_arrays():
+    placed = {"custom_call_config": CONFIG["custom_call_config"] | PLACED}
+    line = LINE.replace(json.dumps(CONFIG | {"retry_config": {}}), json.dumps(placed))
+    assert line != LINE
+    assert read_call(line) == read_call(LINE)
+
+
+def test_a_call_whose_metadata_breaks_its_line_is_counted():
+    metadata = 'kernel_metadata={\n"xprof_metadata":"{\\"block_q\\": 1024}"\n}'
+    text = f"ENTRY %main (x: s32[1]) -> f32[128] {{\n{LINE}\n}}"
+    broken = text.replace("kernel_metadata={}", metadata)
+    assert broken != text
+    assert tpu_compiler.cycles(broken) == tpu_compiler.cycles(text)
 
 
 @needs_libtpu

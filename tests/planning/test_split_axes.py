@@ -43,7 +43,7 @@ def test_every_mesh_that_fills_a_rented_slice_is_made(kind, num_slices):
             if num_slices == 2:  # only data goes between slices
                 first, second = mesh.devices.reshape(2, -1)
                 assert {x.slice_index for x in first}.isdisjoint(x.slice_index for x in second)
-            if kind != "tpu7x" and sequence == num_slices == 1:
+            if sequence == num_slices == 1:
                 split = split_axes(mesh, chip_of(devices[0]))
                 assert split is None or min(split.slowdown.values()) >= 1
 
