@@ -1,6 +1,7 @@
 """DiffuSSM beside attention.
 
-python -m benchmarks.throughput [--count] [--tpu v5e:4x4] [--lengths-tpu v5e:2x2] [--gpu]
+python -m benchmarks.throughput [--count] [--tpu v5e:4x4] [--lengths-tpu v5e:2x2]
+    [--training-tpu v5e:4x4] [--gpu]
 
 Times training and sampling of DiffuSSM and of DiT at equal tokens, at equal multiply-adds and with
 patches, side by side in one run; then two layers of each as the tokens grow. Prints Markdown tables
@@ -67,6 +68,9 @@ def main() -> None:
         "--lengths-tpu", help="a topology: print estimates of a block as the tokens grow instead"
     )
     parser.add_argument(
+        "--training-tpu", help="a topology: print estimates of XL's training at --sides instead"
+    )
+    parser.add_argument(
         "--gpu",
         nargs="*",
         metavar="MODEL",
@@ -79,7 +83,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if args.count:
         print(table(counts()))
-    elif args.tpu or args.lengths_tpu:
+    elif args.tpu or args.lengths_tpu or args.training_tpu:
         by_compiler(args)
     elif args.gpu is not None:
         models = on_gpu()
@@ -96,6 +100,8 @@ def by_compiler(args: argparse.Namespace) -> None:
         print(table(tpu.models(args.tpu, store)))
     if args.lengths_tpu:
         print(table(tpu.lengths(args.lengths_tpu, args.sides)))
+    if args.training_tpu:
+        print(table(tpu.training_steps(args.training_tpu, args.sides, store)))
 
 
 def counts() -> list[dict[str, Any]]:

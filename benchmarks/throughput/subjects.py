@@ -35,16 +35,9 @@ def of_one_depth(subjects: dict[str, Config], depth: int) -> dict[str, Config]:
 
 
 def extra_large() -> dict[str, Config]:
-    """The published sizes at 256 x 256.
-
-    Each recomputes what it must for a batch of 256 to fit on 16 chips of 16 GiB.
-    """
+    """The published sizes at 256 x 256."""
     base = from_dict(imagenet256.get_config().to_dict())
-    dit = from_dict(dit256.get_config("XL/1").to_dict())
-    subjects = _four(base, dit)
-    for name in (SAME_TOKENS, SAME_FLOPS):  # "dots" would keep the attention scores of each layer
-        subjects[name] = changed(subjects[name], remat="full")
-    return subjects
+    return _four(base, from_dict(dit256.get_config("XL/1").to_dict()))
 
 
 def on_gpu() -> dict[str, Config]:
@@ -73,6 +66,13 @@ def on_gpu() -> dict[str, Config]:
         "DiffuSSM-S, by FFT": changed(small, ssm_implementation="fft"),
         "DiffuSSM-S, remat none": changed(small, remat="none"),
     }
+
+
+def of_equal_tokens(config: Config, side: int) -> Config:
+    """The same model on latents of `side` x `side`, in a batch of as many latents as before."""
+    size = config.training.batch_size * config.grid[0] ** 2 // side**2
+    training = dataclasses.replace(config.training, batch_size=size)
+    return dataclasses.replace(of_side(config, side), training=training)
 
 
 def of_side(config: Config, side: int) -> Config:

@@ -11,11 +11,19 @@ from flax import nnx
 
 from benchmarks.plan_store import kept_plan
 from benchmarks.ssm.tpu import WIDTH, Estimator, block, gradient, operator
-from benchmarks.throughput.subjects import DIFFUSSM, SAME_TOKENS, extra_large
+from benchmarks.throughput.subjects import (
+    DIFFUSSM,
+    PATCHES,
+    SAME_TOKENS,
+    extra_large,
+    of_equal_tokens,
+)
 from diffussm_jax.config import DIT_SIZES, Config, ModelConfig
 from diffussm_jax.models.dit import TransformerBlock
+from diffussm_jax.ops.attention import attention
 from diffussm_jax.plan import make_plan
 from diffussm_jax.planning.chips import GIB
+from diffussm_jax.planning.estimate import estimate
 from diffussm_jax.planning.tpu_compiler import TooLarge
 
 TOKENS_OF_A_CHIP = 32768
@@ -30,6 +38,24 @@ def models(topology: str, store: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def training_steps(topology: str, sides: list[int], store: Path) -> list[dict[str, Any]]:
+    """Plans of a training step of XL as the latents grow, in batches of equally many latents."""
+    rows, subjects = [], extra_large()
+    for side in sides:
+        for name in (DIFFUSSM, SAME_TOKENS, PATCHES):
+            config = of_equal_tokens(subjects[name], side)
+            make = functools.partial(_plan_training, config, topology)
+            plan = kept_plan(store, f"{name} {side} x {side} {topology}, training", make)
+            row = _row(name, plan)
+            row.pop("sampling", None)
+            rows.append({"latents": side**2, "tokens": config.num_tokens} | row)
+    return rows
+
+
+def _plan_training(config: Config, topology: str) -> dict[str, Any]:
+    return estimate(config, topology).to_dict()
+
+
 def _plan(config: Config, topology: str) -> dict[str, Any]:
     return make_plan(config, topology).to_dict()
 
@@ -42,7 +68,7 @@ def lengths(topology: str, sides: list[int]) -> list[dict[str, Any]]:
         b = TOKENS_OF_A_CHIP // l
         blocks = {
             DIFFUSSM: block(operator(estimator.pallas_tpu), b, l),
-            SAME_TOKENS: _transformer_block(b, l),
+            SAME_TOKENS: _transformer_block(estimator.device, b, l),
         }
         for name, (function, arguments) in blocks.items():
             rows.append({"block": name, "images": b, "tokens": l})
@@ -58,10 +84,11 @@ def _estimate(estimator: Estimator, *program: Any) -> dict[str, Any]:
     return {"million_cycles": row.total, "temporary_gib": row.temporary_mb * 1e6 / GIB}
 
 
-def _transformer_block(b: int, l: int) -> tuple[Callable, tuple[Any, ...]]:
+def _transformer_block(device: jax.Device, b: int, l: int) -> tuple[Callable, tuple[Any, ...]]:
     """A block of DiT-XL, forward and backward, and its abstract arguments."""
     config = ModelConfig(name="dit", width=WIDTH, num_heads=DIT_SIZES["XL"][2])
-    model = jax.eval_shape(lambda: TransformerBlock(config, rngs=nnx.Rngs(0)))
+    attend = functools.partial(attention, device=device)
+    model = jax.eval_shape(lambda: TransformerBlock(config, attend=attend, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     x = jax.ShapeDtypeStruct((b, l, WIDTH), jnp.bfloat16)
     c = jax.ShapeDtypeStruct((b, WIDTH), jnp.bfloat16)

@@ -15,6 +15,7 @@ from diffussm_jax.config.objective import DiffusionConfig, GuidanceConfig
 from diffussm_jax.config.schema import (
     DIT_SIZES,
     SIZES,
+    AttentionImplementation,
     AutoencoderConfig,
     CheckpointConfig,
     Config,
@@ -33,6 +34,7 @@ from diffussm_jax.config.schema import (
 __all__ = [
     "DIT_SIZES",
     "SIZES",
+    "AttentionImplementation",
     "AutoencoderConfig",
     "CheckpointConfig",
     "Config",

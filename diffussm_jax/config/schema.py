@@ -18,6 +18,7 @@ SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
 DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
 SSMImplementation = Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"]
 StackImplementation = Literal["xla", "pallas_tpu"]
+AttentionImplementation = Literal["xla", "flash"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,9 @@ class ModelConfig:
 
     # Fields of DiT; DiffuSSM ignores them.
     num_heads: int = 16  # of attention
+    # How attention is computed: as XLA compiles it, or by a kernel that writes no scores, which is
+    # JAX's on TPUs and cuDNN's on GPUs; None takes what is fastest on the device.
+    attention_implementation: AttentionImplementation | None = None
 
 
 @dataclasses.dataclass(frozen=True)

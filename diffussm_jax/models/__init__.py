@@ -6,11 +6,12 @@ from typing import Any
 
 from flax import nnx
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import AttentionImplementation, Config
 from diffussm_jax.models import stack
 from diffussm_jax.models.backbone import Backbone, Fuse
 from diffussm_jax.models.diffussm import DiffuSSM
 from diffussm_jax.models.dit import DiT
+from diffussm_jax.ops.attention import Attend, attention
 from diffussm_jax.ops.s4d import Operator, s4d
 
 
@@ -19,6 +20,7 @@ def create_model(
     *,
     rngs: nnx.Rngs,
     apply_s4d: Operator | None = None,
+    attend: Attend | None = None,
     gather: Callable[[nnx.Module], nnx.Module] | None = None,
     fuse: Fuse | None = None,
 ) -> Backbone:
@@ -43,4 +45,16 @@ def create_model(
                 )
             return DiffuSSM(config.model, apply_s4d=apply_s4d, fuse=fuse, **options)
         case "dit":
-            return DiT(config.model, **options)
+            if attend is None:
+                attend = functools.partial(attention, implementation=attention_of(config))
+            return DiT(config.model, attend=attend, **options)
+
+
+def attention_of(config: Config) -> AttentionImplementation | None:
+    """The config's implementation of attention.
+
+    The loss of a mean flow takes a derivative in forward mode, which flash kernels do not have.
+    """
+    if config.diffusion.process == "mean_flow":
+        return "xla"
+    return config.model.attention_implementation

@@ -14,10 +14,14 @@ from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.layers import LabelEmbedding, Modulation, ScalarEmbedding, linear, modulate
+from diffussm_jax.ops.attention import SAVED_NAME
 from diffussm_jax.shapes import Condition, Conditions, Groups, Images, Labels
 
 REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED_NAME),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float32
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.backbone import Backbone
 from diffussm_jax.models.layers import Modulation, linear, modulate, sincos2d
+from diffussm_jax.ops.attention import Attend
 from diffussm_jax.shapes import Condition, Groups
 
 MLP_RATIO = 4  # DiT
@@ -25,12 +26,12 @@ class DiT(Backbone):
     Its parameters are those of the released code, except for the position table, which is computed.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, config: ModelConfig, *, attend: Attend, rngs: nnx.Rngs, **options: Any):
         code = functools.partial(position_code, num_features=config.width)
         super().__init__(
             config,
             group_size=1,
-            make_block=lambda rngs: TransformerBlock(config, rngs=rngs),
+            make_block=lambda rngs: TransformerBlock(config, attend=attend, rngs=rngs),
             position=code if config.position == "sincos2d" else None,
             rngs=rngs,
             **options,
@@ -43,7 +44,7 @@ class TransformerBlock(nnx.Module):
     The block starts as the identity.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, *, attend: Attend, rngs: nnx.Rngs):
         d = config.width
         dtype = jnp.dtype(config.dtype)
         self.modulation = Modulation(d, 6, dtype=dtype, rngs=rngs)
@@ -52,6 +53,7 @@ class TransformerBlock(nnx.Module):
         self.mlp_in = linear(d, MLP_RATIO * d, dtype=dtype, rngs=rngs)
         self.mlp_out = linear(MLP_RATIO * d, d, dtype=dtype, rngs=rngs)
         self.num_heads = config.num_heads
+        self.attend = attend
 
     def __call__(self, x: Groups, c: Condition) -> Groups:
         modulation = self.modulation(c)
@@ -63,10 +65,10 @@ class TransformerBlock(nnx.Module):
 
     def _attend(self, x: Groups) -> Groups:
         b, j, d = x.shape
-        heads = self.qkv(x).reshape(b, j, 3, self.num_heads, -1)
-        q, k, v = (heads[:, :, i] for i in range(3))
+        parts = jnp.split(self.qkv(x), 3, axis=-1)
+        q, k, v = (part.reshape(b, j, self.num_heads, -1) for part in parts)
         with jax.named_scope("attention"):
-            y = jax.nn.dot_product_attention(q, k, v)
+            y = self.attend(q, k, v)
         return self.attention_out(y.reshape(b, j, d))
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Array
 
 from diffussm_jax.config import Config
 from diffussm_jax.models import create_model
+from diffussm_jax.ops.attention import attention
 from diffussm_jax.ops.s4d import s4d
 
 
@@ -56,7 +57,11 @@ def multiply_adds(config: Config) -> MultiplyAdds:
     def forward(x: Array, t: Array, y: Array) -> Array:
         operator = functools.partial(s4d, implementation="chunked")
         model = create_model(
-            config, rngs=nnx.Rngs(0), apply_s4d=operator, fuse=lambda num_groups: None
+            config,
+            rngs=nnx.Rngs(0),
+            apply_s4d=operator,
+            attend=functools.partial(attention, implementation="xla"),
+            fuse=lambda num_groups: None,
         )
         return model(x, t, y if config.data.num_classes else None)
 

@@ -186,7 +186,9 @@ def load(
         sections["model"] = dataclasses.replace(config.model, **dtypes)
         weights = weights._replace(config=dataclasses.replace(own, **sections))
     else:  # what the run was trained by may be slow here
-        model = dataclasses.replace(own.model, stack_implementation=None)
+        model = dataclasses.replace(
+            own.model, stack_implementation=None, attention_implementation=None
+        )
         weights = weights._replace(config=dataclasses.replace(own, model=model))
     return TrainedModel(weights, workdir, mesh)
 

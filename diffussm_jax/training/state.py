@@ -11,10 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config, StackImplementation
-from diffussm_jax.models import create_model
+from diffussm_jax.models import attention_of, create_model
 from diffussm_jax.models.stack import fuse as fuse_on_device
 from diffussm_jax.ops.s4d import Implementation
 from diffussm_jax.ops.stack_tpu.choose import StackTiling
+from diffussm_jax.parallel.attention import shard_attention
 from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
 from diffussm_jax.parallel.s4d import shard_s4d
 from diffussm_jax.parallel.stack import shard_stack
@@ -53,11 +54,12 @@ def abstract_model(
     """The model's structure and the shapes of its parameters, without allocating them.
 
     Args:
-        mesh: the SSM layers run on each device's part of the batch and of the sequence.
+        mesh: the SSM layers, and attention, run on each device's part of the batch and of the
+            sequence.
         implementation: of the SSM on that mesh; by default the config's.
         stack: the implementation of the stack of blocks; by default the config's.
     """
-    apply_s4d = gather = None
+    apply_s4d = gather = attend = None
     stack = stack or config.model.stack_implementation
     fuse: Any = functools.partial(fuse_on_device, config.model, stack)
     if mesh is not None:
@@ -71,9 +73,11 @@ def abstract_model(
             sequence_axis="sequence" if mesh.shape["sequence"] > 1 else None,
             implementation=implementation or config.model.ssm_implementation,
         )
+    if mesh is not None:
+        attend = shard_attention(mesh, implementation=attention_of(config))
     model = jax.eval_shape(
         lambda: create_model(
-            config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, gather=gather, fuse=fuse
+            config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, attend=attend, gather=gather, fuse=fuse
         )
     )
     graphdef, params = nnx.split(model, nnx.Param)

@@ -36,6 +36,7 @@ MAY_DIFFER = frozenset(
         "model.scan_unroll",
         "model.ssm_implementation",
         "model.stack_implementation",
+        "model.attention_implementation",
         "diffusion.clip_x0",  # of samples
         "data.eval_split",
         "data.data_dir",
