@@ -183,6 +183,13 @@ def test_columns_divide_an_image(j, columns):
     assert fit(DenseTiling(), BlockShape(1152, j, m=1, r=2)).columns == columns
 
 
+def test_a_kernel_that_holds_less_takes_more_columns():
+    fitted = fit(stack_tiling_for("TPU7x").dense, BlockShape(1152, 512, m=2, r=2))
+    names = "up", "down", "gate_back", "hidden_back", "wide_back", "up_back"
+    assert [fitted.columns_of(name) for name in names] == [512, 256, 128, 256, 256, 256]
+    assert fitted.columns == 128
+
+
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [

@@ -57,7 +57,7 @@ _DENSE_TILINGS = {
     "TPU v5": DenseTiling(vmem_bytes=64 * MIB, num_cores=2),
     # Beside a matrix unit that is four times as fast, loops cost a tenth of a step.
     "TPU v6 lite": DenseTiling(unroll=True),
-    "TPU7x": DenseTiling(vmem_bytes=60 * MIB),
+    "TPU7x": DenseTiling(vmem_bytes=61 * MIB),
 }
 
 

@@ -50,7 +50,7 @@ def up(
 
     `weights` are those of all layers, with a leading axis, if `all_layers` says so.
     """
-    grid, dtype = _grid(xs, tiling), h_pre.dtype
+    grid, dtype = _grid("up", xs, tiling), h_pre.dtype
     complete = grid.complete_of_layer if all_layers else grid.complete
     d = xs.shape[2]
     return call(
@@ -87,7 +87,7 @@ def down(
 
     For `all_layers` see `up`.
     """
-    grid, dtype = _grid(xs, tiling), q.dtype
+    grid, dtype = _grid("down", xs, tiling), q.dtype
     complete = grid.complete_of_layer if all_layers else grid.complete
     d = xs.shape[2]
     rows = {"i": d, "gelu_q": 2 * d, "z": 2 * d}
@@ -132,7 +132,7 @@ def gate_back(
     tiling: DenseTiling,
 ) -> GateGradients:
     """Go back from dx, the gradient of x', through W3, the product of two GELUs, and W1."""
-    grid, dtype = _grid(xs, tiling), p1.dtype
+    grid, dtype = _grid("gate_back", xs, tiling), p1.dtype
     b, d, j = dx.shape
     gate = modulation[:, GATE:] if modulation.shape[1] > GATE else None
     row = grid.image(Shape((b, 1, d), jnp.float32))
@@ -177,7 +177,7 @@ def hidden_back(
     layer: Layer, dp2: Activation, q: Stack, weights: DenseParameters, *, tiling: DenseTiling
 ) -> tuple[Activation, Float[Array, "_ _"], Float32[Array, "m o"]]:
     """Go back through W2 and the GELU of q; return dq, dW2 and the gradient of W_down's biases."""
-    grid = _grid(q, tiling)
+    grid = _grid("hidden_back", q, tiling)
     dq, dw2, db_down = call(
         dense_backward.hidden_back,
         layer,
@@ -198,7 +198,7 @@ def wide_back(
     layer: Layer, y: Stack, dq: Activation, weights: DenseParameters, *, tiling: DenseTiling
 ) -> tuple[Activation, Float[Array, "m _ _"]]:
     """Go back through W_down; return dy and dW_down."""
-    grid = _grid(y, tiling)
+    grid = _grid("wide_back", y, tiling)
     kernel = weights.w_down.kernel
     return call(
         dense_backward.wide_back,
@@ -229,7 +229,7 @@ def up_back(
     Returns:
         The gradients of x, of W0, of W_up, and of shift and scale.
     """
-    grid, dtype = _grid(xs, tiling), h_pre.dtype
+    grid, dtype = _grid("up_back", xs, tiling), h_pre.dtype
     b, d, _ = dx.shape
     memory = {name: Shape((d, grid.columns), dtype) for name in ("i", "gelu_h", "dh")}
     memory["dn"] = Shape((d, grid.columns), jnp.float32)
@@ -261,10 +261,11 @@ def up_back(
     return previous_dx, _sum_lanes(dw0), _sum_lanes(dw_up), d_modulation
 
 
-def _grid(stack: Stack, tiling: DenseTiling) -> Grid:
+def _grid(kernel: str, stack: Stack, tiling: DenseTiling) -> Grid:
     _, b, _, j = stack.shape
     cores = math.gcd(b, tiling.num_cores)
-    return Grid(cores, b // cores, j // tiling.columns, tiling.columns)
+    columns = tiling.columns_of(kernel)
+    return Grid(cores, b // cores, j // columns, columns)
 
 
 def _like(kernel: Array) -> Shape:

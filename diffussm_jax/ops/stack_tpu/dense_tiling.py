@@ -22,6 +22,7 @@ class DenseTiling:
         num_cores: cores of a chip that share the images of a call, where they can be shared evenly.
         unroll: write out the loops over rows. It saves 2 to 3 % of the cycles on v5e, and more on
             v6e, but takes many times as long to compile.
+        fitted: columns of each kernel where `fit` chose them, since some hold more than others.
         interpret: run as plain JAX operations, anywhere; `pltpu.InterpretParams` looks for races.
     """
 
@@ -29,7 +30,12 @@ class DenseTiling:
     vmem_bytes: int = 100 * MIB
     num_cores: int = 1
     unroll: bool = False
+    fitted: tuple[tuple[str, int], ...] = ()
     interpret: Any = False
+
+    def columns_of(self, kernel: str) -> int:
+        """The groups of tokens in a grid step of a kernel."""
+        return dict(self.fitted).get(kernel, self.columns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +105,9 @@ def fit(tiling: DenseTiling, shape: BlockShape) -> DenseTiling:
     """
     if reason := refusal(tiling, shape):
         raise ValueError(f"the dense kernels of pallas_tpu cannot run: {reason}")
-    return dataclasses.replace(tiling, columns=_fitting_columns(tiling, shape)[0])
+    fitted = _fitting_columns(tiling, shape)
+    columns = min(fitted.values())
+    return dataclasses.replace(tiling, columns=columns, fitted=tuple(fitted.items()))
 
 
 def refusal(tiling: DenseTiling, shape: BlockShape) -> str | None:
@@ -111,7 +119,7 @@ def refusal(tiling: DenseTiling, shape: BlockShape) -> str | None:
         return f"a width of {shape.d} is no multiple of {unit}"
     if 2 * shape.d // shape.m % PACKED_ROWS:
         return f"2 * {shape.d} / {shape.m}, of width and m, is no multiple of {PACKED_ROWS}"
-    if not _fitting_columns(tiling, shape):
+    if not all(_fitting_columns(tiling, shape).values()):
         needed = vmem_bytes(shape, LANES)
         name = max(needed, key=lambda kernel: needed[kernel])
         return (
@@ -121,10 +129,11 @@ def refusal(tiling: DenseTiling, shape: BlockShape) -> str | None:
     return None
 
 
-def _fitting_columns(tiling: DenseTiling, shape: BlockShape) -> list[int]:
-    """Columns for a grid step that divide an image's and fit, most first."""
-    return [
-        columns
-        for columns in range(tiling.columns, 0, -LANES)
-        if shape.j % columns == 0 and max(vmem_bytes(shape, columns).values()) <= tiling.vmem_bytes
-    ]
+def _fitting_columns(tiling: DenseTiling, shape: BlockShape) -> dict[str, int]:
+    """For each kernel the most columns of a grid step that divide an image's and fit, or 0."""
+    most = dict.fromkeys(vmem_bytes(shape, LANES), 0)
+    for columns in range(LANES, tiling.columns + 1, LANES):
+        if shape.j % columns == 0:
+            needed = vmem_bytes(shape, columns)
+            most |= {name: columns for name in most if needed[name] <= tiling.vmem_bytes}
+    return most
