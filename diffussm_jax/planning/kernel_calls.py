@@ -88,8 +88,8 @@ def read_call(line: str) -> KernelCall | None:
     if not (match := _CALL.search(line)):
         raise ValueError(f"a kernel's call cannot be read: {line.strip()[:200]}")
     config, _ = json.JSONDecoder().raw_decode(line, match.end())
-    for name in _PLACEMENT:
-        config["custom_call_config"].pop(name, None)
+    custom = config["custom_call_config"]
+    custom |= {name: [] for name in _PLACEMENT if name in custom}
     named = _OP_NAME.search(match["rest"]) or match
     return KernelCall(
         name=named["name"],

@@ -21,8 +21,8 @@ needs_libtpu = pytest.mark.skipif(
 TOPOLOGY = "v5e:2x2"
 STEPS, ROWS, LANES = 4, 8, 128
 WIDTH, GROUPS = 384, 512  # of a dense kernel whose loop over rows has two rounds
-CONFIG = {"custom_call_config": {"body": "TUzvUg==", "needs_layout_passes": True}}
-PLACED = {"input_memory_space_colors": [{"operand_index": "0", "color": "0", "shape_index": []}]}
+COLORS = "input_memory_space_colors"
+CONFIG = {"custom_call_config": {"body": "TUzvUg==", "needs_layout_passes": True, COLORS: []}}
 LINE = (
     "  %jvp_toy_.3 = (bf16[4,8,128]{2,1,0:T(8,128)(2,1)}, f32[128]{0:T(128)S(1)}) custom-call("
     '%copy.1, %x.1), custom_call_target="tpu_custom_call", operand_layout_constraints={s32[1]{0}, '
@@ -49,8 +49,8 @@ def test_a_call_is_read_from_its_line():
 
 
 def test_a_call_is_the_same_wherever_the_program_placed_its_arrays():
-    placed = {"custom_call_config": CONFIG["custom_call_config"] | PLACED}
-    line = LINE.replace(json.dumps(CONFIG | {"retry_config": {}}), json.dumps(placed))
+    color = {"operand_index": "0", "color": "1", "shape_index": []}
+    line = LINE.replace(f'"{COLORS}": []', f'"{COLORS}": {json.dumps([color])}')
     assert line != LINE
     assert read_call(line) == read_call(LINE)
 
