@@ -95,7 +95,7 @@ def refusal(device: Any, q: Any, k: Any) -> str | None:
                     jax.default_backend() == "gpu"
                 ),
                 f"it takes an Ampere or later GPU, not compute capability {capability}": (
-                    float(capability) >= 8
+                    not capability.startswith("gfx") and float(capability) >= 8  # gfx: AMD's
                 ),
                 f"it takes bfloat16, not {q.dtype}": q.dtype == jnp.bfloat16,
                 f"heads of {f} channels, which must be a multiple of 8 up to 128": (
