@@ -57,7 +57,7 @@ class ModelConfig:
     # Fields of DiT; DiffuSSM ignores them.
     num_heads: int = 16  # of attention
     # How attention is computed: as XLA compiles it, or by a kernel that writes no scores, which is
-    # JAX's on TPUs and cuDNN's on GPUs; None takes what is fastest on the device.
+    # JAX's on TPUs and cuDNN's on GPUs; None takes the kernel on TPUs where it is faster.
     attention_implementation: AttentionImplementation | None = None
 
 

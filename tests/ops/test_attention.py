@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from diffussm_jax.errors import UserError
-from diffussm_jax.ops.attention import attention, choose, flash_tpu
+from diffussm_jax.ops.attention import attention, choose, flash_tpu, refusal
 
 HEADS, CHANNELS = 2, 24  # channels that fill no register, as the 72 of XL
 
@@ -69,15 +69,19 @@ AMPERE = types.SimpleNamespace(platform="gpu", compute_capability="8.0")
 TURING = types.SimpleNamespace(platform="gpu", compute_capability="7.5")
 
 
-def test_what_runs_and_wins_is_chosen(monkeypatch):
+def test_what_runs_and_wins_is_chosen():
     assert choose(jax.devices()[0], *shapes(1024)) == "xla"
     assert [choose(TPU, *shapes(length)) for length in (128, 1000, 256)] == ["xla", "xla", "flash"]
-    assert choose(AMPERE, *shapes(1024)) == "xla"  # absent, and so only planned for
+    assert choose(AMPERE, *shapes(1024)) == "xla"
+
+
+def test_where_cudnn_runs(monkeypatch):
+    assert "with the GPU alone" in refusal(AMPERE, *shapes(1024))  # absent, and so only planned for
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert choose(AMPERE, *shapes(1000)) == "flash"
-    assert choose(TURING, *shapes(1024)) == "xla"
-    assert choose(AMPERE, *shapes(1024, channels=20)) == "xla"
-    assert choose(AMPERE, *shapes(1024, dtype=jnp.float32)) == "xla"
+    assert refusal(AMPERE, *shapes(1000)) is None
+    assert "compute capability 7.5" in refusal(TURING, *shapes(1024))
+    assert "heads of 20 channels" in refusal(AMPERE, *shapes(1024, channels=20))
+    assert "not float32" in refusal(AMPERE, *shapes(1024, dtype=jnp.float32))
 
 
 def test_a_kernel_that_cannot_run_is_refused_in_a_line_that_names_the_field():
