@@ -24,7 +24,8 @@ from diffussm_jax.ops.s4d import ImplementationName
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.planning import programs
 from diffussm_jax.planning.chips import GIB
-from diffussm_jax.planning.estimate import FLOPS_PER_MULTIPLY_ADD, total_bytes
+from diffussm_jax.planning.compiled import total_bytes
+from diffussm_jax.planning.estimate import FLOPS_PER_MULTIPLY_ADD
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import TrainState, init_state

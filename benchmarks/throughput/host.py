@@ -15,7 +15,8 @@ from diffussm_jax.config import Config
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.planning import programs
 from diffussm_jax.planning.chips import CHIPS, GIB
-from diffussm_jax.planning.estimate import FLOPS_PER_MULTIPLY_ADD, total_bytes
+from diffussm_jax.planning.compiled import total_bytes
+from diffussm_jax.planning.estimate import FLOPS_PER_MULTIPLY_ADD
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, init_params, init_state

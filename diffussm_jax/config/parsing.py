@@ -189,6 +189,8 @@ def _convert(hint: Any, value: Any, path: str, *, root: Any) -> Any:
         kind, items = typing.get_origin(option), typing.get_args(option)
         if kind is list and isinstance(value, list):
             return [_convert(items[0], x, f"{path}[{i}]", root=root) for i, x in enumerate(value)]
+        if kind is tuple and isinstance(value, list) and dataclasses.is_dataclass(items[0]):
+            return tuple(_convert(list[items[0]], value, path, root=root))
         if kind is dict and isinstance(value, dict):
             return {k: _convert(items[1], x, _join(path, k), root=root) for k, x in value.items()}
         matches, converted = _match(option, value)

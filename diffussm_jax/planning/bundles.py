@@ -40,6 +40,11 @@ _BRANCH = re.compile(r" = sbr\.rel \((?P<negated>!?)(?P<condition>%p\d+)\) targe
 _BLOCK = re.compile(
     r" = inlined_call_operand.* window allocation .*The window shape is (?P<type>\S+), while"
 )
+# Where a block is kept, and whether two are: one of the step that runs, and one on its way.
+_WINDOW = re.compile(
+    r" tag = '\w+ window allocation .*The window shape is (?P<type>\S+), while the full shape is "
+    r"(?P<whole>\S+)\. .* This allocation (?P<stays>is single buffered)?"
+)
 _OPERATIONS: dict[str, Callable[..., int]] = {
     "scmp.eq.s32.totalorder": operator.eq,
     "scmp.ne.s32.totalorder": operator.ne,
@@ -60,12 +65,15 @@ class KernelCost:
 
     Attributes:
         cycles: the bundles that it issues.
+        hbm_bytes: what the kernel reads and writes in HBM: a block of each array in each step of
+            the grid, or one block where it stays.
         block_bytes: one block of each array that the kernel's grid cuts. Nothing is computed while
             the first blocks arrive and the last ones leave, and what stays for the whole grid, as
             weights and their gradients do, is one block.
     """
 
     cycles: int
+    hbm_bytes: int
     block_bytes: int
 
 
@@ -87,7 +95,16 @@ def kernel_cost(original: str, scheduled: str) -> KernelCost:
     for span in spans:
         times[span.start : span.stop] *= span.times
     blocks = sum(num_bytes(match["type"]) for match in _BLOCK.finditer(original))
-    return KernelCost(round(times.sum()), blocks)
+    moved = sum(
+        num_bytes(match["type"]) * (1 if _stays(match) else grid.num_steps)
+        for match in _WINDOW.finditer(original)
+    )
+    return KernelCost(round(times.sum()), moved, blocks)
+
+
+def _stays(window: re.Match) -> bool:
+    """Whether every step of the grid sees the same block of an array."""
+    return bool(window["stays"]) or window["type"] == window["whole"]
 
 
 class _Span(NamedTuple):
@@ -145,6 +162,7 @@ class _Grid:
 
     Attributes:
         loop_header: the number of a region of the loop over the grid, "" if there is no such loop.
+        num_steps: of the grid.
     """
 
     def __init__(self, original: str):
@@ -152,6 +170,7 @@ class _Grid:
         bounds = grid["bounds"].split(",") if grid else []
         self.loop_header = ""
         self._points = list(itertools.product(*(range(int(n)) for n in bounds)))
+        self.num_steps = len(self._points)
         self._scalars: dict[str, _Scalar] = {}
         self._branches: dict[str, re.Match] = {}
         branch, number = None, ""

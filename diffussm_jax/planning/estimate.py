@@ -5,11 +5,9 @@ collectives, and waiting for memory within kernels, except for their first and l
 it is a bound (`gpu_bound.py`).
 """
 
-import collections
 import dataclasses
 import logging
 import math
-import time
 from typing import Any
 
 import jax
@@ -20,14 +18,10 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import check_divides, make_mesh
 from diffussm_jax.planning import gpu_compiler, programs, tpu_compiler
 from diffussm_jax.planning.chips import GIB, Chip, chip_of
-from diffussm_jax.planning.gpu_bound import bound_of_a_step
+from diffussm_jax.planning.compiled import Compiled, compile_program
 from diffussm_jax.planning.gpus import Gpu, gpu_of, is_gpus
-from diffussm_jax.planning.hlo import collectives
-from diffussm_jax.planning.kernel_cycles import kernel_costs
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.planning.plans import (
-    CycleBudget,
-    KernelUse,
     Memory,
     Plan,
     SamplerPlan,
@@ -35,7 +29,6 @@ from diffussm_jax.planning.plans import (
     Speed,
 )
 from diffussm_jax.planning.split_axes import split_axes
-from diffussm_jax.planning.tpu_compiler import TooLarge
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +63,6 @@ def estimate(config: Config, topology: str) -> Plan:
     chip, mesh = chip_and_mesh(config, topology)
     work = multiply_adds(config).without_ssm
     logger.info("compiling the train step for %s, %s", topology, dict(mesh.shape))
-    start = time.monotonic()
     step, state, batch = programs.train_step(config, mesh)
     memory = Memory(
         hbm_gib=chip.usable_bytes / GIB,
@@ -92,25 +84,18 @@ def estimate(config: Config, topology: str) -> Plan:
         memory=memory,
         split_axes=split_axes(mesh, chip) if isinstance(chip, Chip) else None,
     )
-    try:
-        compiled = _compile(chip, step, state, batch)
-    except TooLarge as error:
-        return dataclasses.replace(
-            plan, memory=dataclasses.replace(memory, needed_gib=error.needed_gib)
-        )
-    compile_seconds = time.monotonic() - start
-    temporary = compiled.memory_analysis().temp_size_in_bytes
-    plan = dataclasses.replace(
-        plan,
-        memory=dataclasses.replace(
-            memory, temporary_gib=temporary / GIB, total_gib=total_bytes(compiled) / GIB
-        ),
-        compile_seconds=compile_seconds,
+    compiled = compile_program(step, (state, batch), topology, mesh, chip, plan.batch_size)
+    memory = dataclasses.replace(
+        memory,
+        needed_gib=compiled.needed_gib,
+        temporary_gib=compiled.temporary_gib,
+        total_gib=compiled.total_gib,
     )
-    text = compiled.as_text()
+    plan = dataclasses.replace(plan, memory=memory, compile_seconds=compiled.seconds)
     if isinstance(chip, Chip):
-        return dataclasses.replace(plan, speed=_speed(plan, text, chip))
-    least = bound_of_a_step(text, chip, batch_size=plan.batch_size)
+        return dataclasses.replace(plan, speed=_speed(plan, compiled, chip))
+    if (least := compiled.bound) is None:
+        return plan
     hours = plan.num_steps * least.step_ms * plan.chips / 3.6e6
     return dataclasses.replace(plan, bound=dataclasses.replace(least, chip_hours=hours))
 
@@ -122,25 +107,17 @@ def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     plan = SamplerPlan(options.sampler, options.steps, options.cfg_scale, batch_size)
     logger.info("compiling the sampler for %s", topology)
     run, arguments = programs.sampler(config, mesh)
-    try:
-        compiled = _compile(chip, run, *arguments)
-    except TooLarge:
+    compiled = compile_program(
+        run, arguments, topology, mesh, chip, batch_size, num_steps=options.steps
+    )
+    fits = 0 < compiled.total_gib < chip.usable_bytes / GIB
+    plan = dataclasses.replace(plan, fits=fits, total_gib=compiled.total_gib, bound=compiled.bound)
+    if (cycles := compiled.cycles) is None:
         return plan
-    total, text = total_bytes(compiled), compiled.as_text()
-    plan = dataclasses.replace(plan, fits=total < chip.usable_bytes, total_gib=total / GIB)
-    if isinstance(chip, Gpu):
-        least = bound_of_a_step(text, chip, batch_size=batch_size, num_steps=options.steps)
-        return dataclasses.replace(plan, bound=least)
-    cycles = _cycles(text, topology, chip)
+    assert isinstance(chip, Chip)
     seconds = 1e6 * cycles.million_cycles / chip.clock_hz
     speed = SamplerSpeed(1e3 * seconds / options.steps, batch_size / seconds, cycles)
     return dataclasses.replace(plan, speed=speed)
-
-
-def _compile(chip: Chip | Gpu, jitted: Any, *arguments: Any) -> Any:
-    if isinstance(chip, Gpu):
-        return gpu_compiler.compile_for_gpu(jitted, *arguments)
-    return tpu_compiler.compile_lowered(jitted.lower(*arguments))
 
 
 def _bytes_on_a_chip(tree: Any) -> int:
@@ -149,53 +126,18 @@ def _bytes_on_a_chip(tree: Any) -> int:
     )
 
 
-def _speed(plan: Plan, text: str, chip: Chip) -> Speed:
-    """Time and traffic of a train step, from the text of its program."""
-    cycles = _cycles(text, plan.topology, chip)
+def _speed(plan: Plan, compiled: Compiled, chip: Chip) -> Speed | None:
+    """Time and traffic of a train step; None where it did not compile."""
+    if (cycles := compiled.cycles) is None:
+        return None
     seconds = 1e6 * cycles.million_cycles / chip.clock_hz
     flops = FLOPS_PER_MULTIPLY_ADD * plan.multiply_adds * plan.batch_size
-    traffic = {kind: size / 1e9 for kind, size in collectives(text).items()}
     return Speed(
         cycles=cycles,
         step_ms=1e3 * seconds,
         images_per_second=plan.batch_size / seconds,
         mfu=flops / (seconds * chip.peak_flops * plan.chips),
         chip_hours=plan.num_steps * seconds * plan.chips / 3600,
-        collective_gb=traffic,
-        collective_ms=1e12 * sum(traffic.values()) / chip.link_bandwidth,
-    )
-
-
-def total_bytes(compiled: Any) -> int:
-    """What a compiled program holds at once: arguments, temporaries, results, code."""
-    memory = compiled.memory_analysis()
-    return (
-        memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
-
-
-def _cycles(text: str, topology: str, chip: Chip) -> CycleBudget:
-    """The cycles of one run of a program: of XLA's operations, and of each kernel."""
-    counted = tpu_compiler.cycles(text)
-    costs = kernel_costs(topology, counted.kernels)
-    calls, cycles = collections.Counter[str](), collections.Counter[str]()
-    waited_bytes = 0
-    for call, times in counted.kernels.items():
-        calls[call.name] += times
-        cycles[call.name] += times * costs[call].cycles
-        waited_bytes += times * costs[call].block_bytes * chip.num_cores  # each has its own blocks
-    waiting = waited_bytes / chip.hbm_bandwidth * chip.clock_hz
-    total = counted.xla + cycles.total() + waiting
-    return CycleBudget(
-        million_cycles=total / 1e6,
-        xla_million_cycles=counted.xla / 1e6,
-        waiting_million_cycles=waiting / 1e6,
-        kernels=tuple(
-            KernelUse(name, calls[name], one_kernel / 1e6, one_kernel / total)
-            for name, one_kernel in cycles.most_common()
-        ),
+        collective_gb=compiled.collective_gb,
+        collective_ms=1e12 * sum(compiled.collective_gb.values()) / chip.link_bandwidth,
     )

@@ -37,8 +37,12 @@ def devices(topology: str) -> tuple[jax.Device, ...]:
     return tuple(description.devices)
 
 
-def compile_for_gpu(jitted: Any, *arguments: Any) -> Any:
-    """Compile a jitted function for the cards that its abstract arguments lie on."""
-    lowered = jitted.trace(*arguments).lower(lowering_platforms=("cuda",))
+def lower(jitted: Any, *arguments: Any) -> jax.stages.Lowered:
+    """Lower a jitted function for the cards that its abstract arguments lie on."""
+    return jitted.trace(*arguments).lower(lowering_platforms=("cuda",))
+
+
+def compile_lowered(lowered: jax.stages.Lowered) -> Any:
+    """Compile what `lower` gave."""
     with cuda_as_compiler():
         return lowered.compile()

@@ -26,7 +26,7 @@ from diffussm_jax.planning.kernel_calls import KernelCall
 
 logger = logging.getLogger(__name__)
 
-_READER = 1  # goes up when costs that were kept are not what `bundles` would read now
+_READER = 2  # goes up when costs that were kept are not what `bundles` would read now
 _FLAGS = "LIBTPU_INIT_ARGS"
 
 
@@ -36,7 +36,7 @@ def kernel_costs(topology: str, calls: Iterable[KernelCall]) -> dict[KernelCall,
     Raises:
         RuntimeError: a kernel does not compile alone, or libtpu's text of it cannot be read.
     """
-    folder = _cache_folder()
+    folder = cache_folder("kernels")
     paths = {call: folder / f"{_key(topology, call)}.json" for call in calls}
     costs = {call: cost for call, path in paths.items() if (cost := _kept(path))}
     missing = [call for call in paths if call not in costs]
@@ -86,9 +86,10 @@ def _text(folder: Path, label: str) -> str:
     return texts[0]
 
 
-def _cache_folder() -> Path:
+def cache_folder(name: str) -> Path:
+    """A folder of the user's cache, for what compilers told; it may be missing."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache, "diffussm_jax", "kernels")
+    return Path(cache, "diffussm_jax", name)
 
 
 def _key(topology: str, call: KernelCall) -> str:

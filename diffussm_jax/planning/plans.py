@@ -35,6 +35,7 @@ FIELDS = (
     "images_per_second",
     "mfu",
     "chip_hours",
+    "hbm_gb",
     "collective_gb",
     "collective_ms",
     "compile_seconds",
@@ -95,12 +96,15 @@ class CycleBudget:
         waiting_million_cycles: in which kernels wait for the first blocks that they read, complete
             weights among them, and for the last ones that they write.
         kernels: the others, the kernel with the most of them first.
+        hbm_gb: what the program reads and writes in HBM meanwhile, of each array that an operation
+            or a kernel takes or gives the part that it needs.
     """
 
     million_cycles: float
     xla_million_cycles: float
     waiting_million_cycles: float
     kernels: tuple[KernelUse, ...]
+    hbm_gb: float
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,12 @@ ORIGINAL = """\
 input 0. The window shape is bf16[1,128], while the full shape is bf16[4,128]. */
   %s1 = inlined_call_operand.hbm [shape: f32[8,128]] /* output window allocation for operator \
 output 0. The window shape is f32[8,128], while the full shape is f32[8,128]. */
+  #allocation2 [shape = 'u8[512]{0}', tag = 'input window allocation for operator input 0. The \
+window shape is bf16[1,128], while the full shape is bf16[4,128]. The u8 shape is that in VMEM. \
+This allocation has 2 buffering levels.']
+  #allocation4 [shape = 'u8[4096]{0}', tag = 'output window allocation for operator output 0. The \
+window shape is f32[8,128], while the full shape is f32[8,128]. The u8 shape is that in VMEM. \
+This allocation has 2 buffering levels.']
     $region3: #{kernel} parent=1 // loop_header
       %s20 = sphi 0, %s22 /* iteration index, stage = 0 */
       %s52 = sphi 0, %s50 /* iteration index, stage = 1 iter bound = 0 */
@@ -56,7 +62,8 @@ def test_loops_and_conditions_say_how_often_a_bundle_runs():
     once, each_step, first_step = 10 + 3, 12 * (2 + 2), 4 + 5 * 2
     blocks = 128 * 2 + 8 * 128 * 4
     cost = kernel_cost(ORIGINAL, SCHEDULED)
-    assert cost == KernelCost(once + each_step + first_step, blocks)
+    moved = 12 * 128 * 2 + 8 * 128 * 4  # the second array's only block stays
+    assert cost == KernelCost(once + each_step + first_step, moved, blocks)
 
 
 @pytest.mark.parametrize(

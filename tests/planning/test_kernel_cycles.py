@@ -71,13 +71,13 @@ def test_what_was_counted_is_kept(tmp_path, monkeypatch, caplog):
 
     def compile_(topology, call):
         compiled.append((topology, call.name))
-        return KernelCost(7, 8)
+        return KernelCost(7, 8, 9)
 
     monkeypatch.setattr(kernel_cycles, "_compile", compile_)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first, other = read_call(LINE), read_call(LINE.replace("TUzvUg==", "TUzvUw=="))
-    assert kernel_cycles.kernel_costs(TOPOLOGY, [first]) == {first: KernelCost(7, 8)}
-    assert kernel_cycles.kernel_costs(TOPOLOGY, [first]) == {first: KernelCost(7, 8)}
+    assert kernel_cycles.kernel_costs(TOPOLOGY, [first]) == {first: KernelCost(7, 8, 9)}
+    assert kernel_cycles.kernel_costs(TOPOLOGY, [first]) == {first: KernelCost(7, 8, 9)}
     assert len(compiled) == 1
     kernel_cycles.kernel_costs(TOPOLOGY, [first, other])
     kernel_cycles.kernel_costs("v6e:2x2", [first])
@@ -86,10 +86,10 @@ def test_what_was_counted_is_kept(tmp_path, monkeypatch, caplog):
     kernel_cycles.kernel_costs(TOPOLOGY, [first])
     for path in tmp_path.rglob("*.json"):
         path.write_text("{")
-    assert kernel_cycles.kernel_costs(TOPOLOGY, [first]) == {first: KernelCost(7, 8)}
+    assert kernel_cycles.kernel_costs(TOPOLOGY, [first]) == {first: KernelCost(7, 8, 9)}
     assert len(compiled) == 5
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    assert kernel_cycles.kernel_costs(TOPOLOGY, [first]) == {first: KernelCost(7, 8)}
+    assert kernel_cycles.kernel_costs(TOPOLOGY, [first]) == {first: KernelCost(7, 8, 9)}
     assert "not kept" in caplog.text
 
 
@@ -174,5 +174,7 @@ class TestOfTheCompiler:
 
     def test_a_block_of_each_array_is_waited_for(self, costs):
         assert costs["100 rounds"].block_bytes == 2 * 100 * ROWS * LANES * 4
+        assert costs["100 rounds"].hbm_bytes == STEPS * costs["100 rounds"].block_bytes
         wide, weights, sums = 768 * GROUPS * 2, 768 * 768 * (2 + 2), 768 * LANES * 4
         assert costs["rolled"].block_bytes == 3 * wide + weights + sums
+        assert costs["rolled"].hbm_bytes == 2 * 3 * wide + weights + sums
