@@ -5,7 +5,8 @@ RUN := runs/digits
 ONE_STEP_RUN := runs/one_step
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo one-step test test-long test-all notebook chaos parity lint docs format plan-gpu clean
+.PHONY: help install demo one-step test test-long test-all notebook chaos parity lint docs \
+	plan-check plan-check-all format plan-gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -65,6 +66,12 @@ lint: install  ## what CI checks besides the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/mypy
+
+plan-check: install  ## whether DiffuSSM-S became slower or larger, by the TPU compiler (three minutes)
+	$(BIN)/python -m benchmarks.plan_check
+
+plan-check-all: install  ## the same of DiffuSSM-XL too (half an hour)
+	$(BIN)/python -m benchmarks.plan_check --all
 
 docs: install  ## build the documentation site into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

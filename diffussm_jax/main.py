@@ -166,6 +166,8 @@ def read_run(argv: list[str]) -> tuple[Config, Path | None]:
         )
     options = {field: flag.value for field, flag in _OPTIONS.items() if flag.present}
     config, workdir = from_dict(config_file.load(_CONFIG.value), options), _find_workdir()
+    if config.plan.search and _MODE.value != "plan":
+        raise UserError(f"config.plan.search=True needs --mode=plan, got --mode={_MODE.value}")
     require_apart(config, workdir)
     return config, workdir
 

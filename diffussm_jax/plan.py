@@ -5,15 +5,18 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from diffussm_jax.config import Config, GuidanceConfig
+from diffussm_jax.config.parsing import with_fields
 from diffussm_jax.files import write_text
 from diffussm_jax.planning.estimate import chip_and_mesh, estimate, estimate_sampler
 from diffussm_jax.planning.plans import Plan
 from diffussm_jax.planning.report import report
+from diffussm_jax.planning.search import num_devices, search
+from diffussm_jax.planning.trials import best_of_each, describe, front
 from diffussm_jax.workdir.ownership import require_ours
 
 logger = logging.getLogger(__name__)
@@ -22,7 +25,8 @@ logger = logging.getLogger(__name__)
 def plan(config: Config, workdir: Path | None) -> None:
     """Compile the train step and the sampler for `plan.topologies`, or `plan.topology`, and report.
 
-    JSON goes to stdout and, if there is a work directory, into its plan.json.
+    With `plan.search` it compiles the train step alone, in many settings, and reports the best.
+    JSON goes to stdout and, if there is a work directory, into its plan.json or search.json.
 
     Raises:
         UserError: a topology is unknown, or the mesh does not divide it or the batch.
@@ -30,17 +34,35 @@ def plan(config: Config, workdir: Path | None) -> None:
     if workdir is not None:
         require_ours(workdir)
     topologies = config.plan.topologies or (config.plan.topology,)
+    if config.plan.search:
+        _search(config, topologies, workdir)
+        return
     for topology in topologies:  # before the minutes that compiling takes
         chip_and_mesh(config, topology)
     plans = []
     for topology in topologies:
         plans.append(make_plan(config, topology))
         logger.info("%s", report(plans[-1]))
-    text = json.dumps([plan.to_dict() for plan in plans], indent=1) + "\n"
+    _write([plan.to_dict() for plan in plans], workdir, "plan.json")
+
+
+def _search(config: Config, topologies: Sequence[str], workdir: Path | None) -> None:
+    for topology in topologies:
+        num_devices(config, topology)
+    trials = [trial for topology in topologies for trial in search(config, topology)]
+    logger.info("%s", describe(trials))
+    parts = {"best": best_of_each(trials), "front": front(trials), "trials": trials}
+    values = {name: [trial.to_dict() for trial in part] for name, part in parts.items()}
+    _write(values, workdir, "search.json")
+
+
+def _write(value: Any, workdir: Path | None, name: str) -> None:
+    """Write JSON to stdout, and to a file of the work directory if there is one."""
+    text = json.dumps(value, indent=1) + "\n"
     sys.stdout.write(text)
     if workdir is not None:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_text(workdir / "plan.json", text)
+        write_text(workdir / name, text)
 
 
 def make_plan(config: Config, topology: str) -> Plan:
@@ -71,7 +93,7 @@ def _plan_training(config: Config, topology: str) -> Plan:
         if changes.get("training.num_microbatches", math.inf) < _least_microbatches(smaller):
             continue
         logger.info("it does not fit; trying %s", changes)
-        smaller = estimate(_changed(config, changes), topology)
+        smaller = estimate(with_fields(config, changes), topology)
         if smaller.fits:
             return dataclasses.replace(training, fits_with=changes)
     return training
@@ -104,11 +126,3 @@ def _smaller(config: Config, num_chips: int) -> Iterator[dict[str, Any]]:
     while config.training.batch_size % (num_slices * fsdp * num_microbatches) == 0:
         yield changes | {"training.num_microbatches": num_microbatches}
         num_microbatches *= 2
-
-
-def _changed(config: Config, changes: dict[str, Any]) -> Config:
-    for name, value in changes.items():
-        section, field = name.split(".")
-        part = dataclasses.replace(getattr(config, section), **{field: value})
-        config = dataclasses.replace(config, **{section: part})
-    return config

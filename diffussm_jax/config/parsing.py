@@ -111,6 +111,13 @@ def with_option(config: T, path: str, given: str | bool) -> T:
     return _with_field(config, path, _convert(hint, value, f"config.{path}", root=type(config)))
 
 
+def with_fields(config: T, values: Mapping[str, Any]) -> T:
+    """A copy of a config in which the fields at these dotted paths have other values."""
+    for path, value in values.items():
+        config = _with_field(config, path, value)
+    return config
+
+
 def field_names(cls: Any, prefix: str = "") -> list[str]:
     """Dotted names of all fields that are not sections."""
     names = []

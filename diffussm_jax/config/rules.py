@@ -64,6 +64,9 @@ def check(config: Config) -> None:
     _check_schedule(config)
     _check_averages(config)
     _check_labels(config)
+    demand = "be None where plan.search is False"
+    is_searched = config.plan.search or config.plan.search_batch_sizes is None
+    require(is_searched, "plan.search_batch_sizes", demand, config.plan.search_batch_sizes)
 
 
 def require(is_met: bool, field: str, demand: str, *values: object) -> None:

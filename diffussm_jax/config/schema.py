@@ -170,11 +170,17 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PlanConfig:
-    """The TPU slice or the GPUs that `--mode=plan` compiles for."""
+    """The TPU slice or the GPUs that `--mode=plan` compiles for, and whether it searches."""
 
     topology: str = "v5e:4x4"  # kind and shape of a slice, or a card and how many, as h100:8
     topologies: tuple[str, ...] | None = None  # several instead, to compare
     num_slices: int = 1
+    # Whether to look for the mesh (data and fsdp), model.remat and training.num_microbatches that
+    # train fastest, and for those that take less memory. All else stays as it is configured.
+    search: bool = False
+    # Batch sizes to choose from, for a run of as many images; None keeps training.batch_size.
+    # Another batch is another training: its steps and learning rate are for you to choose.
+    search_batch_sizes: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,7 +46,7 @@ def make_mesh(
         UserError: the axes do not multiply to the number of devices, or there are none.
     """
     devices = find_devices() if devices is None else devices
-    shape = _shape(config or MeshConfig(), len(devices))
+    shape = axis_sizes(config or MeshConfig(), len(devices))
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     types = (AxisType.Auto,) * len(AXES)
     if num_slices == 1:
@@ -63,7 +63,12 @@ def make_mesh(
     return Mesh(grid, AXES, axis_types=types)
 
 
-def _shape(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
+def axis_sizes(config: MeshConfig, num_devices: int) -> tuple[int, ...]:
+    """The devices along each axis of a mesh, with -1 replaced.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices.
+    """
     sizes = [getattr(config, axis) for axis in AXES]
     if sizes.count(-1) > 1:
         raise UserError(f"config.mesh: one axis at most may be -1, got {dict(zip(AXES, sizes))}")

@@ -29,6 +29,7 @@ from diffussm_jax.planning.plans import (
     Speed,
 )
 from diffussm_jax.planning.split_axes import split_axes
+from diffussm_jax.training.state import abstract_state
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +119,12 @@ def estimate_sampler(config: Config, topology: str) -> SamplerPlan:
     seconds = 1e6 * cycles.million_cycles / chip.clock_hz
     speed = SamplerSpeed(1e3 * seconds / options.steps, batch_size / seconds, cycles)
     return dataclasses.replace(plan, speed=speed)
+
+
+def state_gib(config: Config, topology: str) -> float:
+    """The memory of a chip that parameters, EMA and optimizer take; raises as `chip_and_mesh`."""
+    _, mesh = chip_and_mesh(config, topology)
+    return _bytes_on_a_chip(abstract_state(config, mesh)) / GIB
 
 
 def _bytes_on_a_chip(tree: Any) -> int:

@@ -88,6 +88,7 @@ def test_what_is_nobodys_or_of_another_mode_is_no_obstacle(tmp_path):
     (tmp_path / "evaluation").mkdir()
     for name in (
         "plan.json",
+        "search.json",
         "Thumbs.db",
         "._run",
         "train.log",
