@@ -235,6 +235,7 @@ GIVEN = {
     "sample.cfg_interval": ((0.5, 2.0), "0.5,2"),
     "sample.classes": ((1, 2), "(1, 2)"),
     "plan.topologies": (("v5e:4x4", "v6e:4x4"), "v5e:4x4,v6e:4x4"),
+    "plan.search_batch_sizes": ((256, 512), "256,512"),
     "model.ssm_implementation": ("fft", "fft"),
     "model.stack_implementation": ("xla", "xla"),
     "sample.dtype": ("float32", "float32"),

@@ -29,6 +29,7 @@ MISTAKES = [
     ((DIGITS, "--workdir={tmp}/run", "--config.optimizer.grad_clip=x"), "grad_clip"),
     ((DIGITS,), "--workdir is missing"),
     ((DIGITS, "--workdir="), "--workdir is missing"),
+    ((DIGITS, "--workdir=x", "--config.plan.search=True"), "search=True needs --mode=plan"),
     ((DIGITS, "--workdir=/dev/null/run"), "--workdir=/dev/null/run cannot be written"),
     ((DIGITS, "--workdir={tmp}/run", "--mode=trian"), "mode"),
     ((DIGITS, "--workdir={tmp}/run", "--wrokdir=x"), "wrokdir"),
