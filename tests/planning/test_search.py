@@ -195,14 +195,14 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, capsys):
     """By the real compiler: each program is compiled once."""
     config = config_of(
         plan__search=True,
-        plan__topology="v5e:2x2",
+        plan__topology="v5e:1x1",
         training__batch_size=16,
         model__name="dit",
         model__depth=2,
         model__width=64,
         model__num_heads=2,
     )
-    compile_lowered, programs, stops = tpu_compiler.compile_lowered, [], [3]
+    compile_lowered, programs, stops = tpu_compiler.compile_lowered, [], [1]
 
     def compile_(lowered):
         if len(programs) in stops:
@@ -217,6 +217,5 @@ def test_a_killed_search_goes_on(tmp_path, monkeypatch, capsys):
         plan_lib.plan(config, None)
     plan_lib.plan(config, None)
     written = json.loads(capsys.readouterr().out)
-    assert len(written["trials"]) == 6  # of 3 meshes with dots and with none
-    assert len(programs) == len(set(programs)) <= 6
+    assert len(written["trials"]) == len(programs) == len(set(programs)) == 2  # dots and none
     assert written["best"][0]["images_per_second"] > 0
