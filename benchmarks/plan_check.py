@@ -104,8 +104,8 @@ def measure(program: Program) -> Figures:
         figures = {"link_gb": sum(plan.speed.collective_gb.values())}
     else:
         sampler = estimate_sampler(config, program.topology)
-        assert sampler.cycles is not None, f"{program.name} does not fit"
-        cycles, steps, gib = sampler.cycles, sampler.steps, sampler.total_gib
+        assert sampler.speed is not None, f"{program.name} does not fit"
+        cycles, steps, gib = sampler.speed.cycles, sampler.steps, sampler.total_gib
         figures = {}
     sys.stderr.write(f"{program.name}: {time.monotonic() - start:.0f} s\n")
     figures |= {"million_cycles": cycles.million_cycles / steps, "hbm_gb": cycles.hbm_gb / steps}

@@ -21,13 +21,7 @@ from diffussm_jax.planning.chips import GIB, Chip, chip_of
 from diffussm_jax.planning.compiled import Compiled, compile_program
 from diffussm_jax.planning.gpus import Gpu, gpu_of, is_gpus
 from diffussm_jax.planning.multiply_adds import multiply_adds
-from diffussm_jax.planning.plans import (
-    Memory,
-    Plan,
-    SamplerPlan,
-    SamplerSpeed,
-    Speed,
-)
+from diffussm_jax.planning.plans import Memory, Plan, SamplerPlan, SamplerSpeed, Speed
 from diffussm_jax.planning.split_axes import split_axes
 from diffussm_jax.training.state import abstract_state
 

@@ -79,6 +79,7 @@ def _report_speed(speed: Speed, plan: Plan) -> Iterator[str]:
     yield from _report_objective(plan)
     yield f"    {speed.images_per_second:,.0f} images/s, MFU {speed.mfu:.1%}"
     yield f"    {plan.num_steps:,} steps: {hours:,.1f} hours, {speed.chip_hours:,.0f} chip-hours"
+    yield f"  read and written in HBM, GB a chip and step: {speed.cycles.hbm_gb:.1f}"
     yield from _report_collectives(speed)
 
 

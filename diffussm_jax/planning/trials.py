@@ -43,17 +43,19 @@ class Trial:
     @property
     def link_ms(self) -> float:
         """Time of the links; where the mesh splits an axis of the chips, of its slowest axis."""
-        split, speed = self.plan.split_axes, self.plan.speed
+        split, known = self.plan.split_axes, self.plan.speed or self.plan.bound
         slowdown = max(split.slowdown.values(), default=1.0) if split else 1.0
-        return slowdown * speed.collective_ms if speed else 0.0
+        return slowdown * known.collective_ms if known else 0.0
 
     @property
     def images_per_second(self) -> float:
-        """The speed where products hide nothing of the links; 0 where the plan does not fit."""
+        """The speed where products hide nothing of the links; 0 where the plan does not fit.
+
+        On GPUs it is by the bound of a step.
+        """
         if not self.plan.fits:
             return 0.0
-        assert self.plan.speed is not None
-        return 1e3 * self.plan.batch_size / (self.plan.speed.step_ms + self.link_ms)
+        return 1e3 * self.plan.batch_size / (self.plan.step_ms + self.link_ms)
 
     @property
     def chip_hours(self) -> float:
@@ -80,7 +82,7 @@ class Trial:
             "fits": self.plan.fits,
             "gib": self.gib,
             "hbm_gib": self.plan.memory.hbm_gib,
-            "step_ms": self.plan.speed.step_ms if self.plan.speed else 0.0,
+            "step_ms": self.plan.step_ms,
             "link_ms": self.link_ms,
             "images_per_second": self.images_per_second,
             "chip_hours": self.chip_hours if self.plan.fits else 0.0,
@@ -137,7 +139,6 @@ def table(trials: Sequence[Trial]) -> str:
 
 def _row(trial: Trial) -> tuple[str, ...]:
     plan = trial.plan
-    assert plan.speed is not None
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan.mesh.items() if n > 1)
     return (
         f"{plan.topology}{' *' if trial.is_configured else ''}",
@@ -147,7 +148,7 @@ def _row(trial: Trial) -> tuple[str, ...]:
         f"{plan.num_microbatches}",
         f"{trial.gib:.1f}",
         f"{plan.memory.hbm_gib:.0f}",
-        f"{plan.speed.step_ms:.1f}",
+        f"{plan.step_ms:.1f}",
         f"{trial.link_ms:.1f}",
         f"{trial.images_per_second:,.0f}",
         f"{trial.chip_hours:,.0f}",

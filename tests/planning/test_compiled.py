@@ -23,8 +23,8 @@ def figures_of(topology, side=256):
     devices = tpu_compiler.devices(topology)
     mesh = make_mesh(devices=devices)
     x = jax.ShapeDtypeStruct((side, side), jnp.float32, sharding=replicated(mesh))
-    lowered = jax.jit(lambda x: x @ x).lower(x)
-    return compile_program(lowered, topology, mesh, chip_of(devices[0]))
+    product = jax.jit(lambda x: x @ x)
+    return compile_program(product, (x,), topology, mesh, chip_of(devices[0]), batch_size=1)
 
 
 @pytest.mark.slow
