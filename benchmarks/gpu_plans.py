@@ -41,7 +41,7 @@ The memory is what XLA's compiler plans, and the times are bounds that no run ca
   The longer one counts, and bytes that the cache can hold before and after a fusion do not.
 - "memory" is the share of the bound in which the bytes take longer.
 - "no cache" is the same sum if the cache spares the memory nothing.
-  How near to either a run comes has not been measured.
+  Two runs that were measured on an H100 took 1.5 times that ([running on GPU](running-on-gpu.md)).
 - "links" is the time of the collectives between the cards; it is in neither of the sums.
 - Card-hours are those of the complete run.
 - Sampling is one batch of `sample.batch_size` images by the config's sampler, before decoding.
