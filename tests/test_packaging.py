@@ -48,6 +48,24 @@ def test_every_requirement_is_pinned_to_a_version_in_its_range(python):
             assert pin in requirement.specifier, f"{requirement} is pinned to {pin}"
 
 
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_cuda_compiler_is_of_the_same_release_as_jax(python):
+    def pins(name):
+        lines = (ROOT / name).read_text().replace("-r requirements.txt\n", "")
+        parsed = [x for x in requirements(lines) if x.marker]
+        return {
+            x.name: str(x.specifier)
+            for x in parsed
+            if x.marker.evaluate({"python_version": python})
+        }
+
+    jax, compiler = pins("requirements.txt")["jax"], pins("requirements-gpu.txt")
+    assert set(compiler.values()) == {jax}
+    extra = requirements(SETUP["options.extras_require"]["plan-gpu"])
+    wanted = {x.name for x in extra if x.marker.evaluate({"python_version": python})}
+    assert wanted < set(compiler)
+
+
 def test_the_tested_versions_of_python_are_those_of_ci():
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == PYTHONS
