@@ -36,6 +36,7 @@ This command makes one row again; N is 1, or all the cards where a config splits
 The memory is what XLA's compiler plans, and the times are bounds that no run can beat.
 
 - GiB are those of one card, and the column after them is the 75 % that JAX takes of it by default.
+  Where a config does not fit, the times are those with the smallest change that does.
 - "at least" is the bound of a step, a sum over its fusions.
   Each takes the time of its products at the card's peak or of its bytes at the memory's bandwidth.
   The longer one counts, and bytes that the cache can hold before and after a fusion do not.
@@ -95,14 +96,17 @@ def _row(topology: str, plan: dict[str, Any] | None) -> str:
         return f"| {topology} | {plan['refused']} |"
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
     first = [topology, f"{plan['batch_size']}", mesh, plan["remat"]]
-    if not plan["fits"]:
+    if not plan["fits"] and not plan["fits_with"]:
         return f"| {' | '.join([*first, *misfit(plan)])} |"
+    if not plan["fits"]:
+        first += misfit(plan)[:2]
+        first[3] += f"; fits with {', '.join(f'{k}={v}' for k, v in plan['fits_with'].items())}"
+    else:
+        first += [f"{plan['total_gib']:.1f}", f"{plan['hbm_gib']:.0f}"]
     least, sampler = plan["bound"], plan["sampler"]
     drawn = f"{sampler['bound']['images_per_second']:.1f}" if sampler["fits"] else "does not fit"
     cells = [
         *first,
-        f"{plan['total_gib']:.1f}",
-        f"{plan['hbm_gib']:.0f}",
         f"{least['step_ms']:.0f}",
         f"{least['memory_share']:.0%}",
         f"{least['uncached_step_ms']:.0f}",

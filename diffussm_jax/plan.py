@@ -70,7 +70,7 @@ def make_plan(config: Config, topology: str) -> Plan:
     training = _plan_training(config, topology)
     plain = _plain(config)
     if plain != config:
-        step_ms = estimate(plain, topology).step_ms
+        step_ms = estimate(_changed(plain, training.fits_with or {}), topology).step_ms
         training = dataclasses.replace(training, plain_step_ms=step_ms)
     return dataclasses.replace(training, sampler=estimate_sampler(config, topology))
 
@@ -95,7 +95,7 @@ def _plan_training(config: Config, topology: str) -> Plan:
         logger.info("it does not fit; trying %s", changes)
         smaller = estimate(with_fields(config, changes), topology)
         if smaller.fits:
-            return dataclasses.replace(training, fits_with=changes)
+            return dataclasses.replace(training, fits_with=changes, bound=smaller.bound)
     return training
 
 

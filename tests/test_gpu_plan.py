@@ -10,7 +10,7 @@ from diffussm_jax.parallel.cuda import has_cuda_plugin
 from diffussm_jax.planning import gpu_compiler, programs
 from diffussm_jax.planning.chips import GIB
 from diffussm_jax.planning.estimate import chip_and_mesh, estimate
-from diffussm_jax.planning.plans import GPU_FIELDS, Memory, Plan
+from diffussm_jax.planning.plans import GPU_FIELDS, Bound, Memory, Plan, Traffic
 from diffussm_jax.planning.report import report
 from tests.conftest import merge
 
@@ -82,6 +82,18 @@ def held(config, topology):
         temporary_gib=temporary / config.training.num_microbatches + 0.1,
         total_gib=2.1 + temporary / config.training.num_microbatches,
     )
+    bound = Bound(
+        step_ms=100.0 * config.training.num_microbatches,
+        uncached_step_ms=1e3,
+        memory_share=0.5,
+        moved_gb=1.0,
+        multiply_adds=1,
+        images_per_second=1.0,
+        chip_hours=1.0,
+        collective_gb={},
+        collective_ms=0.0,
+        traffic=(Traffic("fusion", "models/block.py:83", 4, 0.5, 0.5),),
+    )
     return Plan(
         topology=topology,
         chips=1,
@@ -92,6 +104,7 @@ def held(config, topology):
         num_microbatches=config.training.num_microbatches,
         multiply_adds=1,
         memory=memory,
+        bound=bound,
     )
 
 
@@ -108,7 +121,10 @@ def test_parts_of_a_batch_that_cannot_suffice_are_not_compiled(tiny_config, monk
     plan = plan_lib.make_plan(small(tiny_config), "l4:1")
     assert tried == [("dots", 1), ("full", 1), ("full", 8)]
     assert plan.fits_with == {"model.remat": "full", "training.num_microbatches": 8}
-    assert "a card would need 12.1 of 4.0 GiB, the 80% of a card's 5.0 that" in report(plan)
+    text = report(plan)
+    assert "a card would need 12.1 of 4.0 GiB, the 80% of a card's 5.0 that" in text
+    assert "at least 800 ms a step (bound), 50% of it memory" in text  # with the change
+    assert "50.0%  models/block.py:83 (fusion, 4 times)" in text
 
 
 def test_more_of_the_card_may_be_all_that_is_missing(tiny_config):

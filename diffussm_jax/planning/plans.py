@@ -227,7 +227,7 @@ class Plan:
         multiply_adds: of an image's forward pass, without the SSM operator.
         speed: an estimate for TPUs; None where the step did not compile for lack of memory, and for
             GPUs.
-        bound: for GPUs.
+        bound: for GPUs; with the change `fits_with` if there is one.
         fits_with: the smallest change of the config that makes it fit.
         plain_step_ms: of a step without an average velocity and folded guidance; 0 where the config
             has neither.

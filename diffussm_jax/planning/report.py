@@ -45,6 +45,7 @@ def _report_misfit(plan: Plan) -> Iterator[str]:
     if plan.fits_with:
         options = (f"--config.{name}={x}" for name, x in plan.fits_with.items())
         yield f"  it fits with {' '.join(options)}"
+        yield from _report_bound(plan.bound, plan) if plan.bound else ()
 
 
 def _report_training(plan: Plan) -> list[str]:
