@@ -104,8 +104,8 @@ def batch_shardings(mesh: Mesh, batch: dict[str, Any]) -> dict[str, NamedShardin
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """The shardings of the arrays of parameters, EMA or optimizer state.
 
-    An array of the blocks is split over `fsdp` along its longest axis other than that of the
-    layers. Arrays outside the blocks, 1 % of a model, are on every device.
+    An array of the blocks is split over `fsdp` as `split_longest` says. Arrays outside the blocks,
+    1 % of a model, are on every device.
     """
 
     def place(path: tuple, array: Any) -> NamedSharding:
@@ -131,12 +131,16 @@ def split_over_fsdp(mesh: Mesh, x: jax.Array) -> jax.Array:
 
 
 def split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where an array of the blocks lives: split over `fsdp`, if it can be, by its longest axis."""
+    """Where an array of the blocks lives: split over `fsdp`, if it can be.
+
+    The axis is the longest but the last, or else the last: parts of other axes are contiguous, so
+    that a gathered array, and a gradient that is to be split, need no copy.
+    """
     size = mesh.shape["fsdp"]
     fitting = [axis for axis in range(1, len(shape)) if shape[axis] % size == 0]
     if size == 1 or not fitting or math.prod(shape[1:]) < MIN_SPLIT_ELEMENTS:
         return PartitionSpec()
-    longest = max(fitting, key=lambda axis: (shape[axis], axis))
+    longest = max(fitting, key=lambda axis: (axis < len(shape) - 1, shape[axis], axis))
     return PartitionSpec(*[None] * longest, "fsdp")
 
 

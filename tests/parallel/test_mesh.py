@@ -151,7 +151,13 @@ def test_microbatches_add_up_to_the_batch(tiny_config, batch, expected):
 def test_the_rule_of_fsdp():
     mesh = make_mesh(MeshConfig(data=1, fsdp=8))
     shapes = {
-        "blocks": {"kernel": (16, 64, 512), "bias": (16, 512), "odd": (16, 129, 127)},
+        "blocks": {
+            "kernel": (16, 64, 512),
+            "of_each_k": (16, 8, 64, 512),
+            "last": (16, 129, 512),
+            "bias": (16, 512),
+            "odd": (16, 129, 127),
+        },
         "head": (1024, 24),
     }
     state = jax.tree.map(
@@ -160,7 +166,16 @@ def test_the_rule_of_fsdp():
         is_leaf=lambda x: isinstance(x, tuple),
     )
     specs = jax.tree.map(lambda s: tuple(s.spec), state_shardings(mesh, state))
-    assert specs == {"blocks": {"kernel": (None, None, "fsdp"), "bias": (), "odd": ()}, "head": ()}
+    assert specs == {
+        "blocks": {
+            "kernel": (None, "fsdp"),
+            "of_each_k": (None, None, "fsdp"),
+            "last": (None, None, "fsdp"),
+            "bias": (),
+            "odd": (),
+        },
+        "head": (),
+    }
 
 
 @pytest.mark.parametrize(

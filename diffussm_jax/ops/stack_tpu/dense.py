@@ -8,8 +8,9 @@ In all functions:
     layer        its number, [1]
     xs           x of each layer, [L+1 b d j]
     modulation   shift, scale and, where the model has it, gate of each image, [b n d]
-    weights      the layer's: for `up` and `down` as `parameters.forward_layout` gives them, else
-                 with kernels [in out] in the dtype of the products, which their gradients have too
+    weights      the layer's: for `up` and `down` as `parameters.forward_layout` or
+                 `transposed` gives them, else in the dtype of the products, which their gradients
+                 have too
     tiling       how the call is cut; its columns divide j
 """
 

@@ -9,19 +9,22 @@ By the equations of docs/architecture.md, with a feature for each row and a grou
             p1 = W1 i + b1,  p2 = W2 gelu(q) + b2
             o = W3 (gelu(p1) gelu(p2)) + b3
             x' = x + o,  or x + gate o
-Kernels W are transposed. The layers run over blocks of their rows, and what is done with a block's
-result runs on the vector unit while the matrix unit has the next one.
+Kernels W are [in out], as they are gathered and as the backward pass takes them, or transposed,
+which is a little faster. The layers run over blocks of rows of their results, and what is done with
+a block runs on the vector unit while the matrix unit has the next one.
 
 The arguments are Refs: what is read, then what is written, and by name the working memory.
 """
 
+import math
+
 import jax.numpy as jnp
 
-from diffussm_jax.ops.pallas_tpu.block import dot
-from diffussm_jax.ops.pallas_tpu.kernels import NN
+from diffussm_jax.ops.pallas_tpu.block import LANES, dot
+from diffussm_jax.ops.pallas_tpu.kernels import NN, TN
 from diffussm_jax.ops.stack_tpu.activations import GATE, gelu, measure, modulate, times
-from diffussm_jax.ops.stack_tpu.parameters import Linear
-from diffussm_jax.ops.stack_tpu.rows import over_rows, parts
+from diffussm_jax.ops.stack_tpu.parameters import Linear, TransposedLinear
+from diffussm_jax.ops.stack_tpu.rows import PRODUCT_SIZE, over_rows, parts
 
 
 def up(
@@ -66,7 +69,8 @@ def down(
     modulate(x, statistics, modulation, i, unroll=unroll)
     m = w_down.kernel.shape[0]
     for k, blocks in enumerate(zip(parts(y, m), parts(q, m), parts(gelu_q, m))):
-        _narrow(Linear(w_down.kernel.at[k], w_down.bias.at[k]), *blocks, unroll=unroll)
+        w = w_down._replace(kernel=w_down.kernel.at[k], bias=w_down.bias.at[k])
+        _narrow(w, *blocks, unroll=unroll)
 
     def gated(rows):
         p1_rows, p2_rows = _apply(w1, rows, i), _apply(w2, rows, gelu_q)
@@ -91,9 +95,15 @@ def _narrow(w: Linear, y, q, gelu_q, *, unroll: bool) -> None:
         q[rows] = p
         gelu_q[rows] = gelu(p).astype(gelu_q.dtype)
 
-    over_rows(q, narrow, unroll=unroll)
+    # A block of W's columns is whole registers, or all of them.
+    most = math.prod(q.shape) if q.shape[0] % LANES else PRODUCT_SIZE
+    over_rows(q, narrow, most=most, unroll=unroll)
 
 
 def _apply(w: Linear, rows, x):
     """Some rows of a layer's result, in the dtype of its input x."""
-    return (dot(w.kernel[rows], x[...], NN) + w.bias[rows, :1]).astype(x.dtype)
+    if isinstance(w, TransposedLinear):
+        product = dot(w.kernel[rows], x[...], NN)
+    else:
+        product = dot(w.kernel[:, rows], x[...], TN)
+    return (product + w.bias[rows, :1]).astype(x.dtype)

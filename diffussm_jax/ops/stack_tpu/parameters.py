@@ -13,12 +13,16 @@ class Linear(NamedTuple):
     """A dense layer, or its gradient. The fields are arrays, Refs or BlockSpecs.
 
     Attributes:
-        kernel: [in out], in the forward kernels [out in]; W_down has a leading axis m.
-        bias: [out], in the kernels [out 128]; W_down's is [m out].
+        kernel: [in out]; W_down has a leading axis m.
+        bias: [out], in the forward kernels [out 128]; W_down's is [m out].
     """
 
     kernel: Any
     bias: Any
+
+
+class TransposedLinear(Linear):
+    """A dense layer whose kernel is [out in]."""
 
 
 class DenseParameters(NamedTuple):
@@ -45,23 +49,28 @@ def linear_parameters(layer: Any) -> Linear:
 
 
 def forward_layout(parameters: DenseParameters, dtype: DTypeLike) -> DenseParameters:
-    """Transpose the kernels and lay out the biases, as `up` and `down` take them.
+    """Round the kernels, and lay out the biases, as `up` and `down` take them.
 
     Activations have their features in rows, so a layer is W^T x + b, b a column.
     """
     return DenseParameters(
-        *(Linear(transposed(w.kernel, dtype), lanes(w.bias, dtype)) for w in parameters)
+        *(Linear(w.kernel.astype(dtype), lanes(w.bias, dtype)) for w in parameters)
+    )
+
+
+def transposed(parameters: DenseParameters) -> DenseParameters:
+    """Transpose the kernels of `forward_layout`, which spares the matrix unit of doing so.
+
+    It pays where the weights are read many times.
+    """
+    return DenseParameters(
+        *(TransposedLinear(jnp.swapaxes(w.kernel, -1, -2), w.bias) for w in parameters)
     )
 
 
 def backward_layout(parameters: DenseParameters, dtype: DTypeLike) -> DenseParameters:
     """Round everything to the dtype of the products, as the backward kernels take it."""
     return jax.tree.map(lambda x: x.astype(dtype), parameters)
-
-
-def transposed(kernel: Float[Array, "*_ i o"], dtype: DTypeLike) -> Float[Array, "*_ o i"]:
-    """Round a kernel to the dtype of the products, and transpose it."""
-    return jnp.swapaxes(kernel.astype(dtype), -1, -2)
 
 
 def lanes(bias: Float[Array, "*_ o"], dtype: DTypeLike) -> Float32[Array, "*_ o 128"]:

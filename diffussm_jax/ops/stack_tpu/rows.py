@@ -58,7 +58,7 @@ def fold_rows(
     def step(n, carry):
         return body(pl.Slice(pl.multiple_of(n * size, size), size), carry)
 
-    if not unroll:
+    if not unroll and num_rows > size:
         return jax.lax.fori_loop(0, num_rows // size, step, carry)
     for n in range(num_rows // size):
         carry = body(pl.Slice(n * size, size), carry)

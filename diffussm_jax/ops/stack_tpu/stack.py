@@ -23,6 +23,7 @@ from diffussm_jax.ops.stack_tpu.parameters import (
     Linear,
     backward_layout,
     forward_layout,
+    transposed,
 )
 from diffussm_jax.ops.stack_tpu.ssm import StackedSSM
 from diffussm_jax.ops.stack_tpu.ssm_tables import PackedState, SSMTables
@@ -188,7 +189,12 @@ def run_stack(stack: FusedStack, layers: Any, x: Rows, c: Condition) -> Rows:
 
 def prepare_stack(stack: FusedStack, layers: Any) -> ForwardWeights:
     """Lay out all layers for `run_prepared`, which thus can run many times."""
-    return jax.lax.map(stack.prepare, layers)
+
+    def lay_out(layer: Any) -> ForwardWeights:
+        weights = stack.prepare(layer)
+        return weights._replace(dense=transposed(weights.dense))
+
+    return jax.lax.map(lay_out, layers)
 
 
 def run_prepared(stack: FusedStack, weights: ForwardWeights, x: Rows, c: Condition) -> Rows:
