@@ -70,7 +70,7 @@ def make_plan(config: Config, topology: str) -> Plan:
     training = _plan_training(config, topology)
     plain = _plain(config)
     if plain != config:
-        step_ms = estimate(_changed(plain, training.fits_with or {}), topology).step_ms
+        step_ms = estimate(with_fields(plain, training.fits_with or {}), topology).step_ms
         training = dataclasses.replace(training, plain_step_ms=step_ms)
     return dataclasses.replace(training, sampler=estimate_sampler(config, topology))
 
