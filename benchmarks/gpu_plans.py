@@ -80,22 +80,24 @@ def main() -> None:
 
 
 def page(plans: dict[str, dict[str, Any]]) -> str:
-    """The document: one table for each config."""
+    """The document: one table for each config of which there are plans."""
     text = [HEAD.format(date=time.strftime("%Y-%m-%d"), jax=version("jax"))]
     for config in CONFIGS:
-        rows = [_row(topology, plans.get(f"{config} {topology}")) for topology in CARDS]
+        known = {card: plans.get(f"{config} {card}") for card in CARDS}
         name, _, size = config.partition(":")
-        text.append(table(f"configs/{name}.py{size and f':{size}'}", COLUMNS, rows))
+        if any(known.values()):
+            rows = [_row(card, plan) for card, plan in known.items()]
+            text.append(table(f"configs/{name}.py{size and f':{size}'}", COLUMNS, rows))
     return "\n".join(text)
 
 
-def _row(topology: str, plan: dict[str, Any] | None) -> str:
+def _row(card: str, plan: dict[str, Any] | None) -> str:
     if plan is None:
-        return f"| {topology} | not yet planned |"
+        return f"| {card} | not yet planned |"
     if "refused" in plan:
-        return f"| {topology} | {plan['refused']} |"
+        return f"| {card} | {plan['refused']} |"
     mesh = " x ".join(f"{axis} {n}" for axis, n in plan["mesh"].items() if n > 1)
-    first = [topology, f"{plan['batch_size']}", mesh, plan["remat"]]
+    first = [card, f"{plan['batch_size']}", mesh, plan["remat"]]
     if not plan["fits"] and not plan["fits_with"]:
         return f"| {' | '.join([*first, *misfit(plan)])} |"
     if not plan["fits"]:
