@@ -95,7 +95,7 @@ def test_eight_devices_equal_one(tiny_config, batch, expected, sizes, monkeypatc
     actual = one_step(tiny_config, batch, make_mesh(MeshConfig(*sizes)))
     assert_same(actual, expected)
     kernel = actual[2].ema["blocks"]["w0"]["kernel"]
-    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 16 // sizes[1])
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16 // sizes[1], 16)
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_muon_on_eight_devices_equals_one(tiny_config, batch, monkeypatch):
         *(jax.device_get(state.params["blocks"]["w2"]) for *_, state in (eight, one)),
     )
     (momentum,) = (x for x in jax.tree.leaves(eight[2].optimizer) if x.shape == (3, 32, 32))
-    assert momentum.sharding.shard_shape(momentum.shape) == (3, 32, 16)
+    assert momentum.sharding.shard_shape(momentum.shape) == (3, 16, 32)
 
 
 @pytest.mark.slow
