@@ -99,12 +99,14 @@ def measure(program: Program) -> Figures:
     start = time.monotonic()
     if program.work == "train":
         plan = estimate(config, program.topology)
-        assert plan.speed is not None, f"{program.name} does not fit"
+        if plan.speed is None:
+            raise UserError(f"{program.name} does not fit any more")
         cycles, steps, gib = plan.speed.cycles, 1, plan.memory.total_gib
         figures = {"link_gb": sum(plan.speed.collective_gb.values())}
     else:
         sampler = estimate_sampler(config, program.topology)
-        assert sampler.speed is not None, f"{program.name} does not fit"
+        if sampler.speed is None:
+            raise UserError(f"{program.name} does not fit any more")
         cycles, steps, gib = sampler.speed.cycles, sampler.steps, sampler.total_gib
         figures = {}
     sys.stderr.write(f"{program.name}: {time.monotonic() - start:.0f} s\n")
@@ -129,7 +131,7 @@ def versions() -> dict[str, str]:
     try:
         return {name: version(name) for name in ("jax", "libtpu")}
     except PackageNotFoundError as error:
-        raise UserError(f"{COMMAND} needs libtpu, which there is for Linux: {error}") from error
+        raise UserError(f"{COMMAND} needs libtpu, which exists for Linux only: {error}") from error
 
 
 def main(words: list[str]) -> int:
@@ -146,8 +148,8 @@ def main(words: list[str]) -> int:
         here, there = (_names(x) for x in (versions(), table["versions"]))
         if not (options.accept and options.all):
             sys.stdout.write(
-                f"not compared: {TABLE.name} is of {there}, and here is {here}. Use the versions "
-                f"that requirements.txt has for the table's Python; where it has new ones, "
+                f"not compared: {TABLE.name} was made with {there}, and this is {here}. Use the "
+                f"versions that requirements.txt has for its Python; where it has new ones, "
                 f"`{COMMAND} --all --accept` makes the table again\n"
             )
             return 0

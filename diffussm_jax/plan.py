@@ -1,4 +1,4 @@
-"""`--mode=plan`: what TPU slices or GPUs would do with a config, by their compilers alone."""
+"""`--mode=plan`: what TPU slices or GPUs would do with a config, by their compilers."""
 
 import dataclasses
 import json

@@ -238,6 +238,7 @@ GIVEN = {
     "plan.search_batch_sizes": ((256, 512), "256,512"),
     "model.ssm_implementation": ("fft", "fft"),
     "model.stack_implementation": ("xla", "xla"),
+    "model.attention_implementation": ("flash", "flash"),
     "sample.dtype": ("float32", "float32"),
     "evaluate.preset": ("fast", "fast"),
 }

@@ -159,8 +159,8 @@ def _check_process(config: Config) -> None:
         demand = f"be None or xla {under}, whose loss takes a derivative in forward mode"
         stack = config.model.stack_implementation
         require(stack != "pallas_tpu", "model.stack_implementation", demand, stack)
-        fits = config.model.attention_implementation != "flash"
-        require(fits, "model.attention_implementation", demand)
+        attention = config.model.attention_implementation
+        require(attention != "flash", "model.attention_implementation", demand, attention)
         share = diffusion.share_r_below_t
         require(share <= 1, "diffusion.share_r_below_t", "be at most 1", share)
 

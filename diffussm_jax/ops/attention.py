@@ -77,7 +77,7 @@ def attention(
 def choose(device: Any, q: Any, k: Any) -> AttentionImplementation:
     """Choose the flash kernel where the TPU compiler's cycles say that it is faster.
 
-    Nobody has run cuDNN's with this model yet, so GPUs take it where it is asked for alone.
+    Nobody has run cuDNN's with this model yet, so GPUs take it only where it is asked for.
     """
     if device.platform == "tpu" and not refusal(device, q, k) and k.shape[1] >= MIN_TOKENS:
         return "flash"

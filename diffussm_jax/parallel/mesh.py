@@ -104,13 +104,13 @@ def batch_shardings(mesh: Mesh, batch: dict[str, Any]) -> dict[str, NamedShardin
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """The shardings of the arrays of parameters, EMA or optimizer state.
 
-    An array of the blocks is split over `fsdp` as `split_longest` says. Arrays outside the blocks,
+    An array of the blocks is split over `fsdp` as `split_rows` says. Arrays outside the blocks,
     1 % of a model, are on every device.
     """
 
     def place(path: tuple, array: Any) -> NamedSharding:
         names = {getattr(key, "key", None) for key in path}
-        spec = split_longest(array.shape, mesh) if LAYERS in names else PartitionSpec()
+        spec = split_rows(array.shape, mesh) if LAYERS in names else PartitionSpec()
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -130,7 +130,7 @@ def split_over_fsdp(mesh: Mesh, x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("fsdp")))
 
 
-def split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def split_rows(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Where an array of the blocks lives: split over `fsdp`, if it can be.
 
     The axis is the longest but the last, or else the last: parts of other axes are contiguous, so
@@ -140,8 +140,8 @@ def split_longest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     fitting = [axis for axis in range(1, len(shape)) if shape[axis] % size == 0]
     if size == 1 or not fitting or math.prod(shape[1:]) < MIN_SPLIT_ELEMENTS:
         return PartitionSpec()
-    longest = max(fitting, key=lambda axis: (axis < len(shape) - 1, shape[axis], axis))
-    return PartitionSpec(*[None] * longest, "fsdp")
+    rows = max(fitting, key=lambda axis: (axis < len(shape) - 1, shape[axis], axis))
+    return PartitionSpec(*[None] * rows, "fsdp")
 
 
 def num_batch_parts(mesh: Mesh) -> int:

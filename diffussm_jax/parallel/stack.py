@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from diffussm_jax.ops.stack_tpu.ssm import StackedSSM
-from diffussm_jax.parallel.mesh import BATCH_AXES, split_longest
+from diffussm_jax.parallel.mesh import BATCH_AXES, split_rows
 from diffussm_jax.parallel.sequence_ssm import SequenceSSM
 from diffussm_jax.shapes import Condition, Groups
 
@@ -81,10 +81,10 @@ class ShardedBlocks:
         )
 
     def _places(self, blocks: Any) -> Any:
-        return jax.tree.map(lambda x: split_longest(x.shape, self.mesh), blocks)
+        return jax.tree.map(lambda x: split_rows(x.shape, self.mesh), blocks)
 
     def _gather(self, blocks: Any) -> "GatherLayer":
-        places = (split_longest(x.shape, self.mesh) for x in jax.tree.leaves(blocks))
+        places = (split_rows(x.shape, self.mesh) for x in jax.tree.leaves(blocks))
         return GatherLayer(tuple(p.index("fsdp") if "fsdp" in p else None for p in places))
 
 

@@ -36,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 # What decides how a program compiles, besides its text.
 _FLAGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
-_PACKAGES = ("jax", "jaxlib", "libtpu", "jax-cuda12-plugin")
+_PACKAGES = (
+    *("jax", "jaxlib", "libtpu"),
+    *(f"jax-cuda{release}-{part}" for release in (12, 13) for part in ("pjrt", "plugin")),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,7 @@ def compile_program(
     """
     is_gpu = isinstance(chip, Gpu)
     lowered = gpu_compiler.lower(jitted, *arguments) if is_gpu else jitted.lower(*arguments)
-    path = cache_folder("programs") / f"{_key(lowered, topology, mesh)}.json"
+    path = cache_folder("programs") / f"{_key(lowered, topology, mesh, with_lines=is_gpu)}.json"
     try:
         return read_as(path, Compiled)
     except (FileNotFoundError, NotADirectoryError, UserError):  # a UserError: it is damaged
@@ -94,10 +97,12 @@ def compile_program(
     return figures
 
 
-def _key(lowered: jax.stages.Lowered, topology: str, mesh: Mesh) -> str:
+def _key(lowered: jax.stages.Lowered, topology: str, mesh: Mesh, *, with_lines: bool) -> str:
+    """A hash of the program, `with_lines` where the figures name the lines that it comes from."""
     devices = [(device.id, device.device_kind) for device in mesh.devices.flat]
     compiler = [_version(name) for name in _PACKAGES], [os.environ.get(flag) for flag in _FLAGS]
-    text = json.dumps((_readers(), topology, devices, compiler, lowered.as_text()))
+    program = lowered.as_text(debug_info=with_lines)
+    text = json.dumps((_readers(), topology, devices, compiler, program))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -14,7 +14,6 @@ import jax
 
 from diffussm_jax.errors import UserError
 
-GIB = 2**30
 MOST = 8  # cards of one host, among which the links below are
 
 _FRACTION = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"

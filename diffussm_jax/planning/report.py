@@ -13,7 +13,7 @@ def report(plan: Plan) -> str:
     """A plan as text for people."""
     axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     rows = [
-        f"{plan.topology}: {plan.chips} devices, mesh {axes}",
+        f"{plan.topology}: {plan.chips} {'device' if plan.chips == 1 else 'devices'}, mesh {axes}",
         *(_report_split(plan.split_axes) if plan.split_axes else ()),
         f"  batch {plan.batch_size} in {plan.num_microbatches} part(s), remat {plan.remat}",
         f"  blocks by {plan.stack}",
@@ -92,7 +92,7 @@ def _report_objective(plan: Plan) -> Iterator[str]:
 
 def _report_collectives(time: Speed | Bound) -> Iterator[str]:
     traffic = (f"{kind} {size:.2f}" for kind, size in time.collective_gb.items())
-    waiting = "of which what the products do not hide comes on top"
+    waiting = "what the products do not hide of that is added to the step"
     yield f"  collectives, GB a chip and step: {', '.join(traffic) or 'none'}"
     yield f"    {time.collective_ms:.0f} ms of the links, {waiting}"
 

@@ -202,9 +202,16 @@ class Search:
             state = memory.parameters_gib + memory.ema_gib + memory.optimizer_gib
             if candidate.needs_as_much_as(other):
                 least.append(trial.gib)
-            elif candidate.is_like(other):  # fewer rows: no more than the rest of it shrinks
+            elif candidate.is_like(other) and self._is_part_of(candidate, other):
+                # No more than what is not the state shrinks with the rows.
                 least.append(state + (trial.gib - state) * candidate.rows / other.rows)
         return max(*least, self._extrapolated_gib(candidate))
+
+    @staticmethod
+    def _is_part_of(candidate: Candidate, other: Candidate) -> bool:
+        """Whether a candidate has fewer rows, and the sums of gradients that the other has."""
+        has_sums, other_has_sums = candidate.num_microbatches > 1, other.num_microbatches > 1
+        return candidate.rows <= other.rows and has_sums >= other_has_sums
 
     def _extrapolated_gib(self, candidate: Candidate) -> float:
         """The memory by a line through the two largest batches that differ in nothing else."""
