@@ -33,7 +33,8 @@ This command makes one row again; N is 1, or all the cards where a config splits
 ```
 
 **Nothing here ran on a card.**
-The memory is what XLA's compiler plans, and the times are bounds that no run can beat.
+The memory is what XLA's compiler plans.
+The times are bounds: of the program as compiled here, at published peaks.
 
 - GiB are those of one card, and the column after them is the 75 % that JAX takes of it by default.
   Where a config does not fit, the times are those with the smallest change that does.

@@ -176,7 +176,7 @@ class PlanConfig:
     topologies: tuple[str, ...] | None = None  # several instead, to compare
     num_slices: int = 1
     # Whether to look for the mesh (data and fsdp), model.remat and training.num_microbatches that
-    # train fastest, and for those that take less memory. All else stays as it is configured.
+    # train fastest. All else stays as it is configured.
     search: bool = False
     # Batch sizes to choose from, for a run of as many images; None keeps training.batch_size.
     # Another batch is another training: its steps and learning rate are for you to choose.

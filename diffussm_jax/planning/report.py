@@ -98,7 +98,7 @@ def _report_collectives(time: Speed | Bound) -> Iterator[str]:
 
 
 def _report_bound(bound: Bound, plan: Plan) -> Iterator[str]:
-    """What no run can beat: it is a bound, and no estimate of a run."""
+    """The bound of the compiled program at published peaks, which is no estimate of a run."""
     share = f"{bound.memory_share:.0%} of it memory"
     yield f"  at least {bound.step_ms:.0f} ms a step (bound), {share}"
     yield f"    {bound.uncached_step_ms:.0f} ms if the cache spares the memory nothing"
