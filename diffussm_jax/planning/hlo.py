@@ -56,6 +56,9 @@ class Operation:
         return match["name"] if match and self.opcode == "fusion" else None
 
 
+Users = dict[str, list[tuple[Operation, int]]]
+
+
 class Program:
     """A compiled program.
 
@@ -75,6 +78,19 @@ class Program:
                 for inner, times in inner_computations(line, lines):
                     self.rounds[inner] += self.rounds[name] * times
         self._frames = _frames(text)
+        self._users: dict[str, Users] = {}
+
+    def users(self, computation: str) -> Users:
+        """The users of each operation of a computation, and where they have it as an operand."""
+        if computation not in self._users:
+            inside = self.computations[computation]
+            users: Users = {name: [] for name in inside}
+            for operation in inside.values():
+                for place, name in enumerate(operation.operands):
+                    if name in users:
+                        users[name].append((operation, place))
+            self._users[computation] = users
+        return self._users[computation]
 
     def source(self, operation: Operation) -> Iterator[tuple[str, int]]:
         """The files and lines that an operation comes from, the innermost call first."""

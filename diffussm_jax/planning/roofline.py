@@ -10,28 +10,19 @@ import collections
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from diffussm_jax.planning.hlo import Operation, Program
 from diffussm_jax.planning.kernel_calls import arrays, num_bytes
+from diffussm_jax.planning.traffic import Computation, moved, moves_nothing
 
 _PACKAGE = "/diffussm_jax/"
-# What moves no data itself: names, views, and operations whose parts count on their own.
-_FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "opt-barrier"),
-    *("while", "conditional", "call", "after-all", "partition-id", "replica-id"),
-}
 _COLLECTIVE = re.compile(
     r"(all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(?P<start>-start)?$"
 )
-_SLICES = ("slice", "dynamic-slice", "gather")
-_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # which operand has the new values
-_VIEWS = ("bitcast", "reshape")
 _CONTRACTING = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 _GEMM_CONTRACTING = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\]')
 _KERNEL_LABELS = re.compile(r"dim_labels=[^_]+_(?P<kernel>[^-]+)->")
-
-Computation = Mapping[str, Operation]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,21 +87,16 @@ def kernels(program: Program) -> Iterator[Work]:
     for name, rounds in program.rounds.items():
         computation = program.computations[name]
         for operation in computation.values():
-            if _moves_nothing(operation.opcode):
-                continue
+            if moves_nothing(operation.opcode) or _COLLECTIVE.match(operation.opcode):
+                continue  # what comes over links is not counted
             inside = program.computations[operation.fused] if operation.fused else None
             yield Work(
                 name=operation.name,
                 source=_source(program, operation, inside),
                 rounds=rounds,
-                num_bytes=_bytes(operation, computation, inside),
+                num_bytes=moved(operation, computation, program),
                 multiply_adds=_products(operation, computation, inside),
             )
-
-
-def _moves_nothing(opcode: str) -> bool:
-    """Whether an operation leaves the memory alone; what comes over links is not counted."""
-    return opcode in _FREE or opcode.endswith("-done") or bool(_COLLECTIVE.match(opcode))
 
 
 def link_bytes(program: Program) -> collections.Counter[str]:
@@ -142,65 +128,6 @@ def _source(program: Program, operation: Operation, inside: Computation | None) 
             if is_ours:
                 return f"{path}:{line}"
     return ""
-
-
-def _bytes(operation: Operation, around: Computation, inside: Computation | None) -> int:
-    """What a kernel reads and writes in one round."""
-    if inside is not None:
-        return _fusion_bytes(inside)
-    if operation.opcode in _SLICES:
-        return 2 * num_bytes(operation.result)
-    operands = [num_bytes(around[name].result) for name in operation.operands if name in around]
-    if operation.opcode in _UPDATES:
-        return 2 * operands[_UPDATES[operation.opcode]]
-    result = operation.result
-    if operation.opcode == "custom-call":  # after its result comes what it needs to work in
-        result = result.split(", ")[0]
-    return num_bytes(result) + sum(operands)
-
-
-def _fusion_bytes(inside: Computation) -> int:
-    """What a fusion reads of its parameters, and what it writes of its results."""
-    users: dict[str, list[tuple[Operation, int]]] = {name: [] for name in inside}
-    for operation in inside.values():
-        for place, name in enumerate(operation.operands):
-            if name in users:
-                users[name].append((operation, place))
-    results = list(_results(inside))
-    in_place = {x.name for x in results if x.opcode in _UPDATES}
-    written = sum(_written(x, inside) for x in results)
-    parameters = [x for x in inside.values() if x.opcode == "parameter"]
-    return written + sum(min(num_bytes(x.result), _read_of(x, users, in_place)) for x in parameters)
-
-
-def _results(inside: Computation) -> Iterator[Operation]:
-    """What a fusion writes, without the views of it."""
-    root = next(x for x in inside.values() if x.is_root)
-    for x in [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]:
-        while x.opcode in _VIEWS:
-            x = inside[x.operands[0]]
-        yield x
-
-
-def _written(result: Operation, inside: Computation) -> int:
-    if result.opcode in _UPDATES:
-        return num_bytes(inside[result.operands[_UPDATES[result.opcode]]].result)
-    return num_bytes(result.result)
-
-
-def _read_of(
-    operand: Operation, users: dict[str, list[tuple[Operation, int]]], in_place: set[str]
-) -> int:
-    """The bytes that the users of a fusion's parameter, or of a view of it, read of it."""
-    total, is_complete = 0, False
-    for user, place in users[operand.name]:
-        if user.opcode in _VIEWS:
-            total += _read_of(user, users, in_place)
-        elif place == 0 and user.opcode in _SLICES:
-            total += num_bytes(user.result)
-        elif place != 0 or user.name not in in_place:
-            is_complete = True
-    return num_bytes(operand.result) if is_complete else total
 
 
 def _products(operation: Operation, around: Computation, inside: Computation | None) -> int:
