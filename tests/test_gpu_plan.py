@@ -10,7 +10,7 @@ from diffussm_jax.parallel.cuda import has_cuda_plugin
 from diffussm_jax.planning import gpu_compiler, programs
 from diffussm_jax.planning.chips import GIB
 from diffussm_jax.planning.estimate import chip_and_mesh, estimate
-from diffussm_jax.planning.plans import GPU_FIELDS, Bound, Memory, Plan, Traffic
+from diffussm_jax.planning.plans import GPU_FIELDS, Bound, Memory, Plan, FusionUse
 from diffussm_jax.planning.report import report
 from tests.conftest import merge
 
@@ -92,7 +92,7 @@ def held(config, topology):
         chip_hours=1.0,
         collective_gb={},
         collective_ms=0.0,
-        traffic=(Traffic("fusion", "models/block.py:83", 4, 0.5, 0.5),),
+        traffic=(FusionUse("fusion", "models/block.py:83", 4, 0.5, 0.5),),
     )
     return Plan(
         topology=topology,

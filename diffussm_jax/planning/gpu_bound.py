@@ -2,7 +2,7 @@
 
 from diffussm_jax.planning.gpus import Gpu
 from diffussm_jax.planning.hlo import Program
-from diffussm_jax.planning.plans import Bound, Traffic
+from diffussm_jax.planning.plans import Bound, FusionUse
 from diffussm_jax.planning.roofline import Roofline, Work, bound, link_bytes
 
 _LARGEST = 10  # fusions in a plan
@@ -14,7 +14,7 @@ def bound_of_a_step(text: str, gpu: Gpu, *, batch_size: int, num_steps: int = 1)
     roofline = bound(
         program, peak_flops=gpu.peak_flops, bandwidth=gpu.bandwidth, cache_bytes=gpu.l2_bytes
     )
-    arriving = {kind: size / 1e9 / num_steps for kind, size in link_bytes(program).items()}
+    exchanged = {kind: size / 1e9 / num_steps for kind, size in link_bytes(program).items()}
     return Bound(
         step_ms=1e3 * roofline.seconds / num_steps,
         uncached_step_ms=1e3 * roofline.uncached_seconds / num_steps,
@@ -23,12 +23,12 @@ def bound_of_a_step(text: str, gpu: Gpu, *, batch_size: int, num_steps: int = 1)
         multiply_adds=roofline.multiply_adds // num_steps,
         images_per_second=batch_size / roofline.seconds,
         chip_hours=None,
-        collective_gb=arriving,
-        collective_ms=1e12 * sum(arriving.values()) / gpu.link_bandwidth,
-        traffic=tuple(_traffic(work, roofline) for work in roofline.work[:_LARGEST]),
+        collective_gb=exchanged,
+        collective_ms=1e12 * sum(exchanged.values()) / gpu.link_bandwidth,
+        traffic=tuple(_use_of(work, roofline) for work in roofline.work[:_LARGEST]),
     )
 
 
-def _traffic(work: Work, roofline: Roofline) -> Traffic:
+def _use_of(work: Work, roofline: Roofline) -> FusionUse:
     moved = work.rounds * work.num_bytes
-    return Traffic(work.name, work.source, work.rounds, moved / 1e9, moved / roofline.num_bytes)
+    return FusionUse(work.name, work.source, work.rounds, moved / 1e9, moved / roofline.num_bytes)

@@ -143,7 +143,7 @@ class SamplerSpeed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Traffic:
+class FusionUse:
     """What a fusion moves between a GPU and its memory in one run of a program.
 
     Attributes:
@@ -185,7 +185,7 @@ class Bound:
     chip_hours: float | None
     collective_gb: dict[str, float]
     collective_ms: float
-    traffic: tuple[Traffic, ...]
+    traffic: tuple[FusionUse, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,7 @@ def abstract_model(
     fuse: Any = functools.partial(fuse_on_device, config.model, stack)
     if mesh is not None:
         fuse = shard_stack(mesh, fuse)
+        attend = shard_attention(mesh, implementation=attention_of(config))
     if mesh is not None and mesh.shape["fsdp"] > 1:
         gather = functools.partial(gather_layer, mesh)
     if mesh is not None and (mesh.size > 1 or implementation is not None):
@@ -73,8 +74,6 @@ def abstract_model(
             sequence_axis="sequence" if mesh.shape["sequence"] > 1 else None,
             implementation=implementation or config.model.ssm_implementation,
         )
-    if mesh is not None:
-        attend = shard_attention(mesh, implementation=attention_of(config))
     model = jax.eval_shape(
         lambda: create_model(
             config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, attend=attend, gather=gather, fuse=fuse

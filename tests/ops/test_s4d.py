@@ -28,6 +28,7 @@ s4d_with_state = jax.jit(eager.s4d_with_state, static_argnames=("direction", "im
 PALLAS = Implementation("pallas_tpu", tiling=Tiling(channels=1, interpret=True))
 ON_GPU = Implementation("chunked", backend="gpu")
 IMPLEMENTATIONS = ["scan", "associative_scan", "fft", "chunked", ON_GPU, PALLAS]
+NAMES = {ON_GPU: "chunked on gpu", PALLAS: "pallas_tpu"}
 # Relative L2 errors of y and du, then of the parameter gradients.
 TOLERANCE = {
     "scan": (2e-5, 1e-4),
@@ -55,8 +56,7 @@ CASES = [
         id=f"{name}-{shape}-{dtype.__name__}",
     )
     for implementation in IMPLEMENTATIONS
-    for name in ["chunked on gpu" if implementation is ON_GPU else implementation]
-    for name in [getattr(name, "name", name)]
+    for name in [NAMES.get(implementation, implementation)]
     for shape in (SHAPES[2:] if implementation == PALLAS else SHAPES)
     for dtype in (jnp.float32, jnp.bfloat16)
 ]
