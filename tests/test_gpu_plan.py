@@ -10,7 +10,7 @@ from diffussm_jax.parallel.cuda import has_cuda_plugin
 from diffussm_jax.planning import gpu_compiler, programs
 from diffussm_jax.planning.chips import GIB
 from diffussm_jax.planning.estimate import chip_and_mesh, estimate
-from diffussm_jax.planning.plans import GPU_FIELDS, Bound, Memory, Plan, FusionUse
+from diffussm_jax.planning.plans import GPU_FIELDS, Bound, FusionUse, Memory, Plan
 from diffussm_jax.planning.report import report
 from tests.conftest import merge
 
