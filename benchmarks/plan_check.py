@@ -141,7 +141,6 @@ def main(words: list[str]) -> int:
     parser.add_argument("--all", action="store_true", help="DiffuSSM-XL too: half an hour")
     parser.add_argument("--accept", action="store_true", help="write the figures into the table")
     options = parser.parse_args(words)
-    logging.getLogger("diffussm_jax").setLevel(logging.WARNING)
     command = f"{COMMAND}{' --all' if options.all else ''} --accept"
     table = read_as(TABLE, dict) if TABLE.exists() else {"versions": versions(), "programs": {}}
     if versions() != table["versions"]:
@@ -180,6 +179,7 @@ def _judge(
 
 
 if __name__ == "__main__":
+    logging.getLogger("diffussm_jax").setLevel(logging.WARNING)
     try:
         sys.exit(main(sys.argv[1:]))
     except CommandEnd as end:
