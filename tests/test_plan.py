@@ -201,6 +201,7 @@ def test_what_does_not_fit_names_the_smallest_change(
     assert "it fits with --config.model.remat=full" in text
 
 
+@pytest.mark.slow
 def test_the_compilers_refusal_is_read(tiny_config):
     """A batch whose activations no chip can hold."""
     config = small(tiny_config, model={"depth": 64}, training={"batch_size": 4 * 4096})
