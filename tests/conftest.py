@@ -1,6 +1,7 @@
 """Eight fake CPU devices, one cache of compiled programs, and what is made once for all tests."""
 
 import ctypes
+import logging
 import os
 import shutil
 import sys
@@ -115,3 +116,9 @@ def exported(trained, tiny_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "weights"
     export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _log_level_of_a_new_process():
+    """Commands set the level of the package's log, and must not set it for the next test."""
+    logging.getLogger("diffussm_jax").setLevel(logging.NOTSET)
