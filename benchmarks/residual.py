@@ -28,6 +28,7 @@ from diffussm_jax.config import Config, from_dict
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.diffusion.gaussian import make_gaussian
 from diffussm_jax.models import create_model
+from diffussm_jax.shapes import Grid
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.weights import load_weights
 
@@ -115,8 +116,8 @@ def run(
         network = nnx.merge(graphdef, params)
         blocks = network.run_blocks
 
-        def noted(x: Array, c: Array, prepared: None) -> Array:
-            streams.extend((x, blocks(x, c, prepared)))
+        def noted(x: Array, c: Array, grid: Grid, prepared: None) -> Array:
+            streams.extend((x, blocks(x, c, grid, prepared)))
             return streams[-1]
 
         network.run_blocks = noted

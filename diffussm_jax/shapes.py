@@ -29,6 +29,7 @@ Timesteps = Int[Array, " b"]
 Times = Num[Array, "b *k"]  # as a process draws them: a step, t in [0, 1], or (t, r)
 Conditions = Num[Array, "b *k"]  # what a model is told besides x_t and the label
 Labels = Int[Array, " b"]
+Grid = tuple[int, int]  # height and width of an image in tokens
 ImageKeys = Key[Array, " b"]
 
 State = Float32[Array, "r b d n 2"]

@@ -239,6 +239,7 @@ GIVEN = {
     "model.ssm_implementation": ("fft", "fft"),
     "model.stack_implementation": ("xla", "xla"),
     "model.attention_implementation": ("flash", "flash"),
+    "model.mixers": (("s4d", "attention"), "s4d,attention"),
     "sample.dtype": ("float32", "float32"),
     "evaluate.preset": ("fast", "fast"),
 }

@@ -1,8 +1,8 @@
 """The configuration of a run.
 
-`schema` has every field (those of what is learned come from `objective`), `rules` what a type
-cannot say, and `parsing` builds a config and names its mistakes. `config_file` reads one of
-`configs/`.
+`schema` has every field (those of the network come from `network`, those of what is learned from
+`objective`), `rules` what a type cannot say, and `parsing` builds a config and names its mistakes.
+`config_file` reads one of `configs/`.
 """
 
 import dataclasses
@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffussm_jax.config import parsing, rules
-from diffussm_jax.config.objective import DiffusionConfig, GuidanceConfig
-from diffussm_jax.config.schema import (
+from diffussm_jax.config.network import (
     DIT_SIZES,
     SIZES,
     AttentionImplementation,
+    MixerName,
+    ModelConfig,
+    StackImplementation,
+)
+from diffussm_jax.config.objective import DiffusionConfig, GuidanceConfig
+from diffussm_jax.config.schema import (
     AutoencoderConfig,
     CheckpointConfig,
     Config,
@@ -23,11 +28,9 @@ from diffussm_jax.config.schema import (
     EvaluateConfig,
     ExportConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     PlanConfig,
     SampleConfig,
-    StackImplementation,
     TrainingConfig,
 )
 
@@ -44,6 +47,7 @@ __all__ = [
     "ExportConfig",
     "GuidanceConfig",
     "MeshConfig",
+    "MixerName",
     "ModelConfig",
     "OptimizerConfig",
     "PlanConfig",

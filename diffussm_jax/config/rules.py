@@ -128,6 +128,14 @@ def _check_model(config: Config) -> None:
     divides = model.width % model.num_heads == 0
     demand = f"divide model.width = {model.width}"
     require(divides or model.name != "dit", "model.num_heads", demand, model.num_heads)
+    demand = f"divide model.depth = {model.depth} by the number of its mixers"
+    is_dit, pattern = model.name == "dit", model.pattern
+    require(model.depth % len(pattern) == 0, "model.mixers", demand, pattern)
+    demand = "be 'attention' for model.name = 'diffussm', whose mixer is its own"
+    require(is_dit or model.mixer == "attention", "model.mixer", demand, model.mixer)
+    demand = "be None for model.name = 'diffussm', and where model.mixer is given"
+    is_free = is_dit and model.mixer == "attention"
+    require(is_free or model.mixers is None, "model.mixers", demand, model.mixers)
     is_fused, demand = model.stack_implementation == "pallas_tpu", "be None or xla for a DiT"
     require(not is_fused or model.name != "dit", "model.stack_implementation", demand)
     require(model.width % 4 == 0, "model.width", "be a multiple of 4", model.width)

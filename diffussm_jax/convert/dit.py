@@ -32,8 +32,8 @@ LAYERS = {
 }
 BLOCK_LAYERS = {
     "modulation.linear": "adaLN_modulation.1",
-    "qkv": "attn.qkv",
-    "attention_out": "attn.proj",
+    "attention.qkv": "attn.qkv",
+    "attention.out": "attn.proj",
     "mlp_in": "mlp.fc1",
     "mlp_out": "mlp.fc2",
 }

@@ -11,6 +11,7 @@ from diffussm_jax.models import stack
 from diffussm_jax.models.backbone import Backbone, Fuse
 from diffussm_jax.models.diffussm import DiffuSSM
 from diffussm_jax.models.dit import DiT
+from diffussm_jax.models.mixers import Functions
 from diffussm_jax.ops.attention import Attend, attention
 from diffussm_jax.ops.s4d import Operator, s4d
 
@@ -35,10 +36,10 @@ def create_model(
         "gather": gather,
         "rngs": rngs,
     }
+    if apply_s4d is None:
+        apply_s4d = functools.partial(s4d, implementation=config.model.ssm_implementation)
     match config.model.name:
         case "diffussm":
-            if apply_s4d is None:
-                apply_s4d = functools.partial(s4d, implementation=config.model.ssm_implementation)
             if fuse is None:
                 fuse = functools.partial(
                     stack.fuse, config.model, config.model.stack_implementation
@@ -47,7 +48,7 @@ def create_model(
         case "dit":
             if attend is None:
                 attend = functools.partial(attention, implementation=attention_of(config))
-            return DiT(config.model, attend=attend, **options)
+            return DiT(config.model, functions=Functions(attend, apply_s4d), **options)
 
 
 def attention_of(config: Config) -> AttentionImplementation | None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.layers import LabelEmbedding, Modulation, ScalarEmbedding, linear, modulate
 from diffussm_jax.ops.attention import SAVED_NAME
-from diffussm_jax.shapes import Condition, Conditions, Groups, Images, Labels
+from diffussm_jax.shapes import Condition, Conditions, Grid, Groups, Images, Labels
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -59,7 +59,9 @@ class Backbone(nnx.Module):
             start at zero, so that a model which is told less can be trained on.
         num_classes: 0 for an unconditional model, which is called with y = None.
         group_size: tokens that become one row of x.
-        make_block: makes a block, called as block(x, c), from the random keys of its parameters.
+        make_block: makes a block, called as block(x, c, grid) with the height and width of the grid
+            of tokens, from the random keys of its parameters.
+        num_blocks: blocks, one after the other.
         position: gives the code that is added to the rows, from height and width of the grid in
             tokens; None adds none.
         gather: makes of a device's part of a block the complete block, before it is used.
@@ -76,6 +78,7 @@ class Backbone(nnx.Module):
         num_classes: int,
         group_size: int,
         make_block: Callable[[nnx.Rngs], nnx.Module],
+        num_blocks: int,
         position: Callable[[int, int], Float[Array, "j d"]] | None,
         gather: Callable[[nnx.Module], nnx.Module] | None,
         fuse: Fuse = lambda num_rows: None,
@@ -92,7 +95,7 @@ class Backbone(nnx.Module):
             self.label = LabelEmbedding(num_classes, d, dtype=dtype, rngs=rngs)
         # One block whose arrays have a leading layer axis, for the scan below.
         self.blocks = jax.vmap(lambda key: make_block(nnx.Rngs(key)))(
-            jax.random.split(rngs.params(), config.depth)
+            jax.random.split(rngs.params(), num_blocks)
         )
         self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
         self.head = linear(d, features * out_channels, dtype=dtype, rngs=rngs, zero=True)
@@ -108,20 +111,33 @@ class Backbone(nnx.Module):
         self, x_t: Images, t: Conditions, y: Labels | None = None, *, prepared: Any = None
     ) -> Float[Array, "b h w o"]:
         """The model's output; `prepared` is what `prepare` made of the blocks."""
-        _, height, width, _ = x_t.shape
+        x, c = self.enter(x_t, t, y)
+        x = self.run_blocks(x, c, self.token_grid(x_t), prepared)
+        return self.leave(x, c, x_t.shape[1], x_t.shape[2])
+
+    def enter(
+        self, x_t: Images, t: Conditions, y: Labels | None = None
+    ) -> tuple[Groups, Condition]:
+        """The rows that the first block reads, and the condition of all blocks."""
         p = self.config.patch_size
         with jax.named_scope("embeddings"):
             x = self.embed(group(x_t, p, self.group_size).astype(self.config.dtype))
             if self.position is not None:
-                x = x + self.position(height // p, width // p).astype(x.dtype)
+                x = x + self.position(*self.token_grid(x_t)).astype(x.dtype)
             c = self.embed_conditions(t)
             if y is not None:
                 c = c + self.label(y)
-        x = x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype))
-        x = self.run_blocks(x, c, prepared)
+        return x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype)), c
+
+    def leave(self, x: Groups, c: Condition, height: int, width: int) -> Float[Array, "b h w o"]:
+        """The model's output from the rows that the last block wrote."""
         with jax.named_scope("embeddings"):
             x = self.head(modulate(x, *self.modulation(c)))
-        return ungroup(x.astype(jnp.float32), height, width, p)
+        return ungroup(x.astype(jnp.float32), height, width, self.config.patch_size)
+
+    def token_grid(self, x_t: Images) -> Grid:
+        """The height and width of an image in tokens."""
+        return x_t.shape[1] // self.config.patch_size, x_t.shape[2] // self.config.patch_size
 
     def embed_conditions(self, t: Conditions) -> Condition:
         """The sum of the embeddings of what the model is told."""
@@ -139,7 +155,7 @@ class Backbone(nnx.Module):
             return self
         return functools.partial(self.__call__, prepared=fused.prepare(self.blocks))
 
-    def run_blocks(self, x: Groups, c: Condition, prepared: Any = None) -> Groups:
+    def run_blocks(self, x: Groups, c: Condition, grid: Grid, prepared: Any = None) -> Groups:
         """Apply the blocks one after the other to rows x."""
         fused = self.fuse(x.shape[1])
         if fused is not None and prepared is not None:
@@ -150,7 +166,7 @@ class Backbone(nnx.Module):
         def layer(x: Groups, block: nnx.Module) -> tuple[Groups, None]:
             if self.gather is not None:
                 block = self.gather(block)
-            return block(x, c), None
+            return block(x, c, grid), None
 
         if self.config.remat != "none":
             # A rolled loop keeps the compiler from merging the recomputation away; an unrolled one

@@ -9,7 +9,7 @@ from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.layers import GroupedLinear, Modulation, linear, modulate
 from diffussm_jax.models.s4d import S4D
 from diffussm_jax.ops.s4d import DIRECTIONS, Operator
-from diffussm_jax.shapes import Condition, Groups, Tokens
+from diffussm_jax.shapes import Condition, Grid, Groups, Tokens
 
 gelu = jax.nn.gelu
 
@@ -35,7 +35,8 @@ class Block(nnx.Module):
         self.w3 = linear(2 * d, d, dtype=dtype, rngs=rngs, zero=True)
         self.m = m
 
-    def __call__(self, x: Groups, c: Condition) -> Groups:
+    def __call__(self, x: Groups, c: Condition, grid: Grid | None = None) -> Groups:
+        """Apply the block to rows x; the SSM sees a sequence, and reads no grid."""
         shift, scale, *gate = self.modulation(c)
         i = modulate(x, shift, scale)  # b j d
         u = split(gelu(self.w_up(gelu(self.w0(i)))), self.m)  # b l d

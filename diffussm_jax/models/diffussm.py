@@ -23,6 +23,7 @@ class DiffuSSM(Backbone):
             config,
             group_size=config.m,
             make_block=lambda rngs: Block(config, apply_s4d=apply_s4d, rngs=rngs),
+            num_blocks=config.depth,
             position=code if config.position == "sincos2d" else None,
             rngs=rngs,
             **options,

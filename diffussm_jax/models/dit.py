@@ -1,6 +1,7 @@
-"""DiT, the attention baseline: patches through a transformer with adaLN-Zero.
+"""DiT: patches through blocks of a mixer and an MLP with adaLN-Zero.
 
-Peebles and Xie, Scalable Diffusion Models with Transformers, 2022 (arXiv 2212.09748).
+Peebles and Xie, Scalable Diffusion Models with Transformers, 2022 (arXiv 2212.09748). Its mixer is
+attention, the baseline; `model.mixer` and `model.mixers` put others in its place.
 """
 
 import functools
@@ -11,27 +12,32 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float32
 
-from diffussm_jax.config import ModelConfig
+from diffussm_jax.config import MixerName, ModelConfig
 from diffussm_jax.models.backbone import Backbone
 from diffussm_jax.models.layers import Modulation, linear, modulate, sincos2d
-from diffussm_jax.ops.attention import Attend
-from diffussm_jax.shapes import Condition, Groups
+from diffussm_jax.models.mixers import Functions, Mixer, create_mixer
+from diffussm_jax.shapes import Condition, Grid, Groups
 
 MLP_RATIO = 4  # DiT
 
 
 class DiT(Backbone):
-    """The backbone of transformer blocks.
+    """The backbone of such blocks.
 
-    Its parameters are those of the released code, except for the position table, which is computed.
+    With attention its parameters are those of the released code, except for the position table,
+    which is computed.
     """
 
-    def __init__(self, config: ModelConfig, *, attend: Attend, rngs: nnx.Rngs, **options: Any):
+    def __init__(
+        self, config: ModelConfig, *, functions: Functions, rngs: nnx.Rngs, **options: Any
+    ):
         code = functools.partial(position_code, num_features=config.width)
+        make_block = TransformerBlock if len(config.pattern) == 1 else PatternBlock
         super().__init__(
             config,
             group_size=1,
-            make_block=lambda rngs: TransformerBlock(config, attend=attend, rngs=rngs),
+            make_block=lambda rngs: make_block(config, functions=functions, rngs=rngs),
+            num_blocks=config.depth // len(config.pattern),
             position=code if config.position == "sincos2d" else None,
             rngs=rngs,
             **options,
@@ -39,37 +45,60 @@ class DiT(Backbone):
 
 
 class TransformerBlock(nnx.Module):
-    """Attention, then an MLP, each modulated and gated (adaLN-Zero, DiT figure 3).
+    """A mixer, then an MLP, each modulated and gated (adaLN-Zero, DiT figure 3).
 
-    The block starts as the identity.
+    The block starts as the identity. Its mixer's parameters are under the mixer's name.
     """
 
-    def __init__(self, config: ModelConfig, *, attend: Attend, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        functions: Functions,
+        mixer_name: MixerName | None = None,
+        rngs: nnx.Rngs,
+    ):
         d = config.width
         dtype = jnp.dtype(config.dtype)
+        self.mixer_name = mixer_name or config.pattern[0]
         self.modulation = Modulation(d, 6, dtype=dtype, rngs=rngs)
-        self.qkv = linear(d, 3 * d, dtype=dtype, rngs=rngs)
-        self.attention_out = linear(d, d, dtype=dtype, rngs=rngs)
+        mixer = create_mixer(self.mixer_name, config, functions=functions, rngs=rngs)
+        setattr(self, self.mixer_name, mixer)
         self.mlp_in = linear(d, MLP_RATIO * d, dtype=dtype, rngs=rngs)
         self.mlp_out = linear(MLP_RATIO * d, d, dtype=dtype, rngs=rngs)
-        self.num_heads = config.num_heads
-        self.attend = attend
 
-    def __call__(self, x: Groups, c: Condition) -> Groups:
+    def __call__(self, x: Groups, c: Condition, grid: Grid) -> Groups:
         modulation = self.modulation(c)
         shift, scale, gate = modulation[:3]
-        x = x + gate * self._attend(modulate(x, shift, scale))
+        x = x + gate * self.mixer(modulate(x, shift, scale), grid)
         shift, scale, gate = modulation[3:]
         hidden = jax.nn.gelu(self.mlp_in(modulate(x, shift, scale)))
         return x + gate * self.mlp_out(hidden)
 
-    def _attend(self, x: Groups) -> Groups:
-        b, j, d = x.shape
-        parts = jnp.split(self.qkv(x), 3, axis=-1)
-        q, k, v = (part.reshape(b, j, self.num_heads, -1) for part in parts)
-        with jax.named_scope("attention"):
-            y = self.attend(q, k, v)
-        return self.attention_out(y.reshape(b, j, d))
+    @property
+    def mixer(self) -> Mixer:
+        """What mixes the tokens."""
+        return getattr(self, self.mixer_name)
+
+
+class PatternBlock(nnx.Module):
+    """The blocks of a pattern of mixers, which the depth repeats."""
+
+    def __init__(self, config: ModelConfig, *, functions: Functions, rngs: nnx.Rngs):
+        for index, name in enumerate(config.pattern):
+            block = TransformerBlock(config, functions=functions, mixer_name=name, rngs=rngs)
+            setattr(self, layer_name(index), block)
+        self.num_layers = len(config.pattern)
+
+    def __call__(self, x: Groups, c: Condition, grid: Grid) -> Groups:
+        for index in range(self.num_layers):
+            x = getattr(self, layer_name(index))(x, c, grid)
+        return x
+
+
+def layer_name(index: int) -> str:
+    """The name of a layer of a pattern among the parameters."""
+    return f"layer_{index}"
 
 
 def position_code(height: int, width: int, *, num_features: int) -> Float32[Array, "l d"]:

@@ -20,7 +20,9 @@ RMS = 0.2  # of AdamW's updates, as Liu et al. measured it
 NUM_ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a quintic that is steep at zero
 EPS = 1e-8
-FUSED = frozenset({"modulation", "qkv"})  # layers that compute several maps [d, d] in one product
+FUSED = frozenset(
+    {"modulation", "qkv", "uz"}
+)  # layers that compute several maps [d, d] in one product
 
 
 def scale_by_muon(mesh: Mesh | None = None) -> optax.GradientTransformation:

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from diffussm_jax.config import SIZES, from_dict
-from diffussm_jax.config.schema import SSMImplementation
+from diffussm_jax.config.network import SSMImplementation
 from diffussm_jax.models import create_model
 from diffussm_jax.models.backbone import group, ungroup
 from diffussm_jax.models.block import Block
@@ -102,13 +102,13 @@ def test_scan_over_layers_equals_a_loop():
     for layer in range(config.model.depth):
         block = jax.tree.map(operator.itemgetter(layer), model.blocks)
         expected = block(expected, c)
-    np.testing.assert_allclose(model.run_blocks(x, c), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.run_blocks(x, c, (8, 8)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_blocks_are_the_identity_and_the_output_zero_at_the_start():
     model = create_model(tiny(), rngs=nnx.Rngs(0))
     x = jnp.ones((2, 32, 16))
-    np.testing.assert_array_equal(model.run_blocks(x, jnp.ones((2, 16))), x)
+    np.testing.assert_array_equal(model.run_blocks(x, jnp.ones((2, 16)), (8, 8)), x)
     np.testing.assert_array_equal(model(*inputs()), 0)
 
 

@@ -90,7 +90,7 @@ def test_schedules_that_do_not_fit(optimizer, message):
 SSM = {f"blocks.ssm.{name}" for name in ("log_dt", "log_neg_a_re", "a_im", "b", "c", "skip")}
 MATRICES = {
     "diffussm": ("modulation.linear", "w0", "w_up", "w_down", "w1", "w2", "w3"),
-    "dit": ("modulation.linear", "qkv", "attention_out", "mlp_in", "mlp_out"),
+    "dit": ("modulation.linear", "attention.qkv", "attention.out", "mlp_in", "mlp_out"),
 }
 OUTSIDE = {
     *(f"{layer}.{part}" for layer in ("embed", "head") for part in ("kernel", "bias")),

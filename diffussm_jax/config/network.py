@@ -1,0 +1,64 @@
+"""The fields of the network, which models read."""
+
+import dataclasses
+from typing import Literal
+
+# Depth and width by size: DiT's sizes with one layer more, as the paper has for XL. The paper
+# studies S, L and XL of widths 384, 768 and 1152 and no B: its L is as wide as B here.
+SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
+# Depth, width and number of heads of DiT by size (its table 1).
+DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+SSMImplementation = Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"]
+StackImplementation = Literal["xla", "pallas_tpu"]
+AttentionImplementation = Literal["xla", "flash"]
+MixerName = Literal["attention", "s4d"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network: DiffuSSM, or DiT's blocks around attention or another mixer."""
+
+    name: Literal["diffussm", "dit"] = "diffussm"
+    depth: int = 29  # blocks
+    width: int = 1152  # channels of a token
+    patch_size: int = 1  # side of a token in pixels or latent positions; the paper's is 1
+    position: Literal["sincos2d", "none"] = "sincos2d"  # position code added to the tokens
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
+    # Of x, to which each block adds its output, as in the paper's mixed precision.
+    residual_dtype: Literal["bfloat16", "float32"] = "float32"
+    # Which activations the backward pass recomputes to save memory: none, all but those of matrix
+    # products (dots), or all of a block (full).
+    remat: Literal["none", "dots", "full"] = "none"
+    # Blocks per iteration of the loop over blocks. The whole depth suits small models on a CPU.
+    scan_unroll: int = 1
+
+    # Fields of DiffuSSM, and all but m and gate of DiT's mixer s4d.
+    m: int = 2  # hourglass ratio: tokens per group
+    state_size: int = 64  # N: real numbers in the state of a channel and direction
+    direction: Literal["both", "forward"] = "both"  # in which the SSM runs over the tokens
+    dt_range: tuple[float, float] = (1e-3, 1e-1)  # initial dt, log-uniform between the two
+    dt_rate: float = 1.0  # multiplies dt; 0.5 suits twice as many tokens as were trained on
+    share_ssm: bool = False  # whether all channels share the parameters of one SSM
+    gate: bool = False  # whether each block's output has adaLN-Zero's gate
+    # How the SSM is computed; None takes what is fastest on the device.
+    ssm_implementation: SSMImplementation | None = None
+    # How the blocks are computed: as XLA compiles them, or by TPU kernels for the complete stack;
+    # None takes what is fastest on the device. The kernels recompute no product but under
+    # remat = full, and have no scan_unroll.
+    stack_implementation: StackImplementation | None = None
+
+    # Fields of DiT; DiffuSSM ignores them.
+    mixer: MixerName = "attention"  # what moves information between tokens
+    # The mixers of a few layers, repeated over the depth, in place of `mixer`.
+    mixers: tuple[MixerName, ...] | None = None
+    # Of s4d: orders in which the tokens are scanned, along rows, along columns, or each.
+    scan_orders: Literal["rows", "columns", "both"] = "both"
+    num_heads: int = 16  # of attention
+    # How attention is computed: as XLA compiles it, or by a kernel that writes no scores, which is
+    # JAX's on TPUs and cuDNN's on GPUs; None takes the kernel on TPUs where it is faster.
+    attention_implementation: AttentionImplementation | None = None
+
+    @property
+    def pattern(self) -> tuple[MixerName, ...]:
+        """The mixers of the first layers of a DiT, which those of the others repeat."""
+        return (self.mixer,) if self.mixers is None else self.mixers
