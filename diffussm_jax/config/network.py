@@ -55,7 +55,7 @@ class ModelConfig:
     scan_orders: Literal["rows", "columns", "both"] = "both"
     num_heads: int = 16  # of attention
     # How attention is computed: as XLA compiles it, or by a kernel that writes no scores, which is
-    # JAX's on TPUs and cuDNN's on GPUs; None takes the kernel on TPUs where it is faster.
+    # JAX's on TPUs and cuDNN's on GPUs; None takes the kernel where it runs and is faster.
     attention_implementation: AttentionImplementation | None = None
 
     @property

@@ -30,7 +30,7 @@ LANES = 128
 MAX_KEYS, FEW_KEYS = 4096, 1024
 MAX_QUERIES, MAX_QUERIES_BESIDE_MANY_KEYS = 1024, 512
 COMPUTED_KEYS = 512
-# Below so many tokens XLA's form takes fewer cycles on a TPU (docs/benchmarks.md).
+# Below so many tokens XLA's form takes fewer cycles on a TPU; GPUs were not timed there.
 MIN_TOKENS = 256
 # What the flash kernel of a TPU returns, to be kept where only matrix products are.
 SAVED_NAME = "attention"
@@ -75,13 +75,11 @@ def attention(
 
 
 def choose(device: Any, q: Any, k: Any) -> AttentionImplementation:
-    """Choose the flash kernel where the TPU compiler's cycles say that it is faster.
+    """Choose the flash kernel where it can run and is faster (docs/benchmarks.md).
 
-    Nobody has run cuDNN's with this model yet, so GPUs take it only where it is asked for.
+    So say the TPU compiler's cycles, and an H100's time of DiT at 256 and 1,024 tokens.
     """
-    if device.platform == "tpu" and not refusal(device, q, k) and k.shape[1] >= MIN_TOKENS:
-        return "flash"
-    return "xla"
+    return "flash" if k.shape[1] >= MIN_TOKENS and not refusal(device, q, k) else "xla"
 
 
 def refusal(device: Any, q: Any, k: Any) -> str | None:

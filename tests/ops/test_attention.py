@@ -69,10 +69,13 @@ AMPERE = types.SimpleNamespace(platform="gpu", compute_capability="8.0")
 TURING = types.SimpleNamespace(platform="gpu", compute_capability="7.5")
 
 
-def test_what_runs_and_wins_is_chosen():
+def test_what_runs_and_wins_is_chosen(monkeypatch):
     assert choose(jax.devices()[0], *shapes(1024)) == "xla"
     assert [choose(TPU, *shapes(length)) for length in (128, 1000, 256)] == ["xla", "xla", "flash"]
-    assert choose(AMPERE, *shapes(1024)) == "xla"
+    assert choose(AMPERE, *shapes(1024)) == "xla"  # absent, and so only planned for
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [choose(AMPERE, *shapes(length)) for length in (128, 256)] == ["xla", "flash"]
+    assert choose(TURING, *shapes(1024)) == "xla"
 
 
 def test_where_cudnn_runs(monkeypatch):
