@@ -43,7 +43,7 @@ The times are bounds: of the program as compiled here, at published peaks.
   The longer one counts, and bytes that the cache can hold before and after a fusion do not.
 - "memory" is the share of the bound in which the bytes take longer.
 - "no cache" is the same sum if the cache spares the memory nothing.
-  Four runs that were measured on an H100 took 1.5 times that ([running on GPU](running-on-gpu.md)).
+  Runs of DiffuSSM on an H100 took 1.5 times that ([running on GPU](running-on-gpu.md)).
 - "links" is the time of the collectives between the cards; it is in neither of the sums.
 - Card-hours are those of the complete run.
 - Sampling is one batch of `sample.batch_size` images by the config's sampler, before decoding.

@@ -15,6 +15,8 @@ from diffussm_jax.parallel.cuda import cuda_as_compiler, has_cuda_plugin
 from diffussm_jax.parallel.settings import find_devices
 from diffussm_jax.planning.gpus import read_topology
 
+NO_TILES = "Couldn't find output tile sizes"  # XLA's words
+
 
 @functools.cache
 def devices(topology: str) -> tuple[jax.Device, ...]:
@@ -43,6 +45,14 @@ def lower(jitted: Any, *arguments: Any) -> jax.stages.Lowered:
 
 
 def compile_lowered(lowered: jax.stages.Lowered) -> Any:
-    """Compile what `lower` gave."""
+    """Compile what `lower` gave.
+
+    Where Triton's default tiles fit no product of the program, all its products are cuBLAS's.
+    """
     with cuda_as_compiler():
-        return lowered.compile()
+        try:
+            return lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if NO_TILES not in str(error):
+                raise
+            return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})

@@ -1,5 +1,9 @@
 """The cards' table and the topologies that name them; no compiler is needed."""
 
+import contextlib
+
+import jax
+import jax.numpy as jnp
 import pytest
 
 from diffussm_jax.errors import UserError
@@ -45,3 +49,23 @@ def test_without_the_plugin_its_installation_is_named(monkeypatch):
     gpu_compiler.devices.cache_clear()
     with pytest.raises(UserError, match="`make plan-gpu` makes"):
         gpu_compiler.devices("h100:1")
+
+
+def test_a_program_whose_products_fit_no_tile_of_triton_takes_cublas(monkeypatch):
+    """The compiler's refusal of DiT-XL/2 at a batch of 64; any other error is raised."""
+    monkeypatch.setattr(gpu_compiler, "cuda_as_compiler", contextlib.nullcontext)
+
+    refusal = "INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.59"
+
+    def refuse(lowered, compiler_options=None):
+        if compiler_options is None:
+            raise jax.errors.JaxRuntimeError(refusal)
+        return compiler_options
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    program = jax.jit(jnp.sin).lower(1.0)
+    expected = {"xla_gpu_enable_triton_gemm": False}
+    assert gpu_compiler.compile_lowered(program) == expected
+    refusal = "RESOURCE_EXHAUSTED: out of memory"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="out of memory"):
+        gpu_compiler.compile_lowered(program)
