@@ -18,6 +18,9 @@ _COLLECTIVE = re.compile(
 # What a Pallas call says of itself for profilers, the one thing that breaks an operation's line.
 _METADATA = re.compile(r"kernel_metadata=\{\n.*\n\}")
 _FUSION = re.compile(r" calls=%(?P<name>[^,\s]+)")
+# What runs beside the program, as the collectives of a TPU7x do on its SparseCores.
+_STARTED = re.compile(r" call-start\(.* to_apply=%(?P<name>[^,\s]+)")
+_IS_ON_SPARSE_CORE = '}, execution_thread="sparsecore"'
 _BOUND = re.compile(r" constant\((\d+)\)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _OPERATION = re.compile(
@@ -141,18 +144,20 @@ def collectives(text: str) -> collections.Counter[str]:
     """The bytes that each kind of collective leaves on a chip in one run, loops multiplied."""
     computations, entry = parse(text)
     rounds = collections.Counter({entry: 1})
-    sizes: dict[str, tuple[str, int]] = {}  # by channel, which the parts of one collective share
+    # By channel, which the parts of one collective share; a SparseCore's have one each, or none.
+    sizes: dict[str, tuple[str, int]] = {}
     for name in reversed(computations):  # callers come after what they call
         for line in computations[name]:
             inner = inner_computations(line, computations)
-            if match := _FUSION.search(line):
+            if match := _FUSION.search(line) or _STARTED.search(line):
                 inner = [*inner, (match["name"], 1)]
             for called, times in inner:
                 rounds[called] = max(rounds[called], rounds[name] * times)
             if match := _COLLECTIVE.search(line):
                 size = rounds[name] * num_bytes(match["results"])
-                _, known = sizes.get(match["channel"], ("", 0))
-                sizes[match["channel"]] = match["kind"], max(size, known)
+                is_alone = _IS_ON_SPARSE_CORE in computations[name]
+                key = name if is_alone else match["channel"]
+                sizes[key] = match["kind"], max(size, sizes.get(key, ("", 0))[1])
     total = collections.Counter[str]()
     for kind, size in sizes.values():
         total[kind] += size
