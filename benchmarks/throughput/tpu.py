@@ -22,6 +22,7 @@ from diffussm_jax.config import DIT_SIZES, Config, ModelConfig
 from diffussm_jax.models.dit import TransformerBlock
 from diffussm_jax.models.mixers import Functions
 from diffussm_jax.ops.attention import attention
+from diffussm_jax.ops.depthwise import convolution
 from diffussm_jax.ops.s4d import s4d
 from diffussm_jax.plan import make_plan
 from diffussm_jax.planning.chips import GIB
@@ -89,7 +90,7 @@ def _estimate(estimator: Estimator, *program: Any) -> dict[str, Any]:
 def _transformer_block(device: jax.Device, b: int, l: int) -> tuple[Callable, tuple[Any, ...]]:
     """A block of DiT-XL, forward and backward, and its abstract arguments."""
     config = ModelConfig(name="dit", width=WIDTH, num_heads=DIT_SIZES["XL"][2])
-    functions = Functions(functools.partial(attention, device=device), s4d)
+    functions = Functions(functools.partial(attention, device=device), s4d, convolution)
     model = jax.eval_shape(lambda: TransformerBlock(config, functions=functions, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
     x = jax.ShapeDtypeStruct((b, l, WIDTH), jnp.bfloat16)

@@ -11,7 +11,8 @@ DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (
 SSMImplementation = Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"]
 StackImplementation = Literal["xla", "pallas_tpu"]
 AttentionImplementation = Literal["xla", "flash"]
-MixerName = Literal["attention", "s4d"]
+MixerName = Literal["attention", "s4d", "delta_conv", "convnext"]
+DeltaGate = Literal["scaled", "released", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,14 @@ class ModelConfig:
     mixers: tuple[MixerName, ...] | None = None
     # Of s4d: orders in which the tokens are scanned, along rows, along columns, or each.
     scan_orders: Literal["rows", "columns", "both"] = "both"
+    # Side of the kernels of delta_conv and convnext; None takes 13 and 7, as their papers have.
+    kernel_size: int | None = None
+    # Of delta_conv: by how much each stage of the pyramid shrinks the grid of tokens.
+    pyramid: tuple[int, ...] = (1, 2)
+    # Of delta_conv: what a half of the channels does to the other: it multiplies them, scaled by
+    # 1 / sqrt(channels) as in the paper or by sqrt(channels) as in the released code, or by its
+    # sigmoid as in the released PixArt models.
+    delta_gate: DeltaGate = "scaled"
     num_heads: int = 16  # of attention
     # How attention is computed: as XLA compiles it, or by a kernel that writes no scores, which is
     # JAX's on TPUs and cuDNN's on GPUs; None takes the kernel where it runs and is faster.

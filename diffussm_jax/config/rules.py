@@ -136,6 +136,13 @@ def _check_model(config: Config) -> None:
     demand = "be None for model.name = 'diffussm', and where model.mixer is given"
     is_free = is_dit and model.mixer == "attention"
     require(is_free or model.mixers is None, "model.mixers", demand, model.mixers)
+    is_odd = model.kernel_size is None or model.kernel_size % 2 == 1
+    require(is_odd, "model.kernel_size", "be odd", model.kernel_size)
+    rows, columns = height // model.patch_size, width // model.patch_size
+    demand = f"divide the {rows} x {columns} grid of tokens"
+    divides = all(rows % factor == 0 == columns % factor for factor in model.pyramid)
+    is_shrunk = is_dit and "delta_conv" in pattern
+    require(divides or not is_shrunk, "model.pyramid", demand, model.pyramid)
     is_fused, demand = model.stack_implementation == "pallas_tpu", "be None or xla for a DiT"
     require(not is_fused or model.name != "dit", "model.stack_implementation", demand)
     require(model.width % 4 == 0, "model.width", "be a multiple of 4", model.width)

@@ -12,7 +12,9 @@ from diffussm_jax.models.backbone import Backbone, Fuse
 from diffussm_jax.models.diffussm import DiffuSSM
 from diffussm_jax.models.dit import DiT
 from diffussm_jax.models.mixers import Functions
+from diffussm_jax.ops import depthwise
 from diffussm_jax.ops.attention import Attend, attention
+from diffussm_jax.ops.depthwise import Convolve
 from diffussm_jax.ops.s4d import Operator, s4d
 
 
@@ -22,6 +24,7 @@ def create_model(
     rngs: nnx.Rngs,
     apply_s4d: Operator | None = None,
     attend: Attend | None = None,
+    convolve: Convolve | None = None,
     gather: Callable[[nnx.Module], nnx.Module] | None = None,
     fuse: Fuse | None = None,
 ) -> Backbone:
@@ -48,7 +51,8 @@ def create_model(
         case "dit":
             if attend is None:
                 attend = functools.partial(attention, implementation=attention_of(config))
-            return DiT(config.model, functions=Functions(attend, apply_s4d), **options)
+            functions = Functions(attend, apply_s4d, convolve or depthwise.convolve)
+            return DiT(config.model, functions=functions, **options)
 
 
 def attention_of(config: Config) -> AttentionImplementation | None:

@@ -159,12 +159,15 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         raise UserError(
             f"config.training.batch_size must be a multiple of {divisor}, got {training.batch_size}"
         )
-    rows = config.grid[0] // config.model.patch_size
-    if rows % mesh.shape["sequence"]:
-        raise UserError(
-            f"config.mesh.sequence must divide the {rows} rows of tokens, got "
-            f"{mesh.shape['sequence']}"
-        )
+    model, num_parts = config.model, mesh.shape["sequence"]
+    has_pyramid = model.name == "dit" and "delta_conv" in model.pattern
+    for factor in (1, *(model.pyramid if has_pyramid else ())):
+        rows = config.grid[0] // model.patch_size // factor
+        if rows % num_parts:
+            at = "" if factor == 1 else f" at factor {factor} of config.model.pyramid"
+            raise UserError(
+                f"config.mesh.sequence must divide the {rows} rows of tokens{at}, got {num_parts}"
+            )
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:

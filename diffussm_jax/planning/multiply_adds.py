@@ -1,4 +1,4 @@
-"""The multiply-adds of every matrix product in a model's own program.
+"""The multiply-adds of every matrix product and convolution in a model's own program.
 
 One multiply-add counts once, as in the "Gflops" of the papers; FLOPs are twice that. Element-wise
 work is not counted.
@@ -20,6 +20,7 @@ from jaxtyping import Array
 from diffussm_jax.config import Config
 from diffussm_jax.models import create_model
 from diffussm_jax.ops.attention import attention
+from diffussm_jax.ops.depthwise import convolution
 from diffussm_jax.ops.s4d import s4d
 
 
@@ -29,6 +30,7 @@ class MultiplyAdds:
 
     Attributes:
         dense: the dense layers of the blocks, those of the modulation included.
+        convolutions: the depthwise convolutions.
         ssm: the state space operator in chunks, for a batch of one; its other forms take other
             products.
         attention: queries by keys, and weights by values.
@@ -36,6 +38,7 @@ class MultiplyAdds:
     """
 
     dense: int = 0
+    convolutions: int = 0
     ssm: int = 0
     attention: int = 0
     embeddings: int = 0
@@ -61,6 +64,7 @@ def multiply_adds(config: Config) -> MultiplyAdds:
             rngs=nnx.Rngs(0),
             apply_s4d=operator,
             attend=functools.partial(attention, implementation="xla"),
+            convolve=convolution,
             fuse=lambda num_groups: None,
         )
         return model(x, t, y if config.data.num_classes else None)
@@ -78,11 +82,13 @@ def multiply_adds(config: Config) -> MultiplyAdds:
 def _products(
     jaxpr: Any, scopes: tuple[str, ...] = (), rounds: int = 1
 ) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The named scopes and the multiply-adds of each matrix product, loops multiplied."""
+    """The named scopes and the multiply-adds of each product, loops multiplied."""
     for equation in jaxpr.eqns:
         inside = (*scopes, *str(equation.source_info.name_stack).split("/"))
         if equation.primitive.name == "dot_general":
             yield inside, rounds * _product(equation)
+        if equation.primitive.name == "conv_general_dilated":
+            yield inside, rounds * _convolution(equation)
         times = rounds * equation.params.get("length", 1)
         for inner in _inner(equation.params.values()):
             yield from _products(inner, inside, times)
@@ -94,6 +100,13 @@ def _product(equation: Any) -> int:
     left = equation.invars[0].aval.shape
     result = equation.outvars[0].aval.shape
     return math.prod(result) * math.prod(left[axis] for axis in contracted)
+
+
+def _convolution(equation: Any) -> int:
+    """The elements of the result times the taps of a kernel, those beyond the edges included."""
+    kernel = equation.invars[1].aval.shape
+    taps = math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    return math.prod(equation.outvars[0].aval.shape) * taps
 
 
 def _inner(values: Any) -> list[Any]:

@@ -63,14 +63,15 @@ def label_parameters(config: OptimizerConfig, params: dict) -> dict:
     """Label each parameter with its group.
 
     "ssm" are those inside a module called `ssm`; "matrix" are, under Muon, the kernels of the
-    blocks; "dense" are all others: embeddings, the head with its modulation, and biases.
+    blocks; "dense" are all others: embeddings, the head with its modulation, biases, and depthwise
+    kernels, which have one input a channel and are no matrices.
     """
 
-    def label(path: tuple, _: Any) -> str:
+    def label(path: tuple, array: Any) -> str:
         names = [getattr(key, "key", None) for key in path]
         if "ssm" in names:
             return "ssm"
-        is_matrix = names[0] == LAYERS and names[-1] == "kernel"
+        is_matrix = names[0] == LAYERS and names[-1] == "kernel" and array.shape[-2] > 1
         return "matrix" if is_matrix and config.name == "muon" else "dense"
 
     return jax.tree_util.tree_map_with_path(label, params)

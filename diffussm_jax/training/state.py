@@ -16,6 +16,7 @@ from diffussm_jax.models.stack import fuse as fuse_on_device
 from diffussm_jax.ops.s4d import Implementation
 from diffussm_jax.ops.stack_tpu.choose import StackTiling
 from diffussm_jax.parallel.attention import shard_attention
+from diffussm_jax.parallel.depthwise import shard_convolve
 from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
 from diffussm_jax.parallel.s4d import shard_s4d
 from diffussm_jax.parallel.stack import shard_stack
@@ -54,17 +55,18 @@ def abstract_model(
     """The model's structure and the shapes of its parameters, without allocating them.
 
     Args:
-        mesh: the SSM layers, and attention, run on each device's part of the batch and of the
+        mesh: SSMs, attention and convolutions run on each device's part of the batch and of the
             sequence.
         implementation: of the SSM on that mesh; by default the config's.
         stack: the implementation of the stack of blocks; by default the config's.
     """
-    apply_s4d = gather = attend = None
+    apply_s4d = gather = attend = convolve = None
     stack = stack or config.model.stack_implementation
     fuse: Any = functools.partial(fuse_on_device, config.model, stack)
     if mesh is not None:
         fuse = shard_stack(mesh, fuse)
         attend = shard_attention(mesh, implementation=attention_of(config))
+        convolve = shard_convolve(mesh)
     if mesh is not None and mesh.shape["fsdp"] > 1:
         gather = functools.partial(gather_layer, mesh)
     if mesh is not None and (mesh.size > 1 or implementation is not None):
@@ -76,7 +78,13 @@ def abstract_model(
         )
     model = jax.eval_shape(
         lambda: create_model(
-            config, rngs=nnx.Rngs(0), apply_s4d=apply_s4d, attend=attend, gather=gather, fuse=fuse
+            config,
+            rngs=nnx.Rngs(0),
+            apply_s4d=apply_s4d,
+            attend=attend,
+            convolve=convolve,
+            gather=gather,
+            fuse=fuse,
         )
     )
     graphdef, params = nnx.split(model, nnx.Param)

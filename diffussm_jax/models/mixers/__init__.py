@@ -6,8 +6,11 @@ from flax import nnx
 
 from diffussm_jax.config import MixerName, ModelConfig
 from diffussm_jax.models.mixers.attention import Attention
+from diffussm_jax.models.mixers.convnext import ConvNeXt
+from diffussm_jax.models.mixers.delta_conv import DeltaConv
 from diffussm_jax.models.mixers.s4d import S4DMixer
 from diffussm_jax.ops.attention import Attend
+from diffussm_jax.ops.depthwise import Convolve
 from diffussm_jax.ops.s4d import Operator
 from diffussm_jax.shapes import Grid, Groups
 
@@ -26,6 +29,7 @@ class Functions(NamedTuple):
 
     attend: Attend
     apply_s4d: Operator
+    convolve: Convolve
 
 
 def create_mixer(
@@ -37,3 +41,7 @@ def create_mixer(
             return Attention(config, attend=functions.attend, rngs=rngs)
         case "s4d":
             return S4DMixer(config, apply_s4d=functions.apply_s4d, rngs=rngs)
+        case "delta_conv":
+            return DeltaConv(config, convolve=functions.convolve, rngs=rngs)
+        case "convnext":
+            return ConvNeXt(config, convolve=functions.convolve, rngs=rngs)

@@ -1,0 +1,111 @@
+"""Delta-ConvFusion's mixer: a pyramid of gated depthwise convolutions, and the mean of all tokens.
+
+Dong et al., Can we achieve efficient diffusion without self-attention? Distilling self-attention
+into convolutions, 2025 (arXiv 2504.21292). Sizes, and what the paper's drawing leaves open, are
+those of the released code: two stages of 13 x 13 kernels without bias, on half of the width.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from diffussm_jax.config import DeltaGate, ModelConfig
+from diffussm_jax.models.layers import linear
+from diffussm_jax.models.mixers.depthwise import Depthwise
+from diffussm_jax.ops.depthwise import Convolve
+from diffussm_jax.shapes import Grid, Groups, Images
+
+KERNEL_SIZE = 13
+# The released code's, whose fan-in is that of the array [k, k, c]: kernels so small that the
+# released gate's products start near 1.
+RELEASED_INIT = nnx.initializers.he_uniform(in_axis=0, out_axis=1)
+
+
+class DeltaConv(nnx.Module):
+    """W_out (stages of W_in x, side by side) + W_mean (mean of x over all tokens)."""
+
+    def __init__(self, config: ModelConfig, *, convolve: Convolve, rngs: nnx.Rngs):
+        d, dtype = config.width, jnp.dtype(config.dtype)
+        is_released = config.delta_gate == "released"
+        self.narrow = linear(d, d // 2, dtype=dtype, rngs=rngs)
+        for index in range(len(config.pyramid)):
+            depthwise = Depthwise(
+                d // 2,
+                config.kernel_size or KERNEL_SIZE,
+                init=RELEASED_INIT if is_released else nnx.initializers.lecun_uniform(),
+                has_bias=False,
+                convolve=convolve,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            setattr(self, f"stage_{index}", depthwise)
+        self.out = linear(d // 4 * len(config.pyramid), d, dtype=dtype, rngs=rngs)
+        self.mean = linear(d, d, dtype=dtype, rngs=rngs)
+        self.pyramid = config.pyramid
+        self.gate = config.delta_gate
+
+    def __call__(self, x: Groups, grid: Grid) -> Groups:
+        b, l, d = x.shape
+        u = self.narrow(x).reshape(b, *grid, d // 2)
+        stages = [self._stage(index, u) for index in range(len(self.pyramid))]
+        y = self.out(jnp.concatenate(stages, axis=-1)).reshape(b, l, d)
+        mean = x.astype(jnp.float32).mean(axis=1, keepdims=True).astype(x.dtype)
+        return y + self.mean(mean)
+
+    def _stage(self, index: int, u: Images) -> Images:
+        """Convolve and gate means of factor x factor tokens, and bring them back to all tokens."""
+        factor = self.pyramid[index]
+        y = getattr(self, f"stage_{index}")(average_pool(u, factor))
+        value, gate = jnp.split(y, 2, axis=-1)
+        y = apply_gate(value, gate, self.gate)
+        return upsample(upsample(y, factor, axis=1), factor, axis=2)
+
+
+def apply_gate(value: Images, gate: Images, kind: DeltaGate) -> Images:
+    """Multiply c channels with as many others.
+
+    The paper's gate is scaled by 1 / sqrt(c). The released code divides by that scale, and so
+    multiplies by sqrt(c); its PixArt models have a sigmoid.
+    """
+    match kind:
+        case "scaled":
+            return value * gate / math.sqrt(gate.shape[-1])
+        case "released":
+            return value * gate * math.sqrt(gate.shape[-1])
+        case "sigmoid":
+            return value * jax.nn.sigmoid(gate)
+
+
+def average_pool(x: Images, factor: int) -> Images:
+    """The mean of each square of factor x factor tokens."""
+    if factor == 1:
+        return x
+    b, h, w, c = x.shape
+    squares = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    return squares.astype(jnp.float32).mean(axis=(2, 4)).astype(x.dtype)
+
+
+def upsample(x: Images, factor: int, *, axis: int) -> Float[Array, "b i j c"]:
+    """Interpolate linearly along an axis, between the centres of squares; beyond them it is flat.
+
+    This is PyTorch's bilinear interpolation without `align_corners`.
+    """
+    if factor == 1:
+        return x
+    size = x.shape[axis]
+    before = jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)
+    first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
+    after = jax.lax.slice_in_dim(x, 1, size, axis=axis)
+    last = jax.lax.slice_in_dim(x, size - 1, size, axis=axis)
+    before = jnp.concatenate([first, before], axis=axis)
+    after = jnp.concatenate([after, last], axis=axis)
+    parts = []
+    for index in range(factor):
+        offset = (index + 0.5) / factor - 0.5  # from the centre of the square, in squares
+        neighbour = after if offset > 0 else before
+        parts.append(x + abs(offset) * (neighbour - x))
+    stacked = jnp.stack(parts, axis=axis + 1)
+    return stacked.reshape(*x.shape[:axis], factor * size, *x.shape[axis + 1 :])

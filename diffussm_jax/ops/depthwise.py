@@ -1,0 +1,66 @@
+"""Depthwise convolution of an image: each channel by a square kernel of its own."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from diffussm_jax.shapes import Images
+
+Kernel = Float[Array, "k k 1 c"]  # of an odd side k
+Convolve = Callable[[Images, Kernel], Images]
+
+# A CPU's convolution of many groups takes 2 to 100 times as long as `product`, whose matrix of each
+# channel has as many entries as this squared.
+MAX_PRODUCT_TOKENS = 256
+
+
+def convolve(
+    x: Images, kernel: Kernel, *, has_halo: bool = False, platform: str | None = None
+) -> Images:
+    """y[i, j] = sum over u and v of kernel[u, v] x[i + u - k // 2, j + v - k // 2].
+
+    Beyond the edges x is zero.
+
+    Args:
+        has_halo: whether x has k // 2 rows more than y, above as well as below.
+        platform: of the device that will run it; None is this process's default.
+    """
+    is_small = x.shape[1] * x.shape[2] <= MAX_PRODUCT_TOKENS
+    if is_small and (platform or jax.default_backend()) == "cpu":
+        return product(x, kernel, has_halo=has_halo)
+    return convolution(x, kernel, has_halo=has_halo)
+
+
+def convolution(x: Images, kernel: Kernel, *, has_halo: bool = False) -> Images:
+    """`convolve` as XLA's convolution of as many groups as there are channels."""
+    halo = kernel.shape[0] // 2
+    rows = 0 if has_halo else halo
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((rows, rows), (halo, halo)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def product(x: Images, kernel: Kernel, *, has_halo: bool = False) -> Images:
+    """`convolve` as one product with a matrix [h w, h w] for each channel."""
+    k, (_, h, w, _) = len(kernel), x.shape
+    columns, has_column = taps(w, k)
+    matrix = jnp.where(has_column[..., None], kernel[:, columns, 0], 0)  # k w v c
+    rows, has_row = taps(h, k, halo=k // 2 if has_halo else 0)
+    matrix = jnp.where(has_row[..., None, None, None], matrix[rows], 0)  # h g w v c
+    return jnp.einsum("bhwc,hgwvc->bgvc", x, matrix)
+
+
+def taps(
+    size: int, k: int, *, halo: int = 0
+) -> tuple[Int[np.ndarray, "i o"], Bool[np.ndarray, "i o"]]:
+    """Which of k taps leads from each input to each output along an axis, and whether one does."""
+    tap = np.arange(size)[:, None] - halo - np.arange(size - 2 * halo) + k // 2
+    return np.clip(tap, 0, k - 1), (tap >= 0) & (tap < k)

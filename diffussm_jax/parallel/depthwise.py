@@ -1,0 +1,51 @@
+"""Depthwise convolution on a mesh: each device convolves its own rows of its own images.
+
+Left to XLA's partitioner, the gradient of a kernel gathers the images of all devices.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from diffussm_jax.ops.depthwise import Convolve, Kernel, convolve
+from diffussm_jax.parallel.mesh import BATCH_AXES
+from diffussm_jax.shapes import Images, ceil_div
+
+ROWS = PartitionSpec(BATCH_AXES, "sequence")
+
+
+def shard_convolve(mesh: Mesh) -> Convolve:
+    """`ops.depthwise.convolve` with images, and rows of an image, split over the mesh.
+
+    Values and gradients are those on one device. The axes must divide the batch and the rows
+    (ValueError from `jax.shard_map` otherwise).
+    """
+    num_parts, platform = mesh.shape["sequence"], mesh.devices.flat[0].platform
+
+    def run(x: Images, kernel: Kernel) -> Images:
+        if num_parts == 1:
+            return convolve(x, kernel, platform=platform)
+        rows = with_halo(x, len(kernel) // 2, num_parts)
+        return convolve(rows, kernel, has_halo=True, platform=platform)
+
+    return jax.shard_map(run, mesh=mesh, in_specs=(ROWS, PartitionSpec()), out_specs=ROWS)
+
+
+def with_halo(x: Images, halo: int, num_parts: int) -> Images:
+    """Put the next `halo` rows of other devices above and below those of this one.
+
+    Beyond the edges of the image they are zero. Each round brings rows of a more distant device.
+    """
+    num_rows = x.shape[1]
+    above, below = [], []
+    for hops in range(1, ceil_div(halo, num_rows) + 1):
+        count = min(num_rows, halo - (hops - 1) * num_rows)
+        down = [(part, part + hops) for part in range(num_parts - hops)]
+        above.append(_send(x[:, -count:], down))
+        below.append(_send(x[:, :count], [(part, source) for source, part in down]))
+    return jnp.concatenate([*reversed(above), x, *below], axis=1)
+
+
+def _send(rows: Images, pairs: list[tuple[int, int]]) -> Images:
+    """Give each device what its source in `pairs` has, or zeros."""
+    return jax.lax.ppermute(rows, "sequence", pairs) if pairs else jnp.zeros_like(rows)
