@@ -52,6 +52,25 @@ def test_dit_is_its_formula_part_by_part(size):
     assert counts.ssm == 0
 
 
+@pytest.mark.parametrize("mixer", ["convnext", "delta_conv"])
+def test_convolutional_mixers_are_their_formulas(mixer):
+    """A depthwise convolution has k^2 products a token and channel; delta_conv's is on half."""
+    values = dit256.get_config("S/2").to_dict()
+    config = from_dict(values | {"model": values["model"] | {"mixer": mixer}})
+    depth, d, tokens = config.model.depth, config.model.width, 256
+    counts = multiply_adds(config)
+    block = (8 * tokens + 6) * d**2  # the MLP and the modulation
+    if mixer == "convnext":
+        assert counts.convolutions == depth * tokens * 7**2 * d
+        assert counts.dense == depth * (2 * 3 * tokens * d**2 + block)
+    else:
+        assert counts.convolutions == depth * (tokens + tokens // 4) * 13**2 * d // 2
+        # Into half of the width, back from two quarters, and the mean of all tokens.
+        assert counts.dense == depth * ((1 / 2 + 1 / 2) * tokens * d**2 + d**2 + block)
+    assert counts.attention == counts.ssm == 0
+    assert counts.without_ssm == counts.total
+
+
 @pytest.mark.parametrize("published", flops.PUBLISHED, ids=lambda x: x.model)
 def test_published_models(published):
     """DiT's table; DiffuSSM's paper counts something else, 5 to 11 % less."""

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from diffussm_jax.shapes import Images
 
+Rows = Float[Array, "b i w c"]  # those of an image, or with a halo's
 Kernel = Float[Array, "k k 1 c"]  # of an odd side k
 Convolve = Callable[[Images, Kernel], Images]
 
@@ -18,7 +19,7 @@ MAX_PRODUCT_TOKENS = 256
 
 
 def convolve(
-    x: Images, kernel: Kernel, *, has_halo: bool = False, platform: str | None = None
+    x: Rows, kernel: Kernel, *, has_halo: bool = False, platform: str | None = None
 ) -> Images:
     """y[i, j] = sum over u and v of kernel[u, v] x[i + u - k // 2, j + v - k // 2].
 
@@ -34,7 +35,7 @@ def convolve(
     return convolution(x, kernel, has_halo=has_halo)
 
 
-def convolution(x: Images, kernel: Kernel, *, has_halo: bool = False) -> Images:
+def convolution(x: Rows, kernel: Kernel, *, has_halo: bool = False) -> Images:
     """`convolve` as XLA's convolution of as many groups as there are channels."""
     halo = kernel.shape[0] // 2
     rows = 0 if has_halo else halo
@@ -48,7 +49,7 @@ def convolution(x: Images, kernel: Kernel, *, has_halo: bool = False) -> Images:
     )
 
 
-def product(x: Images, kernel: Kernel, *, has_halo: bool = False) -> Images:
+def product(x: Rows, kernel: Kernel, *, has_halo: bool = False) -> Images:
     """`convolve` as one product with a matrix [h w, h w] for each channel."""
     k, (_, h, w, _) = len(kernel), x.shape
     columns, has_column = taps(w, k)

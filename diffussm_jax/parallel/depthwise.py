@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from diffussm_jax.ops.depthwise import Convolve, Kernel, convolve
+from diffussm_jax.ops.depthwise import Convolve, Kernel, Rows, convolve
 from diffussm_jax.parallel.mesh import BATCH_AXES
 from diffussm_jax.shapes import Images, ceil_div
 
@@ -31,7 +31,7 @@ def shard_convolve(mesh: Mesh) -> Convolve:
     return jax.shard_map(run, mesh=mesh, in_specs=(ROWS, PartitionSpec()), out_specs=ROWS)
 
 
-def with_halo(x: Images, halo: int, num_parts: int) -> Images:
+def with_halo(x: Images, halo: int, num_parts: int) -> Rows:
     """Put the next `halo` rows of other devices above and below those of this one.
 
     Beyond the edges of the image they are zero. Each round brings rows of a more distant device.

@@ -146,7 +146,20 @@ def _multiply_adds(operation: Operation, around: Computation) -> int:
         contracted = math.prod(left[int(axis)] for axis in re.findall(r"\d+", match[1]))
         return math.prod(arrays(operation.result)[0][0]) * contracted
     if match := _KERNEL_LABELS.search(operation.attributes):
-        ((kernel, _),) = arrays(around[operation.operands[1]].result)
+        output, kernel = _output_and_kernel(operation, around)
         taps = math.prod(kernel) // kernel[match["kernel"].index("o")]
-        return math.prod(arrays(operation.result)[0][0]) * taps
+        return math.prod(output) * taps
     return 0
+
+
+def _output_and_kernel(
+    operation: Operation, around: Computation
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a convolution; cuDNN's gradients have the dimensions of the convolution."""
+    result = arrays(operation.result)[0][0]
+    left, right = (arrays(around[name].result)[0][0] for name in operation.operands[:2])
+    if "__cudnn$convBackwardInput" in operation.attributes:
+        return left, right
+    if "__cudnn$convBackwardFilter" in operation.attributes:
+        return right, result
+    return result, right

@@ -55,12 +55,13 @@ def test_position_code_is_the_released_codes_formula():
 
 
 @pytest.mark.slow
-def test_trains_on_a_mesh_and_samples(tiny_config, tmp_path):
+@pytest.mark.parametrize("mixers", [None, ("delta_conv", "convnext")], ids=str)
+def test_trains_on_a_mesh_and_samples(tiny_config, tmp_path, mixers):
     """The same loop, with parameters and tokens split."""
     config = merge(
         tiny_config,
         {
-            "model": TINY | {"patch_size": 2},
+            "model": TINY | {"patch_size": 2, "mixers": mixers},
             "mesh": {"fsdp": 2, "sequence": 2},
             "training": {"num_steps": 4, "eval_every": 4, "sample_every": 4},
         },

@@ -118,6 +118,21 @@ def test_muon_on_eight_devices_equals_one(tiny_config, batch, monkeypatch):
 
 
 @pytest.mark.slow
+def test_convolutional_mixers_on_eight_devices_equal_those_on_one(tiny_config, batch, monkeypatch):
+    """Kernels are split over channels, and halos come from the other half of an image's rows."""
+    monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)
+    model = {"name": "dit", "num_heads": 4, "mixers": ("delta_conv", "convnext")}
+    config = tiny_config | {"model": tiny_config["model"] | model}
+    one, eight = (
+        one_step(config, batch, mesh)
+        for mesh in (make_mesh(devices=jax.devices()[:1]), make_mesh(MeshConfig(2, 2, 2)))
+    )
+    assert_same(eight, one)
+    kernel = eight[2].params["blocks"]["layer_1"]["convnext"]["depthwise"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (1, 7, 7, 1, 8)
+
+
+@pytest.mark.slow
 def test_tangents_on_eight_devices_equal_those_on_one(tiny_config, monkeypatch):
     """The loss takes the model's derivative along x and t, as MeanFlow's does."""
     monkeypatch.setattr(mesh_lib, "MIN_SPLIT_ELEMENTS", 1)
@@ -157,6 +172,7 @@ def test_the_rule_of_fsdp():
             "last": (16, 129, 512),
             "bias": (16, 512),
             "odd": (16, 129, 127),
+            "depthwise": (16, 7, 7, 1, 512),
         },
         "head": (1024, 24),
     }
@@ -173,6 +189,7 @@ def test_the_rule_of_fsdp():
             "last": (None, None, "fsdp"),
             "bias": (),
             "odd": (),
+            "depthwise": (None, None, None, None, "fsdp"),
         },
         "head": (),
     }
@@ -197,6 +214,10 @@ def test_axes_that_do_not_fit(sizes, message):
         ({"training": {"batch_size": 12}}, r"batch_size must be a multiple of the 4 devices .* 12"),
         ({"training": {"num_microbatches": 3}}, "times training.num_microbatches = 3, got 16"),
         ({"data": {"image_size": 9}}, "mesh.sequence must divide the 9 rows of tokens, got 2"),
+        (
+            {"model": {"name": "dit", "num_heads": 4, "mixer": "delta_conv", "pyramid": (1, 8)}},
+            "mesh.sequence must divide the 1 rows of tokens at factor 8 of config.model.pyramid",
+        ),
     ],
 )
 def test_batches_that_do_not_divide(changes, message):

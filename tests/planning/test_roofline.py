@@ -155,6 +155,27 @@ def test_a_collective_exchanges_the_complete_array():
     assert list(kernels(Program(text))) == []
 
 
+# A convolution of four inputs and eight outputs in two groups, and cuDNN's two gradients of it.
+CONVOLUTIONS = """ENTRY %main (x: f32[2,6,6,4], w: f32[8,3,3,2], dy: f32[2,6,6,8]) -> f32[8,3,3,2] {
+  %x = f32[2,6,6,4]{3,2,1,0} parameter(0)
+  %w = f32[8,3,3,2]{3,2,1,0} parameter(1)
+  %dy = f32[2,6,6,8]{3,2,1,0} parameter(2)
+  %y = f32[2,6,6,8]{3,2,1,0} convolution(%x, %w), window={size=3x3 pad=1_1x1_1}, \
+dim_labels=b01f_o01i->b01f, feature_group_count=2
+  %dx = (f32[2,6,6,4]{3,2,1,0}, u8[0]{0}) custom-call(%dy, %w), window={size=3x3 pad=1_1x1_1}, \
+dim_labels=b01f_o01i->b01f, feature_group_count=2, custom_call_target="__cudnn$convBackwardInput"
+  %dw = (f32[8,3,3,2]{3,2,1,0}, u8[0]{0}) custom-call(%x, %dy), window={size=3x3 pad=1_1x1_1}, \
+dim_labels=b01f_o01i->b01f, feature_group_count=2, custom_call_target="__cudnn$convBackwardFilter"
+  ROOT %result = f32[8,3,3,2]{3,2,1,0} get-tuple-element(%dw), index=0
+}
+"""
+
+
+def test_a_convolutions_gradients_multiply_as_often_as_it_does():
+    work = {x.name: x.multiply_adds for x in kernels(Program(CONVOLUTIONS))}
+    assert work == dict.fromkeys(("y", "dx", "dw"), 2 * 6 * 6 * 8 * 3 * 3 * 2)
+
+
 def products(a, b):
     return jnp.tanh(a @ b).sum(axis=0), a * 2
 

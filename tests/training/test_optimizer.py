@@ -92,6 +92,11 @@ MATRICES = {
     "diffussm": ("modulation.linear", "w0", "w_up", "w_down", "w1", "w2", "w3"),
     "dit": ("modulation.linear", "attention.qkv", "attention.out", "mlp_in", "mlp_out"),
 }
+# By mixer, its matrices, and the kernels of its depthwise convolutions.
+CONVOLUTIONAL = {
+    "delta_conv": (("narrow", "out", "mean"), ("stage_0", "stage_1")),
+    "convnext": (("widen", "out"), ("depthwise",)),
+}
 OUTSIDE = {
     *(f"{layer}.{part}" for layer in ("embed", "head") for part in ("kernel", "bias")),
     *(f"timestep.{layer}.{part}" for layer in ("hidden", "out") for part in ("kernel", "bias")),
@@ -112,6 +117,17 @@ def test_the_group_of_every_parameter(model, optimizer):
     expected |= dict.fromkeys(kernels, "matrix" if optimizer == "muon" else "dense")
     expected |= dict.fromkeys(SSM if model == "diffussm" else (), "ssm")
     assert labels == expected
+
+
+@pytest.mark.parametrize("mixer", CONVOLUTIONAL)
+def test_depthwise_kernels_are_no_matrices(mixer):
+    values = TINY_MODEL | {"name": "dit", "num_heads": 4, "mixer": mixer}
+    _, params = abstract_model(from_dict({"model": values}))
+    labels = label_parameters(OptimizerConfig(name="muon"), params)["blocks"]
+    matrices, depthwise = CONVOLUTIONAL[mixer]
+    expected = dict.fromkeys(matrices, "matrix") | dict.fromkeys(depthwise, "dense")
+    kernels = {name: layer["kernel"] for name, layer in labels[mixer].items() if "kernel" in layer}
+    assert kernels == expected
 
 
 def by_hand(gradients):

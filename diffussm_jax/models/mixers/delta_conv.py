@@ -55,7 +55,7 @@ class DeltaConv(nnx.Module):
         mean = x.astype(jnp.float32).mean(axis=1, keepdims=True).astype(x.dtype)
         return y + self.mean(mean)
 
-    def _stage(self, index: int, u: Images) -> Images:
+    def _stage(self, index: int, u: Images) -> Float[Array, "b h w e"]:
         """Convolve and gate means of factor x factor tokens, and bring them back to all tokens."""
         factor = self.pyramid[index]
         y = getattr(self, f"stage_{index}")(average_pool(u, factor))
@@ -79,7 +79,7 @@ def apply_gate(value: Images, gate: Images, kind: DeltaGate) -> Images:
             return value * jax.nn.sigmoid(gate)
 
 
-def average_pool(x: Images, factor: int) -> Images:
+def average_pool(x: Images, factor: int) -> Float[Array, "b i j c"]:
     """The mean of each square of factor x factor tokens."""
     if factor == 1:
         return x
