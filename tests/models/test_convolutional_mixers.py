@@ -156,7 +156,20 @@ def test_response_normalisation_of_nothing_has_a_gradient():
     assert np.isfinite(gradient).all()
 
 
-def test_gradients_reach_every_parameter():
+@pytest.mark.parametrize("name", MIXERS)
+def test_gradients_reach_every_parameter(name):
+    graphdef, params = nnx.split(mixer_of(name, kernel_size=3), nnx.Param)
+
+    def total(params):
+        return jnp.square(nnx.merge(graphdef, params)(tokens(), GRID)).sum()
+
+    gradients = jax.jit(jax.grad(total))(nnx.to_pure_dict(params))
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        assert np.isfinite(gradient).all() and np.all(gradient != 0), path
+
+
+@pytest.mark.slow
+def test_gradients_reach_every_parameter_of_a_model():
     assert_gradients_reach_all(tiny(**DIT, mixers=tuple(MIXERS)))
 
 

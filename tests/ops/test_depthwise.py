@@ -79,5 +79,5 @@ def test_bfloat16_is_near_float32(form):
 def test_a_cpu_multiplies_matrices_on_small_grids(side, platform, primitive):
     x, kernel = jnp.zeros((1, side, side, 2)), jnp.zeros((3, 3, 1, 2))
     run = functools.partial(depthwise.convolve, platform=platform)
-    names = {equation.primitive.name for equation in jax.make_jaxpr(run)(x, kernel).eqns}
-    assert names & {"dot_general", "conv_general_dilated"} == {primitive}
+    program = str(jax.make_jaxpr(run)(x, kernel))
+    assert [x for x in ("dot_general", "conv_general_dilated") if x in program] == [primitive]
