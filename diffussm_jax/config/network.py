@@ -54,13 +54,13 @@ class ModelConfig:
     mixers: tuple[MixerName, ...] | None = None
     # Of s4d: orders in which the tokens are scanned, along rows, along columns, or each.
     scan_orders: Literal["rows", "columns", "both"] = "both"
-    # Side of the kernels of delta_conv and convnext; None takes 13 and 7, as their papers have.
+    # Side of the kernels of delta_conv and convnext; None takes 13 and 7, their authors' sizes.
     kernel_size: int | None = None
     # Of delta_conv: by how much each stage of the pyramid shrinks the grid of tokens.
     pyramid: tuple[int, ...] = (1, 2)
-    # Of delta_conv: what a half of the channels does to the other: it multiplies them, scaled by
-    # 1 / sqrt(channels) as in the paper or by sqrt(channels) as in the released code, or by its
-    # sigmoid as in the released PixArt models.
+    # Of delta_conv: by what one half of the channels is multiplied. It is the other half, scaled by
+    # 1 / sqrt(channels) as the paper says or by sqrt(channels) as the released code does, or the
+    # sigmoid of the other half, as in the released PixArt models.
     delta_gate: DeltaGate = "scaled"
     num_heads: int = 16  # of attention
     # How attention is computed: as XLA compiles it, or by a kernel that writes no scores, which is

@@ -21,7 +21,7 @@ EPSILON = 1e-6
 
 
 class ConvNeXt(nnx.Module):
-    """W_out GRN(gelu(W_in LayerNorm(K * x))), with GRN as the identity at the start."""
+    """W_out GRN(gelu(W_widen LayerNorm(K * x))), with GRN as the identity at the start."""
 
     def __init__(self, config: ModelConfig, *, convolve: Convolve, rngs: nnx.Rngs):
         d, dtype = config.width, jnp.dtype(config.dtype)
@@ -49,7 +49,7 @@ class ConvNeXt(nnx.Module):
 class GlobalResponseNorm(nnx.Module):
     """x + scale x n + bias; n is a channel's norm over an image, divided by the channels' mean.
 
-    ConvNeXt V2, equations 1 to 3 and algorithm 1. Both parameters start at zero.
+    ConvNeXt V2, section 3.3. Both parameters start at zero.
     """
 
     def __init__(self, num_channels: int, *, dtype: jnp.dtype):

@@ -25,7 +25,7 @@ RELEASED_INIT = nnx.initializers.he_uniform(in_axis=0, out_axis=1)
 
 
 class DeltaConv(nnx.Module):
-    """W_out (stages of W_in x, side by side) + W_mean (mean of x over all tokens)."""
+    """W_out (stages of W_narrow x, side by side) + W_mean (mean of x over all tokens)."""
 
     def __init__(self, config: ModelConfig, *, convolve: Convolve, rngs: nnx.Rngs):
         d, dtype = config.width, jnp.dtype(config.dtype)
@@ -67,8 +67,9 @@ class DeltaConv(nnx.Module):
 def apply_gate(value: Images, gate: Images, kind: DeltaGate) -> Images:
     """Multiply c channels with as many others.
 
-    The paper's gate is scaled by 1 / sqrt(c). The released code divides by that scale, and so
-    multiplies by sqrt(c); its PixArt models have a sigmoid.
+    The paper's scaled simple gate is read as one of scale 1 / sqrt(c), a number that the released
+    code computes too. The code then divides by it, and so multiplies by sqrt(c). Its PixArt models
+    have a sigmoid.
     """
     match kind:
         case "scaled":
@@ -91,7 +92,7 @@ def average_pool(x: Images, factor: int) -> Float[Array, "b i j c"]:
 def upsample(x: Images, factor: int, *, axis: int) -> Float[Array, "b i j c"]:
     """Interpolate linearly along an axis, between the centres of squares; beyond them it is flat.
 
-    This is PyTorch's bilinear interpolation without `align_corners`.
+    Along both axes this is PyTorch's bilinear interpolation without `align_corners`.
     """
     if factor == 1:
         return x
