@@ -49,7 +49,7 @@ class ConvNeXt(nnx.Module):
 class GlobalResponseNorm(nnx.Module):
     """x + scale x n + bias; n is a channel's norm over an image, divided by the channels' mean.
 
-    ConvNeXt V2, section 3.3. Both parameters start at zero.
+    ConvNeXt V2's global response normalisation. Both parameters start at zero.
     """
 
     def __init__(self, num_channels: int, *, dtype: jnp.dtype):
