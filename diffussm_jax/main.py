@@ -55,6 +55,7 @@ MODES = {
     "refstats": Mode("optional"),
     "export": Mode("needed"),
     "replay": Mode("needed"),
+    "inspect": Mode("needed", is_alone=True),
     "encode": Mode("unused"),
     "plan": Mode("optional", is_alone=True),
     "flops": Mode("unused", is_alone=True),

@@ -41,6 +41,7 @@ _MAY_BE_ZERO = {
     "sample.cfg_scale",
     "sample.cfg_interval",
     "sample.classes",
+    "inspect.layers",
 }
 _MAY_BE_NEGATIVE = {"diffusion.time_mean"}
 _MAY_BE_EMPTY = {"training.ema_lengths"}
@@ -64,6 +65,7 @@ def check(config: Config) -> None:
     _check_schedule(config)
     _check_averages(config)
     _check_labels(config)
+    _check_inspection(config)
     demand = "be None where plan.search is False"
     is_searched = config.plan.search or config.plan.search_batch_sizes is None
     require(is_searched, "plan.search_batch_sizes", demand, config.plan.search_batch_sizes)
@@ -267,3 +269,13 @@ def _check_labels(config: Config) -> None:
     num_classes = config.data.num_classes
     is_below = all(y < num_classes for y in classes or ())
     require(is_below, "sample.classes", f"be below data.num_classes = {num_classes}", classes)
+
+
+def _check_inspection(config: Config) -> None:
+    inspect, depth = config.inspect, config.model.depth
+    is_below = all(layer < depth for layer in inspect.layers or ())
+    demand = f"be below model.depth = {depth}: the first layer is 0"
+    require(is_below, "inspect.layers", demand, inspect.layers)
+    require(inspect.window % 2 == 1, "inspect.window", "be odd", inspect.window)
+    demand = "be True where inspect.distance is"
+    require(inspect.perturb or not inspect.distance, "inspect.perturb", demand)

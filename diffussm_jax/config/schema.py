@@ -198,6 +198,24 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class InspectConfig:
+    """What `--mode=inspect` looks at."""
+
+    num: int = 8  # images, of the held-out split, or drawn by the model where its data is not here
+    noise_levels: tuple[float, ...] = (0.1, 1.0, 10.0)  # sigma / alpha of the noised images
+    layers: tuple[int, ...] | None = None  # numbers from 0; None is all of them
+    # Tokens whose influence on all others is measured, evenly spaced; all where there are no more.
+    tokens: int = 64
+    probes: int = 4  # random directions in each token's features that are measured
+    window: int = 3  # side, in tokens, of the square around a token whose attention is summed
+    channels: int = 6  # S4D filters of a layer that are drawn, from the shortest to the longest
+    perturb: bool = True  # whether to measure the error without a layer's mixing
+    # Whether to measure the Frechet distance without it too, which draws evaluate.training_num
+    # images twice for each layer.
+    distance: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A run: all that it depends on besides the code and the data."""
 
@@ -217,6 +235,7 @@ class Config:
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+    inspect: InspectConfig = InspectConfig()
 
     @property
     def grid(self) -> tuple[int, int, int]:

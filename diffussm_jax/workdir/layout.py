@@ -24,7 +24,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 EXPORT_FILE, WEIGHTS_FILE = "export.json", "model.safetensors"  # of an export
 # What modes other than training write into a run or an export.
-OUTPUTS = ("evaluation", "plan.json", "samples", "search.json")
+OUTPUTS = ("evaluation", "inspect", "plan.json", "samples", "search.json")
 
 # Fields and complete sections that may change while a run stays the same run: how and where it is
 # computed, where its files are, what is logged, kept, measured and drawn. A change of any other
@@ -66,6 +66,7 @@ MAY_DIFFER = frozenset(
         "sample",
         "evaluate",
         "export",
+        "inspect",
     }
 )
 

@@ -37,12 +37,15 @@ class S4DMixer(nnx.Module):
 
     def __call__(self, x: Groups, grid: Grid) -> Groups:
         u, z = jnp.split(self.uz(x), 2, axis=-1)
+        y = self.filter(u, grid) * jax.nn.silu(z)[:, :, None]
+        return self.out(y.reshape(*x.shape[:2], -1))
+
+    def filter(self, u: Tokens, grid: Grid) -> Float[Array, "b l r d"]:
+        """Compute y, the one thing here that moves information between tokens; it is linear."""
         scanned = [u] * self.has_rows + [transpose(u, grid)] * self.has_columns
         with jax.named_scope("ssm"):
             y = self.ssm(jnp.concatenate(scanned, axis=-1))
-        y = self._sum_over_orders(y, grid)
-        y = y * jax.nn.silu(z)[:, :, None]
-        return self.out(y.reshape(*x.shape[:2], -1))
+        return self._sum_over_orders(y, grid)
 
     def _sum_over_orders(self, y: Float[Array, "b l e"], grid: Grid) -> Float[Array, "b l r d"]:
         b, l, _ = y.shape

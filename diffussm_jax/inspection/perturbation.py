@@ -1,0 +1,102 @@
+"""A layer without its mixing, after arXiv 2504.12027: the map replaced by I, or by the uniform one.
+
+For a linear operator M in general: what it gives to a constant, M 1, is kept, and multiplies each
+token's own value (identity) or the mean over tokens (mean). Attention has M 1 = 1, so that this is
+the paper's replacement of the map.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from diffussm_jax.config import Config
+from diffussm_jax.diffusion import create_process
+from diffussm_jax.diffusion.guidance import told
+from diffussm_jax.diffusion.process import NoisedBatch, PerExample
+from diffussm_jax.inspection.walk import Mixing, hooked, parts
+from diffussm_jax.models.backbone import Backbone
+from diffussm_jax.shapes import Condition, Grid, Groups
+
+KINDS = ("none", "identity", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class PerturbedBlocks:
+    """A loop over all blocks with the mixing of one layer replaced; a `FusedBlocks`.
+
+    Attributes:
+        layer: the number of the layer, from 0.
+        kind: index in `KINDS`.
+    """
+
+    model: Backbone
+    grid: Grid
+    layer: int | Array
+    kind: int | Array
+
+    def run(self, blocks: nnx.Module, x: Groups, c: Condition) -> Groups:
+        """Apply the blocks."""
+
+        def apply(carry: tuple[Groups, Array], block: nnx.Module) -> tuple[Any, None]:
+            x, number = carry
+            if self.model.gather is not None:
+                block = self.model.gather(block)
+            for part in parts(block):
+                kind = jnp.where(number == self.layer, self.kind, 0)
+                x = hooked(part, functools.partial(replaced, kind=kind))(x, c, self.grid)
+                number = number + 1
+            return (x, number), None
+
+        return jax.lax.scan(apply, (x, jnp.zeros((), jnp.int32)), blocks)[0][0]
+
+    def prepare(self, blocks: nnx.Module) -> nnx.Module:
+        """Return the blocks as they are."""
+        return blocks
+
+    def run_prepared(self, prepared: nnx.Module, x: Groups, c: Condition) -> Groups:
+        """Apply the blocks."""
+        return self.run(prepared, x, c)
+
+
+def replaced(mixing: Mixing, kind: int | Array) -> Array:
+    """The result of an operator, or of what replaces it."""
+
+    def identity(moved: Array) -> Array:
+        gain = mixing.apply(jnp.ones_like(moved))
+        # The directions of an SSM lie side by side.
+        return gain * jnp.tile(moved, gain.shape[-1] // moved.shape[-1])
+
+    def mean(moved: Array) -> Array:
+        average = moved.mean(axis=1, keepdims=True, dtype=jnp.float32).astype(moved.dtype)
+        return identity(jnp.broadcast_to(average, moved.shape))
+
+    return jax.lax.switch(kind, [mixing.apply, identity, mean], mixing.moved)
+
+
+def perturbed(
+    graphdef: nnx.GraphDef, params: dict, layer: int | Array, kind: int | Array, grid: Grid
+) -> Backbone:
+    """The model with the mixing of one layer replaced, for images of one size."""
+    model = nnx.merge(graphdef, params)
+    model.fuse = lambda num_rows: PerturbedBlocks(model, grid, layer, kind)
+    return model
+
+
+def make_error(
+    config: Config, graphdef: nnx.GraphDef
+) -> Callable[[dict, NoisedBatch, Array, Array], PerExample]:
+    """Jit the squared error of each example's prediction, by (params, batch, layer, kind)."""
+    process, side = create_process(config.diffusion), config.grid[0] // config.model.patch_size
+
+    def error(params: dict, batch: NoisedBatch, layer: Array, kind: Array) -> PerExample:
+        model = perturbed(graphdef, params, layer, kind, (side, side))
+        denoiser = model if batch.scale is None else told(model, batch.scale)
+        return process.losses(denoiser, batch)["mse"]
+
+    return jax.jit(error)
