@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from diffussm_jax.inspection import filters
-from diffussm_jax.inspection.geometry import spread
+from diffussm_jax.inspection.geometry import middle, spread
 from diffussm_jax.inspection.pictures import Axes, Picture, curves, heat_maps, points, table
 from diffussm_jax.inspection.report import Report
 from diffussm_jax.shapes import Grid
@@ -160,13 +160,16 @@ def _sensitivities(layers: list[Report], levels: list[str], grid: Grid) -> Itera
     rows = [f"layer {layer['layer']}" for layer in layers]
     fields = np.stack(
         [
-            [_on_grid(at["sensitivity"]["of_the_middle_token"], grid) for at in layer["at"]]
+            [
+                _around_the_middle(at["sensitivity"]["of_the_middle_token"], grid)
+                for at in layer["at"]
+            ]
             for layer in layers
         ]
     )
     caption = (
-        "Where the token in the middle of the image is felt: the sensitivity of each token of the "
-        "mixer's output to it."
+        "Where the token in the middle of the image is felt: the sensitivity to it of each other "
+        "token of the mixer's output. The token itself is left out."
     )
     picture = heat_maps(fields, rows=rows, columns=levels, each=True)
     yield Figure("sensitivity_map", caption, picture)
@@ -183,9 +186,10 @@ def _sensitivities(layers: list[Report], levels: list[str], grid: Grid) -> Itera
     yield Figure("sensitivity_by_layer", caption, table([charts]))
 
 
-def _on_grid(values: Float[np.ndarray, " j"], grid: Grid) -> Float[np.ndarray, "h w"]:
-    """Values of tokens, or of groups of neighbours, as an image."""
-    return values.repeat(grid[0] * grid[1] // len(values)).reshape(grid)
+def _around_the_middle(values: Float[np.ndarray, " j"], grid: Grid) -> Float[np.ndarray, "h w"]:
+    """Values of tokens, or of groups of neighbours, as an image with 0 in the middle."""
+    others = np.where(np.arange(len(values)) == middle(grid, len(values)), 0, values)
+    return others.repeat(grid[0] * grid[1] // len(values)).reshape(grid)
 
 
 def _perturbations(layers: list[Report], levels: list[str]) -> Figure:

@@ -54,9 +54,11 @@ def heat_maps(
     cell_width = max(cell_width, *(int(text_width(name)) + _GAP for name in columns))
     left = _MARGIN + max(int(text_width(name)) for name in rows) + _GAP
     top = _MARGIN + _FONT_SIZE + _GAP
-    size = left + num_columns * cell_width + _MARGIN, top + num_rows * cell_height + 2 * _MARGIN + 8
-    picture, draw = blank(size)
     highest = float(np.nanmax(maps))
+    scale = "each map from 0 to its own maximum" if each else f"0 (dark) to {highest:.3g} (yellow)"
+    width_needed = max(num_columns * cell_width, int(text_width(scale)))
+    size = left + width_needed + _MARGIN, top + num_rows * cell_height + 2 * _MARGIN + 8
+    picture, draw = blank(size)
     for index in np.ndindex(num_rows, num_columns):
         y, x = top + index[0] * cell_height, left + index[1] * cell_width
         high = float(np.nanmax(maps[index])) if each else highest
@@ -66,7 +68,6 @@ def heat_maps(
         write(draw, (left - _GAP, top + row * cell_height + zoom * height / 2), name, "rm")
     for column, name in enumerate(columns):
         write(draw, (left + column * cell_width + zoom * width / 2, top - _GAP), name, "mb")
-    scale = "each map from 0 to its own maximum" if each else f"0 (dark) to {highest:.3g} (yellow)"
     write(draw, (left, size[1] - _MARGIN), scale, "ls")
     return picture
 
@@ -77,11 +78,11 @@ def curves(
     *,
     title: str = "",
     level: float | None = None,
-    size: tuple[int, int] = (360, 260),
+    size: tuple[int, int] = (400, 260),
 ) -> Picture:
     """Draw named curves, each of (x, y), and a dashed line at y = `level`."""
     named = {name: _finite(x, y, axes) for name, (x, y) in lines.items()}
-    picture, draw, place = _frame(list(named.values()), axes, title, level, size)
+    picture, draw, place = _frame(named, CYCLE, axes, title, level, size)
     for index, points in enumerate(named.values()):
         colour = CYCLE[index % len(CYCLE)]
         placed = [place(*point) for point in points]
@@ -89,7 +90,6 @@ def curves(
             draw.line(placed, fill=colour, width=2)
         for x, y in placed if len(placed) <= 40 else ():
             draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-    _legend(draw, list(named), size)
     return picture
 
 
@@ -98,20 +98,19 @@ def points(
     axes: Axes,
     *,
     title: str = "",
-    size: tuple[int, int] = (360, 260),
+    size: tuple[int, int] = (400, 260),
 ) -> Picture:
     """Draw named clouds of points, each of (x, y), the first of several in grey.
 
     Of more than 2,000 points some are left out.
     """
     named = {name: _finite(x, y, axes) for name, (x, y) in clouds.items()}
-    picture, draw, place = _frame(list(named.values()), axes, title, None, size)
     palette = (GREY, *CYCLE) if len(named) > 1 else CYCLE
+    picture, draw, place = _frame(named, palette, axes, title, None, size)
     for colour, cloud in zip(palette, named.values()):
         for point in cloud[:: max(1, len(cloud) // 2000)]:
             x, y = place(*point)
             draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=colour)
-    _legend(draw, list(named), size, palette)
     return picture
 
 
@@ -157,11 +156,17 @@ def _finite(x: Sequence[float] | Values, y: Sequence[float] | Values, axes: Axes
 
 
 def _frame(
-    clouds: Sequence[np.ndarray], axes: Axes, title: str, level: float | None, size: tuple[int, int]
+    named: Mapping[str, np.ndarray],
+    palette: Sequence[str],
+    axes: Axes,
+    title: str,
+    level: float | None,
+    size: tuple[int, int],
 ) -> tuple[Picture, ImageDraw.ImageDraw, Callable[[float, float], tuple[float, float]]]:
-    """A picture with axes, and the function from values to its pixels."""
+    """A picture with axes and a legend, and the function from values to its pixels."""
     picture, draw = blank(size)
-    box = (56, 26, size[0] - 12, size[1] - 40)  # left, top, right, bottom
+    clouds = list(named.values())
+    box = (56, 26, size[0] - 12 - _legend(draw, list(named), palette, size), size[1] - 40)
     ys = [cloud[:, 1] for cloud in clouds] + ([np.array([level])] if level is not None else [])
     x_place, x_ticks = _axis(
         np.concatenate([c[:, 0] for c in clouds]), box[0], box[2], axes.is_x_log
@@ -210,12 +215,12 @@ def _axis(
 
 
 def _legend(
-    draw: ImageDraw.ImageDraw,
-    names: Sequence[str],
-    size: tuple[int, int],
-    palette: Sequence[str] = CYCLE,
-) -> None:
-    """Name what is drawn, in its colours, inside the upper right corner."""
-    for index, name in enumerate(names if len(names) > 1 else ()):
-        at = size[0] - 18, 32 + index * (_FONT_SIZE + 3)
+    draw: ImageDraw.ImageDraw, names: Sequence[str], palette: Sequence[str], size: tuple[int, int]
+) -> int:
+    """Name what is drawn, in its colours, at the right; return the width that this takes."""
+    if len(names) < 2:
+        return 0
+    for index, name in enumerate(names):
+        at = size[0] - 6, 28 + index * (_FONT_SIZE + 3)
         write(draw, at, name, "rt", palette[index % len(palette)])
+    return int(max(map(text_width, names)))

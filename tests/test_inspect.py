@@ -1,0 +1,95 @@
+"""`--mode=inspect`: numbers, pictures and a page of a run, of an export, and of none."""
+
+import base64
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffussm_jax.inspect import inspect
+from diffussm_jax.inspection.pictures import Axes, colours, curves, heat_maps
+from tests.conftest import merge
+from tests.fuzz.one_line import error_of
+
+QUICK = {"num": 2, "noise_levels": (1.0,), "layers": (1,), "tokens": 4, "probes": 1}
+
+
+def test_a_run_and_its_page(trained, tiny_config, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    inspect(merge(tiny_config, {"inspect": QUICK}), run)
+    folder = run / "inspect"
+    report = json.loads((folder / "inspect.json").read_text())
+    assert report["images"].startswith("split 'test' of digits")
+    assert [layer["layer"] for layer in report["layers"]] == [1]
+    layer = report["layers"][0]
+    assert layer["at"][0]["mixing"]["incoming_variance_over_images"] < 1e-12
+    shares = [x["share"] for x in layer["filters"]["rows"].values()]
+    np.testing.assert_allclose(sum(shares), 1, rtol=1e-4)
+    assert set(layer["poles"]) == {"before", "after"}
+    assert set(layer["error"]) == {"none", "identity", "mean"}
+    page = (folder / "index.html").read_text()
+    shown = re.findall(r'alt="(\w+)" src="data:image/png;base64,([^"]+)"', page)
+    assert {path.stem for path in folder.glob("*.png")} == {name for name, _ in shown}
+    for name, data in shown:
+        assert (folder / f"{name}.png").read_bytes() == base64.b64decode(data)
+        assert Image.open(folder / f"{name}.png").size[0] > 100
+    (folder / "mine.txt").write_text("x")
+    line = error_of(lambda: inspect(merge(tiny_config, {"inspect": QUICK}), run))
+    assert "holds 'mine.txt'" in line
+
+
+def test_an_export_without_its_data(exported, tiny_config, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "export")
+    # A data set that is not prepared there.
+    changes = {"data": {"name": "cifar10", "data_dir": str(tmp_path)}}
+    changes["inspect"] = QUICK | {"perturb": False}
+    inspect(merge(tiny_config, changes), folder)
+    report = json.loads((folder / "inspect" / "inspect.json").read_text())
+    assert report["images"] == "drawn by the model"
+    assert "error" not in report["layers"][0]
+
+
+def test_mistakes_end_in_one_line(tiny_config, trained, tmp_path):
+    def line_of(workdir=trained, **options):
+        return error_of(lambda: inspect(merge(tiny_config, {"inspect": options}), workdir))
+
+    assert "config.inspect.layers must be below model.depth = 2" in line_of(layers=(2,))
+    assert "config.inspect.window must be odd" in line_of(window=2)
+    assert "config.inspect.perturb must be True" in line_of(perturb=False, distance=True)
+    assert "config.inspect.num must be at most 299" in line_of(num=1000)
+    assert "holds no run" in line_of(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_scores_without_mixing(trained, tiny_config, tmp_path):
+    from diffussm_jax.refstats import refstats
+
+    run = shutil.copytree(trained, tmp_path / "run")
+    evaluate = {"features": "pixels", "reference_images": 200, "training_num": 200}
+    changes = {"evaluate": evaluate, "inspect": QUICK | {"distance": True}}
+    line = error_of(lambda: inspect(merge(tiny_config, changes), run))
+    assert "make it with --mode=refstats" in line
+    refstats(merge(tiny_config, changes), run)
+    inspect(merge(tiny_config, changes), run)
+    report = json.loads((run / "inspect" / "inspect.json").read_text())
+    scores = report["layers"][0]["scores"]
+    assert set(scores) == {"none", "identity", "mean"}
+    distances = [x["score_frechet_distance"] for x in scores.values()]
+    assert len(set(distances)) == 3
+
+
+def test_pictures_have_the_colours_of_their_values():
+    np.testing.assert_array_equal(
+        colours(np.array([0.0, 2.0]), 0, 2), [[68, 1, 84], [253, 231, 37]]
+    )
+    maps = np.zeros((1, 2, 4, 4))
+    maps[0, 1, 0, 0] = 2
+    pixels = np.asarray(heat_maps(maps, rows=["a"], columns=["b", "c"]))
+    assert (pixels == (253, 231, 37)).all(-1).sum() == 14 * 14  # one value of four by four in 56
+    line = curves({"x": ([1, 2, 3], [1e-3, 1, 1e3])}, Axes("x", "y", is_y_log=True))
+    assert (np.asarray(line) == (0x3B, 0x4C, 0xC0)).all(-1).any()
+    # A curve of one value, and one of none that a logarithm can show.
+    assert curves({"x": ([1], [2.0]), "z": ([1], [0.0])}, Axes("x", "y", is_y_log=True)).size
