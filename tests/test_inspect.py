@@ -41,6 +41,7 @@ def test_a_run_and_its_page(trained, tiny_config, tmp_path):
     assert "holds 'mine.txt'" in line
 
 
+@pytest.mark.slow
 def test_an_export_without_its_data(exported, tiny_config, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "export")
     # A data set that is not prepared there.

@@ -101,12 +101,12 @@ def _filters(report: Report, drawn: dict[int, Report]) -> Iterator[Figure]:
         ]
         rows.append([_kernels(k, title, report["settings"]["channels"]) for title, k in named])
     caption = (
-        "Filters of S4D, each divided by its largest magnitude, for channels from the shortest "
-        "range (first colour) to the longest. In the order of rows, a row of the image is "
-        f"{report['grid'][1]} lags."
+        "Filters of S4D from lag 1, each divided by its largest magnitude there, of channels from "
+        "the shortest range (first colour) to the longest. In the order of rows, a row of the "
+        f"image is {report['grid'][1]} lags. Lag 0, not shown, has the direct term besides."
     )
     yield Figure("s4d_kernels", caption, table(rows))
-    axes = Axes("decay (tokens)", "radians per token", is_x_log=True, is_y_log=True)
+    axes = Axes("decay (tokens)", "radians per token", is_x_log=True)
     charts = [
         points(
             {when: x.reshape(-1, 2).T for when, x in layer["scales"].items()},
@@ -124,7 +124,8 @@ def _kernels(k: Float[np.ndarray, "d l"], title: str, num: int) -> Picture:
     lags = np.arange(k.shape[-1])
     by_range = np.argsort(filters.effective_range(k, np.square(lags.astype(float))))
     chosen = by_range[spread(num, len(by_range))]
-    lines = {f"{channel}": (lags, k[channel] / np.abs(k[channel]).max()) for channel in chosen}
+    scaled = k[chosen, 1:] / np.abs(k[chosen, 1:]).max(axis=1, keepdims=True, initial=1e-30)
+    lines = {f"{channel}": (lags[1:], scaled[i]) for i, channel in enumerate(chosen)}
     return curves(lines, Axes("lag", "k / max |k|"), title=title)
 
 

@@ -40,7 +40,7 @@ def by_order(array: np.ndarray, block: Block) -> dict[str, np.ndarray]:
     return dict(zip(orders, np.split(array, len(orders), axis=1)))
 
 
-def effective_range(k: Float[np.ndarray, "*b l"], squares: Float[np.ndarray, " l"]) -> np.ndarray:
+def effective_range(k: Float[np.ndarray, "*b l"], squares: Float[np.ndarray, " l"]) -> Any:
     """The root mean square of a distance by lag, under |k|^2."""
     return root_mean_square(np.square(np.asarray(k, np.float64)), squares)
 

@@ -1,5 +1,7 @@
 """Where tokens are, and how far apart: distances are in tokens."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -42,7 +44,7 @@ def lag_squares(grid: Grid) -> tuple[Float[np.ndarray, " l"], Float[np.ndarray, 
     return np.square(rows).mean(axis=1), np.square(columns).mean(axis=1)
 
 
-def root_mean_square(weights: Array | np.ndarray, squares: np.ndarray) -> np.ndarray:
+def root_mean_square(weights: Array | np.ndarray, squares: np.ndarray) -> Any:
     """sqrt(sum w d^2 / sum w) over the axes of d^2, the last ones of w; 0 where w is 0."""
     weights = np.asarray(weights, np.float64)
     axes = tuple(range(-squares.ndim, 0))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Num
 
 from diffussm_jax.config import Config, DiffusionConfig
 from diffussm_jax.data.faults import Faults
@@ -19,7 +20,7 @@ from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.inputs import image_labels
 from diffussm_jax.sampling.model import TrainedModel
 from diffussm_jax.sampling.program import sampling_program
-from diffussm_jax.shapes import Images, Labels, Times
+from diffussm_jax.shapes import Images, Labels
 from diffussm_jax.training.objective import clean_example
 from diffussm_jax.training.state import abstract_model
 
@@ -84,7 +85,7 @@ def noised(config: Config, images: CleanImages, level: float) -> NoisedBatch:
     return NoisedBatch(images.x0, t, eps, images.y, scale)
 
 
-def time_of(config: DiffusionConfig, level: float) -> Times:
+def time_of(config: DiffusionConfig, level: float) -> Num[Array, "*k"]:
     """The time at which sigma / alpha is the closest to a noise level."""
     if config.process == "gaussian":
         process, steps = create_process(config), jnp.arange(config.num_steps)

@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image, ImageDraw, ImageFont
 
+from diffussm_jax.shapes import ceil_div
+
 Picture = Image.Image
-Values = Float[np.ndarray, "..."]
+Values = Shaped[np.ndarray, "..."]
+Number = int | float
 
 INK, GREY, PALE = "#1d2433", "#98a2b3", "#e4e7ec"
 CYCLE = ("#3b4cc0", "#e4761b", "#2a9d58", "#b5338a", "#6b7280", "#c9a400", "#1aa3b8", "#a33a2c")
@@ -29,7 +32,7 @@ class Axes(NamedTuple):
     is_y_log: bool = False
 
 
-def colours(values: Values, low: float, high: float) -> np.ndarray:
+def colours(values: Values, low: Number, high: Number) -> np.ndarray:
     """The colours of values from `low` to `high`, uint8 [... 3]."""
     share = np.clip((np.nan_to_num(values) - low) / max(high - low, 1e-30), 0, 1)
     steps = np.linspace(0, 1, len(_VIRIDIS))
@@ -73,11 +76,11 @@ def heat_maps(
 
 
 def curves(
-    lines: Mapping[str, tuple[Sequence[float] | Values, Sequence[float] | Values]],
+    lines: Mapping[str, tuple[Sequence[Number] | Values, Sequence[Number] | Values]],
     axes: Axes,
     *,
     title: str = "",
-    level: float | None = None,
+    level: Number | None = None,
     size: tuple[int, int] = (400, 260),
 ) -> Picture:
     """Draw named curves, each of (x, y), and a dashed line at y = `level`."""
@@ -100,17 +103,18 @@ def points(
     title: str = "",
     size: tuple[int, int] = (400, 260),
 ) -> Picture:
-    """Draw named clouds of points, each of (x, y), the first of several in grey.
+    """Draw named clouds of points, each of (x, y), of which the first are larger and grey.
 
-    Of more than 2,000 points some are left out.
+    Of a cloud of more than 1,000 points some are left out.
     """
     named = {name: _finite(x, y, axes) for name, (x, y) in clouds.items()}
     palette = (GREY, *CYCLE) if len(named) > 1 else CYCLE
     picture, draw, place = _frame(named, palette, axes, title, None, size)
     for colour, cloud in zip(palette, named.values()):
-        for point in cloud[:: max(1, len(cloud) // 2000)]:
+        radius = 3 if colour == GREY else 1
+        for point in cloud[:: ceil_div(max(len(cloud), 1), 1000)]:
             x, y = place(*point)
-            draw.ellipse((x - 1.5, y - 1.5, x + 1.5, y + 1.5), fill=colour)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
     return picture
 
 
@@ -136,7 +140,7 @@ def text_width(text: str) -> float:
 
 
 def write(
-    draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, anchor: str, colour: str = INK
+    draw: ImageDraw.ImageDraw, at: tuple[Number, Number], text: str, anchor: str, colour: str = INK
 ) -> None:
     """Write a text at a point, anchored as Pillow says: `mm` is its middle."""
     draw.text(at, text, fill=colour, font=_font(), anchor=anchor)
@@ -146,7 +150,7 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_FONT_SIZE)
 
 
-def _finite(x: Sequence[float] | Values, y: Sequence[float] | Values, axes: Axes) -> np.ndarray:
+def _finite(x: Sequence[Number] | Values, y: Sequence[Number] | Values, axes: Axes) -> np.ndarray:
     """The points (x, y) that the axes can show, [num 2]."""
     pairs = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], axis=-1)
     shown = np.isfinite(pairs).all(axis=1)
@@ -160,7 +164,7 @@ def _frame(
     palette: Sequence[str],
     axes: Axes,
     title: str,
-    level: float | None,
+    level: Number | None,
     size: tuple[int, int],
 ) -> tuple[Picture, ImageDraw.ImageDraw, Callable[[float, float], tuple[float, float]]]:
     """A picture with axes and a legend, and the function from values to its pixels."""
@@ -190,7 +194,7 @@ def _frame(
 
 
 def _axis(
-    values: np.ndarray, start: float, end: float, is_log: bool
+    values: np.ndarray, start: Number, end: Number, is_log: bool
 ) -> tuple[Callable[[float], float], list[float]]:
     """The function from values to pixels between `start` and `end`, and round values to mark."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)
@@ -204,6 +208,7 @@ def _axis(
     if not is_log:
         step = 10 ** math.floor(math.log10((high - low) / 2))
         step *= next(f for f in (0.5, 1, 2, 5) if (high - low) / (step * f) <= 5)
+        step = max(step, 1) if (values == values.round()).all() else step  # numbers of layers
         ticks = list(np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step)
 
     def place(value: float) -> float:

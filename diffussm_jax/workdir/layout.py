@@ -5,6 +5,7 @@ data.json               what the images are and the names of their classes, writ
 checkpoints/<step>/     what a run resumes from
 metrics.jsonl           one line per log event; TensorBoard events beside it
 samples/                grids of the training run and what --mode=sample draws
+inspect/                what --mode=inspect measures and draws
 .lock                   names the process that trains here, while it does
 """
 
