@@ -109,7 +109,7 @@ def _filters(report: Report, drawn: dict[int, Report]) -> Iterator[Figure]:
     axes = Axes("decay (tokens)", "radians per token", is_x_log=True)
     charts = [
         points(
-            {when: x.reshape(-1, 2).T for when, x in layer["scales"].items()},
+            {when: x.reshape(-1, 2) for when, x in layer["scales"].items()},
             axes,
             title=f"layer {number}",
         )

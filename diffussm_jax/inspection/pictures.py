@@ -97,7 +97,7 @@ def curves(
 
 
 def points(
-    clouds: Mapping[str, tuple[Values, Values]],
+    clouds: Mapping[str, Float[np.ndarray, "num 2"]],
     axes: Axes,
     *,
     title: str = "",
@@ -107,7 +107,7 @@ def points(
 
     Of a cloud of more than 1,000 points some are left out.
     """
-    named = {name: _finite(x, y, axes) for name, (x, y) in clouds.items()}
+    named = {name: _finite(*cloud.T, axes) for name, cloud in clouds.items()}
     palette = (GREY, *CYCLE) if len(named) > 1 else CYCLE
     picture, draw, place = _frame(named, palette, axes, title, None, size)
     for colour, cloud in zip(palette, named.values()):
@@ -166,7 +166,7 @@ def _frame(
     title: str,
     level: Number | None,
     size: tuple[int, int],
-) -> tuple[Picture, ImageDraw.ImageDraw, Callable[[float, float], tuple[float, float]]]:
+) -> tuple[Picture, ImageDraw.ImageDraw, Callable[[Number, Number], tuple[float, float]]]:
     """A picture with axes and a legend, and the function from values to its pixels."""
     picture, draw = blank(size)
     clouds = list(named.values())
@@ -195,7 +195,7 @@ def _frame(
 
 def _axis(
     values: np.ndarray, start: Number, end: Number, is_log: bool
-) -> tuple[Callable[[float], float], list[float]]:
+) -> tuple[Callable[[Number], float], list[float]]:
     """The function from values to pixels between `start` and `end`, and round values to mark."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (1.0, 1.0)
     if is_log:
@@ -209,9 +209,10 @@ def _axis(
         step = 10 ** math.floor(math.log10((high - low) / 2))
         step *= next(f for f in (0.5, 1, 2, 5) if (high - low) / (step * f) <= 5)
         step = max(step, 1) if (values == values.round()).all() else step  # numbers of layers
-        ticks = list(np.arange(math.ceil(low / step), math.floor(high / step) + 1) * step)
+        first, last = math.ceil(low / step), math.floor(high / step)
+        ticks = [float(i * step) for i in range(first, last + 1)]
 
-    def place(value: float) -> float:
+    def place(value: Number) -> float:
         share = ((math.log10(value) if is_log else value) - low) / (high - low)
         return start + share * (end - start)
 

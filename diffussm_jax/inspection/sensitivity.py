@@ -50,7 +50,9 @@ def sensitivity(
     return jnp.moveaxis(jnp.sqrt(squares), 0, -1)
 
 
-def summary(s: Sensitivity, squares: Float[np.ndarray, "i s"], *, middle: int) -> dict[str, Any]:
+def summary(
+    s: Float[Array | np.ndarray, "b i s"], squares: Float[np.ndarray, "i s"], *, middle: int
+) -> dict[str, Any]:
     """What a report says of S: incoming mass, its variance over images, the effective field.
 
     Args:
