@@ -107,7 +107,7 @@ def points(
 
     Of a cloud of more than 1,000 points some are left out.
     """
-    named = {name: _finite(*cloud.T, axes) for name, cloud in clouds.items()}
+    named = {name: _finite(cloud[:, 0], cloud[:, 1], axes) for name, cloud in clouds.items()}
     palette = (GREY, *CYCLE) if len(named) > 1 else CYCLE
     picture, draw, place = _frame(named, palette, axes, title, None, size)
     for colour, cloud in zip(palette, named.values()):
