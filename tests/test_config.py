@@ -241,6 +241,7 @@ GIVEN = {
     "model.attention_implementation": ("flash", "flash"),
     "model.mixers": (("s4d", "attention"), "s4d,attention"),
     "sample.dtype": ("float32", "float32"),
+    "inspect.layers": ((0, 3), "0,3"),
     "evaluate.preset": ("fast", "fast"),
 }
 OPTIONAL = [name for name in field_names(Config) if type(None) in get_args(hint_of(name))]
