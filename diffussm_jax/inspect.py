@@ -43,8 +43,8 @@ def inspect(config: Config, workdir: Path) -> None:
     """
     folder = workdir / FOLDER
     options = config.sample
-    model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
     require_only(folder, _is_ours, named=str(folder))
+    model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
     with held(folder, named=str(folder)):
         report, pictures = _inspect(config, model)
         if config.inspect.distance:

@@ -35,7 +35,8 @@ def test_a_run_and_its_page(trained, tiny_config, tmp_path):
     assert {path.stem for path in folder.glob("*.png")} == {name for name, _ in shown}
     for name, data in shown:
         assert (folder / f"{name}.png").read_bytes() == base64.b64decode(data)
-        assert Image.open(folder / f"{name}.png").size[0] > 100
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.size[0] > 100
     (folder / "mine.txt").write_text("x")
     line = error_of(lambda: inspect(merge(tiny_config, {"inspect": QUICK}), run))
     assert "holds 'mine.txt'" in line
