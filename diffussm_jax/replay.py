@@ -17,12 +17,13 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_text
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import LAYERS, make_mesh
-from diffussm_jax.training.objective import make_objective, noise_batch
+from diffussm_jax.training.objective import Frozen, make_objective, noise_batch
 from diffussm_jax.training.origin import find_origin
 from diffussm_jax.training.state import TrainState, abstract_model, abstract_state
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.dump import Dump, read_newest
+from diffussm_jax.workdir.teacher import in_the_loss, open_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def replay(config: Config, workdir: Path) -> None:
     layout.require_same_model(workdir, config)
     state = _restore(config, dump)
     lines = []
-    for line in _report(config, dump, state):
+    for line in _report(config, workdir, dump, state):
         logger.info("%s", line)
         lines.append(line)
     path = dump.folder / REPORT_FILE
@@ -71,7 +72,7 @@ def _restore(config: Config, dump: Dump) -> TrainState:
     return saved.state
 
 
-def _report(config: Config, dump: Dump, state: TrainState) -> Iterator[str]:
+def _report(config: Config, workdir: Path, dump: Dump, state: TrainState) -> Iterator[str]:
     yield f"{dump.folder}: {dump.error}"
     yield from _differences(config, dump.config)
     yield from _arrays("parameters", state.params)
@@ -79,7 +80,7 @@ def _report(config: Config, dump: Dump, state: TrainState) -> Iterator[str]:
     key = jax.random.fold_in(jax.random.key(dump.config.seed), dump.step - 1)
     batch = jax.tree.map(jnp.asarray, dump.batch)
     noised = noise_batch(config, key, batch, dump.config.training.label_dropout)
-    loss_of = _loss_of_one(config, state)
+    loss_of = _loss_of_one(config, workdir, state)
     grads, bad = _sum_gradients(loss_of, state.params, noised)
     yield from _arrays("gradients", grads)
     yield from _examples(dump, noised, bad)
@@ -98,13 +99,18 @@ def _report(config: Config, dump: Dump, state: TrainState) -> Iterator[str]:
     yield f"the first such value on the way to {where} of example {dump.indices[row]}: {origin}"
 
 
-def _loss_of_one(config: Config, state: TrainState) -> Callable[[dict, NoisedBatch], jax.Array]:
+def _loss_of_one(
+    config: Config, workdir: Path, state: TrainState
+) -> Callable[[dict, NoisedBatch], jax.Array]:
     """The loss of a batch of one example, as a function of the parameters."""
     graphdef, _ = abstract_model(config, stack="xla")  # an origin is one of its operations
-    objective = make_objective(config, graphdef)
+    mesh = make_mesh(devices=jax.local_devices()[:1])
+    teacher, teacher_params = in_the_loss(config, open_teacher(config, mesh, workdir))
+    objective = make_objective(config, graphdef, teacher)
+    frozen = Frozen(state.ema, teacher_params)
 
     def loss_of(params: dict, example: NoisedBatch) -> jax.Array:
-        return objective(params, state.ema, example, state.step)["loss"][0]
+        return objective(params, frozen, example, state.step)["loss"][0]
 
     return loss_of
 

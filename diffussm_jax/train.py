@@ -2,9 +2,9 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,16 +36,18 @@ from diffussm_jax.training.state import (
     init_state,
     stack_in_training,
 )
-from diffussm_jax.training.step import TrainStep, compile_train_step, make_eval_step
+from diffussm_jax.training.step import TrainStep, make_eval_step
 from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir import layout, same_data
 from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
 from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.ema_snapshots import save_snapshots
+from diffussm_jax.workdir.inheritance import inherit
 from diffussm_jax.workdir.init_from import init_from
 from diffussm_jax.workdir.leftovers import drop_after
 from diffussm_jax.workdir.ownership import claimed
 from diffussm_jax.workdir.record import make_record, require_same_position, warn_of_other_versions
+from diffussm_jax.workdir.teacher import Teacher, compile_step, facts_of, open_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ class Action(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that is set up: its data, its devices and its programs, but no state yet.
+    """A run that is set up: its data, devices, teacher and programs, but no state yet.
 
     Attributes:
         abstract: shape, type and sharding of each array of the state.
@@ -76,6 +78,7 @@ class Run:
     config: Config
     mesh: Mesh
     source: Source
+    teacher: Teacher | None
     abstract: TrainState
     train_step: TrainStep
     periodic: Sequence[Action]
@@ -105,8 +108,8 @@ def train(config: Config, workdir: Path) -> None:
         if is_first():
             drop_after(start_step, workdir)
         logger.info("\n%s", get_parameter_overview(run.abstract.params, include_stats=False))
-        num_examples = len(run.source)
-        log = stack.enter_context(TrainingLog(config, workdir, record, num_examples=num_examples))
+        log = TrainingLog(config, workdir, record, num_examples=len(run.source))
+        stack.enter_context(log)
         stack.enter_context(dump_at_nonfinite(config, workdir, run.source, lambda: state))
         batches = log.timed(batches_from(run, start_step))
 
@@ -138,19 +141,20 @@ def set_up(config: Config, workdir: Path) -> Run:
     source = _open_source_of_run(config, workdir)
     mesh = make_mesh(config.mesh)
     check_divides(config, mesh)
+    teacher = open_teacher(config, mesh, workdir)
     layout.begin(workdir, config)
     graphdef, _ = abstract_model(config, mesh, stack=stack_in_training(config))
     abstract = abstract_state(config, mesh)
-    train_step = compile_train_step(config, graphdef, abstract, mesh)
+    train_step = compile_step(config, graphdef, abstract, mesh, teacher)
     evaluate = make_evaluation(config, graphdef, mesh)
     if is_first():
-        same_data.begin_data_facts(workdir, source.facts)
+        same_data.begin_data_facts(workdir, source.facts | facts_of(teacher))
     periodic = [
         Action(config.training.eval_every, evaluate),
         *_drawing_actions(config, workdir, graphdef, mesh),
         *_snapshot_actions(config, workdir),
     ]
-    return Run(config, mesh, source, abstract, train_step, periodic)
+    return Run(config, mesh, source, teacher, abstract, train_step, periodic)
 
 
 def _open_source_of_run(config: Config, workdir: Path) -> Source:
@@ -191,6 +195,8 @@ def first_state(run: Run, checkpoints: Checkpoints) -> Saved:
     state = init()
     if config.training.init_from is not None:
         state = init_from(config, state, run.mesh, class_names=run.source.facts["class_names"])
+    elif run.teacher is not None:
+        state = inherit(config.model, state, run.teacher)
     return Saved(state, make_record(config, 0))
 
 
@@ -266,8 +272,7 @@ def _drawing_actions(
         return
     generator = Generator(config, graphdef, mesh, make_decoder(config, workdir, mesh))
     if training.sample_every is not None:
-        draw = functools.partial(_draw_grid, config, workdir, generator)
-        yield Action(training.sample_every, draw)
+        yield Action(training.sample_every, partial(_draw_grid, config, workdir, generator))
     if training.evaluate_every is not None:
         score = make_scorer(config, workdir, generator)
         yield Action(training.evaluate_every, lambda state, step: score(state.ema))
@@ -278,8 +283,7 @@ def _draw_grid(
 ) -> Scalars:
     images, labels = generator.draw(state.ema, config.sample)
     if is_first():
-        path = workdir / "samples" / f"step_{step:07d}.png"
-        save_grid(images, path, labels=labels)
+        save_grid(images, workdir / "samples" / f"step_{step:07d}.png", labels=labels)
     return {}
 
 
@@ -287,7 +291,7 @@ def _snapshot_actions(config: Config, workdir: Path) -> Iterator[Action]:
     """Snapshots of the power-function averages, if the config has any."""
     training = config.training
     if training.ema_lengths:
-        keep = functools.partial(_save_averages, workdir, training.ema_lengths)
+        keep = partial(_save_averages, workdir, training.ema_lengths)
         yield Action(training.ema_snapshot_every, keep)
 
 

@@ -20,7 +20,7 @@ from diffussm_jax.config.network import (
     ModelConfig,
     StackImplementation,
 )
-from diffussm_jax.config.objective import DiffusionConfig, GuidanceConfig
+from diffussm_jax.config.objective import DiffusionConfig, DistillConfig, GuidanceConfig
 from diffussm_jax.config.schema import (
     AutoencoderConfig,
     CheckpointConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "DataConfig",
     "DeltaGate",
     "DiffusionConfig",
+    "DistillConfig",
     "EvaluateConfig",
     "ExportConfig",
     "GuidanceConfig",

@@ -58,3 +58,24 @@ class GuidanceConfig:
     def is_folded(self) -> bool:
         """Whether there is any."""
         return self.scale != 1 or self.max_scale is not None
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+    """What a student learns from `training.teacher` (docs/distillation.md); unused without one."""
+
+    # Weights of two terms of the loss: the mean square error to the teacher's output, its variance
+    # included, and the relative one to its residual stream.
+    output: float = 1.0
+    features: float = 0.0
+    # Blocks after which the streams are compared, counted from 1; None is after every block.
+    blocks: tuple[int, ...] | None = None
+    # Whether each block is compared on the teacher's stream before it, not on the student's own.
+    teacher_forcing: bool = False
+    train: Literal["mixers", "all"] = "all"  # what gets updates
+    all_after: int | None = None  # updates after which `mixers` becomes `all`; None: never
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the loss has a term of the teacher."""
+        return self.output > 0 or self.features > 0

@@ -25,6 +25,8 @@ _MAY_BE_ZERO = {
     "diffusion.adaptive_power",
     "diffusion.share_r_below_t",
     "guidance.start_step",
+    "distill.output",
+    "distill.features",
     "data.num_classes",
     "data.workers",
     "data.pad",
@@ -62,6 +64,7 @@ def check(config: Config) -> None:
     _check_process(config)
     _check_sampling(config)
     _check_folded_guidance(config)
+    _check_distillation(config)
     _check_schedule(config)
     _check_averages(config)
     _check_labels(config)
@@ -232,6 +235,27 @@ def _check_folded_guidance(config: Config) -> None:
     require(fits, "sample.cfg_scale", demand, sample.cfg_scale)
     demand = "be None where guidance.max_scale is given: that model guides all channels"
     require(sample.cfg_channels is None, "sample.cfg_channels", demand, sample.cfg_channels)
+
+
+def _check_distillation(config: Config) -> None:
+    distill, model = config.distill, config.model
+    demand = "be None where distill.train is 'all'"
+    is_free = distill.train == "mixers" or distill.all_after is None
+    require(is_free, "distill.all_after", demand, distill.all_after)
+    if config.training.teacher is None:
+        return
+    demand = "be None under diffusion.process = 'mean_flow', whose loss takes the network's tangent"
+    require(config.diffusion.process != "mean_flow", "training.teacher", demand)
+    blocks = distill.blocks or ()
+    demand = f"be different numbers up to model.depth = {model.depth}"
+    fits = len(set(blocks)) == len(blocks) and max(blocks, default=1) <= model.depth
+    require(fits, "distill.blocks", demand, blocks)
+    demand = "be None or xla where distill.features is given: fused blocks show no streams"
+    is_free = not distill.features or model.stack_implementation != "pallas_tpu"
+    require(is_free, "model.stack_implementation", demand)
+    demand = "be 'all' for model.name = 'diffussm', whose block is its mixer"
+    is_free = distill.train == "all" or model.name == "dit"
+    require(is_free, "distill.train", demand, distill.train)
 
 
 def _check_schedule(config: Config) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Literal
 
 from diffussm_jax.config.network import ModelConfig
-from diffussm_jax.config.objective import DiffusionConfig, GuidanceConfig
+from diffussm_jax.config.objective import DiffusionConfig, DistillConfig, GuidanceConfig
 from diffussm_jax.config.paths import FilePath
 
 
@@ -90,6 +90,9 @@ class TrainingConfig:
     # A work directory or an export whose EMA weights the run begins with. Only a label table may
     # have another shape.
     init_from: FilePath | None = None
+    # A work directory or an export to learn from, as `distill` says. The run begins with what its
+    # EMA weights have in common with this model, unless init_from is given.
+    teacher: FilePath | None = None
     # What is done about a loss or gradient that is not finite; skip drops the step's update.
     on_nonfinite: Literal["stop", "skip"] = "skip"
     max_nonfinite: int = 10  # dropped updates in a row that stop the run
@@ -225,6 +228,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     guidance: GuidanceConfig = GuidanceConfig()
+    distill: DistillConfig = DistillConfig()
     data: DataConfig = DataConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

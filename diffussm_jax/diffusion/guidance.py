@@ -82,12 +82,17 @@ def told(model: Denoiser, scale: PerExample | float) -> Denoiser:
     """A model whose last condition is the scale of guidance that is folded into it."""
 
     def denoise(x_t: Images, t: Conditions, y: Labels | None) -> Array:
-        columns = t.astype(jnp.float32).reshape(len(t), -1)
-        # 1 / scale is between 0 and 1; times 4 it is in the range of a flow's times.
-        inverse = jnp.broadcast_to(4 / jnp.asarray(scale, jnp.float32), len(t))
-        return model(x_t, jnp.concatenate([columns, inverse[:, None]], axis=-1), y)
+        return model(x_t, with_scale(t, scale), y)
 
     return denoise
+
+
+def with_scale(t: Conditions, scale: PerExample | float) -> Conditions:
+    """The conditions of such a model: those of others, and the scale."""
+    columns = t.astype(jnp.float32).reshape(len(t), -1)
+    # 1 / scale is between 0 and 1; times 4 it is in the range of a flow's times.
+    inverse = jnp.broadcast_to(4 / jnp.asarray(scale, jnp.float32), len(t))
+    return jnp.concatenate([columns, inverse[:, None]], axis=-1)
 
 
 def draw_scale(config: GuidanceConfig, key: Key[Array, ""]) -> Float[Array, ""] | None:

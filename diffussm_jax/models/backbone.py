@@ -4,7 +4,7 @@ They differ in the block.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.layers import LabelEmbedding, Modulation, ScalarEmbedding, linear, modulate
 from diffussm_jax.ops.attention import SAVED_NAME
-from diffussm_jax.shapes import Condition, Conditions, Grid, Groups, Images, Labels
+from diffussm_jax.shapes import Condition, Conditions, Grid, Groups, Images, Labels, Streams
 
 REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_from_both_policies(
@@ -163,20 +163,55 @@ class Backbone(nnx.Module):
         if fused is not None:
             return fused.run(self.blocks, x, c)
 
-        def layer(x: Groups, block: nnx.Module) -> tuple[Groups, None]:
+        return self._scan(lambda x, block, _: (block(x, c, grid), None), x)[0]
+
+    def run_with_streams(
+        self, x: Groups, c: Condition, grid: Grid, forced: Streams | None = None
+    ) -> tuple[Groups, Streams]:
+        """Apply the blocks one after the other, and give x after each layer too.
+
+        Args:
+            forced: rows that each layer is also applied to; then these results are the streams.
+        """
+
+        def run(x: Groups, block: nnx.Module, forced: Streams | None) -> tuple[Groups, Streams]:
+            streams = []
+            for index, layer in enumerate(layers_of(block)):
+                x = layer(x, c, grid)
+                streams.append(x if forced is None else layer(forced[index], c, grid))
+            return x, jnp.stack(streams)
+
+        if forced is not None:
+            num_blocks = len(jax.tree.leaves(self.blocks)[0])
+            forced = forced.reshape(num_blocks, -1, *forced.shape[1:])
+        x, streams = self._scan(run, x, forced)
+        return x, streams.reshape(-1, *streams.shape[2:])
+
+    def _scan(
+        self, run: Callable[[Groups, Any, Any], tuple[Groups, Any]], x: Groups, inputs: Any = None
+    ) -> tuple[Groups, Any]:
+        """Run all blocks in a loop: `run` gets x, a block and its part of the inputs."""
+
+        def step(x: Groups, block_and_input: tuple[nnx.Module, Any]) -> tuple[Groups, Any]:
+            block, given = block_and_input
             if self.gather is not None:
                 block = self.gather(block)
-            return block(x, c, grid), None
+            return run(x, block, given)
 
         if self.config.remat != "none":
             # A rolled loop keeps the compiler from merging the recomputation away; an unrolled one
             # needs barriers.
-            layer = jax.checkpoint(
-                layer,
+            step = jax.checkpoint(
+                step,
                 prevent_cse=self.config.scan_unroll > 1,
                 policy=REMAT_POLICIES[self.config.remat],
             )
-        return jax.lax.scan(layer, x, self.blocks, unroll=self.config.scan_unroll)[0]
+        return jax.lax.scan(step, x, (self.blocks, inputs), unroll=self.config.scan_unroll)
+
+
+def layers_of(block: Any) -> Sequence[Any]:
+    """The layers of one round of the loop: a block, or those of a pattern."""
+    return getattr(block, "layers", [block])
 
 
 def group(x: Images, patch_size: int, m: int) -> Float[Array, "b j f"]:

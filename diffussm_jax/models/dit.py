@@ -91,9 +91,14 @@ class PatternBlock(nnx.Module):
         self.num_layers = len(config.pattern)
 
     def __call__(self, x: Groups, c: Condition, grid: Grid) -> Groups:
-        for index in range(self.num_layers):
-            x = getattr(self, layer_name(index))(x, c, grid)
+        for layer in self.layers:
+            x = layer(x, c, grid)
         return x
+
+    @property
+    def layers(self) -> list[TransformerBlock]:
+        """The blocks, one after the other."""
+        return [getattr(self, layer_name(index)) for index in range(self.num_layers)]
 
 
 def layer_name(index: int) -> str:

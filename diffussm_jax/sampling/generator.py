@@ -21,6 +21,7 @@ from diffussm_jax.sampling.inputs import image_labels
 from diffussm_jax.sampling.program import images_per_call, sampling_program, with_dtype_of
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.data_facts import read_data_facts
+from diffussm_jax.workdir.same_process import OF_THE_PROCESS, require_same
 from diffussm_jax.workdir.weights import Weights, load_weights
 
 Decoder = Callable[[jax.Array], jax.Array]
@@ -92,7 +93,9 @@ class Generator:
             return None
         if folder not in self._guides:
             guide = load_weights(Path(folder), mesh=self._mesh)
-            _require_same_process(self._config, guide.config, folder)
+            named = f"config.sample.autoguidance: {folder}"
+            mend = "use a worse version of the same model"
+            require_same(self._config, guide.config, OF_THE_PROCESS, named=named, mend=mend)
             self._guides[folder] = guide
         return self._guides[folder]
 
@@ -113,25 +116,3 @@ def _static_options(options: SampleConfig) -> SampleConfig:
     """Reset the options that are arguments of the program, so that it compiles once."""
     default, arguments = SampleConfig(), ("num", "batch_size", "seed", "labels", "classes")
     return dataclasses.replace(options, **{name: getattr(default, name) for name in arguments})
-
-
-def _require_same_process(config: Config, guide: Config, folder: str) -> None:
-    """Raise UserError unless a guide predicts what the model does."""
-    ours, theirs = (
-        {
-            "grid": c.grid,
-            "data.num_classes": c.data.num_classes,
-            "diffusion.process": c.diffusion.process,
-            "diffusion.num_steps": c.diffusion.num_steps,
-            "diffusion.schedule": c.diffusion.schedule,
-            "diffusion.prediction": c.diffusion.prediction,
-            "guidance.max_scale": c.guidance.max_scale,  # an input of the model
-        }
-        for c in (config, guide)
-    )
-    for name, value in ours.items():
-        if theirs[name] != value:
-            raise UserError(
-                f"config.sample.autoguidance: {folder} holds a run with {name} = {theirs[name]!r}, "
-                f"and the model has {value!r}: use a worse version of the same model"
-            )

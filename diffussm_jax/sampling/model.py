@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import logging
 import operator
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,6 @@ from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from diffussm_jax.autoencoder.weights import find_autoencoder, weights_sha256
@@ -33,7 +31,7 @@ from diffussm_jax.shapes import ceil_div
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.lock import held
-from diffussm_jax.workdir.weights import Weights, load_weights
+from diffussm_jax.workdir.weights import Weights, load_weights, params_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -211,12 +209,3 @@ def sampled(
         model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
         logger.info("sampling %d images from step %d", options.num, model.step)
         yield model.sample_to(folder, options)
-
-
-def params_sha256(params: dict) -> str:
-    """SHA-256 of parameters, of their names, shapes and bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(flatten_dict(params, sep=".").items()):
-        digest.update(f"{name} {leaf.shape}\n".encode())
-        digest.update(np.ascontiguousarray(leaf).data)
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,36 @@ from diffussm_jax.diffusion import create_process
 from diffussm_jax.diffusion.guidance import draw_scale, folded, told
 from diffussm_jax.diffusion.process import Denoiser, NoisedBatch, PerExample
 from diffussm_jax.shapes import Images
+from diffussm_jax.training.distillation import compare, weighted
 
 DeviceBatch = dict[str, Array]  # the arrays of a source's examples [b, ...], on the devices
 Losses = dict[str, PerExample]
-# Of (params, their EMA, the batch, the number of steps made) to the loss of each example.
-Objective = Callable[[dict, dict, NoisedBatch, int | Array], Losses]
 
 
-def make_objective(config: Config, graphdef: nnx.GraphDef) -> Objective:
-    """The loss that a config trains (`Process.losses`), with guidance folded in where it says so.
+class Frozen(NamedTuple):
+    """The parameters of networks that a loss compares with and that it does not train.
 
-    The EMA is what that guidance comes from; without it any value will do.
+    Attributes:
+        ema: the average of the parameters that are trained, which folded guidance comes from.
+        teacher: those of `training.teacher`; None without one.
+    """
+
+    ema: dict
+    teacher: dict | None = None
+
+
+# Of (params, those of frozen networks, the batch, the number of steps made) to the loss of each
+# example.
+Objective = Callable[[dict, Frozen, NoisedBatch, int | Array], Losses]
+
+
+def make_objective(
+    config: Config, graphdef: nnx.GraphDef, teacher: nnx.GraphDef | None = None
+) -> Objective:
+    """The loss that a config trains: `Process.losses`, to which guidance and a teacher add.
+
+    Args:
+        teacher: the structure of the teacher's network. None distills nothing.
     """
     process, guidance = create_process(config.diffusion), config.guidance
 
@@ -32,21 +52,30 @@ def make_objective(config: Config, graphdef: nnx.GraphDef) -> Objective:
         model = nnx.merge(graphdef, params)
         return model if scale is None else told(model, scale)
 
-    def objective(params: dict, ema: dict, batch: NoisedBatch, step: int | Array) -> Losses:
-        model = denoiser(params, batch.scale)
+    def correction(ema: dict, batch: NoisedBatch, step: int | Array) -> Images | None:
         if not guidance.is_folded:
-            return process.losses(model, batch)
+            return None
         scales = None  # with the label, and without: there is none to guide then
         if batch.scale is not None:
             scales = jnp.stack([batch.scale, jnp.ones_like(batch.scale)], axis=1).reshape(-1)
 
         def correct() -> Images:
-            teacher, null_label = denoiser(ema, scales), config.data.num_classes
-            return folded(guidance, process, teacher, batch, null_label=null_label)
+            guide, null_label = denoiser(ema, scales), config.data.num_classes
+            return folded(guidance, process, guide, batch, null_label=null_label)
 
         has_begun = step >= guidance.start_step
-        correction = jax.lax.cond(has_begun, correct, lambda: jnp.zeros_like(batch.x0))
-        return process.losses(model, batch, correction)
+        return jax.lax.cond(has_begun, correct, lambda: jnp.zeros_like(batch.x0))
+
+    def objective(params: dict, frozen: Frozen, batch: NoisedBatch, step: int | Array) -> Losses:
+        frozen = jax.lax.stop_gradient(frozen)
+        added = correction(frozen.ema, batch, step)
+        if teacher is None:
+            return process.losses(denoiser(params, batch.scale), batch, added)
+        student, guide = nnx.merge(graphdef, params), nnx.merge(teacher, frozen.teacher)
+        output, terms = compare(config.distill, process, student, guide, batch)
+        losses = process.losses(lambda *_: output, batch, added)
+        losses["loss"] = losses["loss"] + weighted(config.distill, terms)
+        return losses | terms
 
     return objective
 

@@ -1,13 +1,16 @@
-"""AdamW or Muon, with S4D's practice for the SSM: no weight decay, and a rate of its own."""
+"""AdamW or Muon, with S4D's practice for the SSM: no weight decay, and a rate of its own.
 
-from typing import Any
+While a student trains its mixers alone, all other parameters stay as they are.
+"""
+
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config, OptimizerConfig
+from diffussm_jax.config import Config, MixerName, OptimizerConfig
 from diffussm_jax.parallel.mesh import LAYERS
 from diffussm_jax.training.muon import scale_by_muon
 
@@ -34,9 +37,40 @@ def make_optimizer(config: Config, mesh: Mesh | None = None) -> optax.GradientTr
             optax.scale_by_learning_rate(learning_rate(config)),
         )
     by_group = optax.multi_transform(groups, lambda params: label_parameters(optimizer, params))
-    if optimizer.grad_clip is None:
+    if optimizer.grad_clip is not None:
+        by_group = optax.chain(optax.clip_by_global_norm(optimizer.grad_clip), by_group)
+    if not trains_mixers(config):
         return by_group
-    return optax.chain(optax.clip_by_global_norm(optimizer.grad_clip), by_group)
+    return _for_mixers(config, by_group)
+
+
+def _for_mixers(
+    config: Config, optimizer: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """An optimizer that moves the mixers alone, up to update `distill.all_after` if there is one.
+
+    The others' moments are kept from the start where they are going to be trained.
+    """
+    if (start := config.distill.all_after) is None:
+        others = optax.set_to_zero()
+        return optax.multi_transform({"mixer": optimizer, "other": others}, label_mixers)
+    others = optax.scale_by_schedule(lambda count: jnp.where(count < start, 0.0, 1.0))
+    gate = optax.multi_transform({"mixer": optax.identity(), "other": others}, label_mixers)
+    return optax.chain(optimizer, gate)
+
+
+def trains_mixers(config: Config) -> bool:
+    """Whether a run is of a student that trains its mixers alone, at least at its start."""
+    return config.training.teacher is not None and config.distill.train == "mixers"
+
+
+def without_frozen(config: Config, grads: dict) -> dict:
+    """The gradients, with zeros for parameters that a run never trains."""
+    if not trains_mixers(config) or config.distill.all_after is not None:
+        return grads
+    return jax.tree.map(
+        lambda label, x: x if label == "mixer" else jnp.zeros_like(x), label_mixers(grads), grads
+    )
 
 
 def learning_rate(config: Config, multiplier: float = 1.0) -> optax.Schedule:
@@ -73,5 +107,16 @@ def label_parameters(config: OptimizerConfig, params: dict) -> dict:
             return "ssm"
         is_matrix = names[0] == LAYERS and names[-1] == "kernel" and array.shape[-2] > 1
         return "matrix" if is_matrix and config.name == "muon" else "dense"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def label_mixers(params: dict) -> dict:
+    """Label the parameters of mixers "mixer", and all others "other"."""
+    names = set(get_args(MixerName))
+
+    def label(path: tuple, _: Any) -> str:
+        is_mixer = not names.isdisjoint(getattr(key, "key", None) for key in path)
+        return "mixer" if is_mixer else "other"
 
     return jax.tree_util.tree_map_with_path(label, params)

@@ -94,9 +94,11 @@ def abstract_model(
 def stack_in_training(config: Config) -> StackImplementation | None:
     """The config's implementation of the stack of blocks, if it can be trained with.
 
-    The loss of a mean flow takes a derivative in forward mode, which the kernels do not have.
+    The loss of a mean flow takes a derivative in forward mode, which the kernels do not have, and
+    they do not show the streams that a teacher's are compared with.
     """
-    if config.diffusion.process == "mean_flow":
+    shows_streams = config.training.teacher is not None and config.distill.features > 0
+    if config.diffusion.process == "mean_flow" or shows_streams:
         return "xla"
     return config.model.stack_implementation
 

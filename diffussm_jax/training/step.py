@@ -15,40 +15,60 @@ from diffussm_jax.config import Config, TrainingConfig
 from diffussm_jax.diffusion.process import NoisedBatch
 from diffussm_jax.parallel.mesh import replicated
 from diffussm_jax.training import power_ema
-from diffussm_jax.training.objective import DeviceBatch, for_evaluation, make_objective, noise_batch
-from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.objective import (
+    DeviceBatch,
+    Frozen,
+    for_evaluation,
+    make_objective,
+    noise_batch,
+)
+from diffussm_jax.training.optimizer import make_optimizer, without_frozen
 from diffussm_jax.training.state import TrainState
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, DeviceBatch], tuple[TrainState, Metrics]]
+# Of (state, batch, the parameters of the teacher if the config has one).
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    config: Config, graphdef: nnx.GraphDef, optimizer: optax.GradientTransformation
+    config: Config,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    teacher: nnx.GraphDef | None = None,
 ) -> TrainStep:
     """The update of a step: loss, optimizer, EMA.
 
     Randomness is a function of (seed, step, index in the batch). The update of a step whose loss or
     gradient is not finite is dropped.
+
+    Args:
+        teacher: the structure of the teacher's network; the step then takes its parameters.
     """
     decay, widths = config.training.ema_decay, config.training.ema_lengths
 
-    objective = make_objective(config, graphdef)
+    objective = make_objective(config, graphdef, teacher)
 
     @functools.partial(jax.grad, has_aux=True)
-    def gradient(params: dict, state: TrainState, batch: NoisedBatch) -> tuple[Array, Metrics]:
-        losses = objective(params, state.ema, batch, state.step)
+    def gradient(
+        params: dict, frozen: Frozen, batch: NoisedBatch, step: Array
+    ) -> tuple[Array, Metrics]:
+        losses = objective(params, frozen, batch, step)
         means = jax.tree.map(jnp.mean, losses)
         return means["loss"], means
 
-    def train_step(state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: DeviceBatch, teacher_params: dict | None = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         noised = noise_batch(config, key, batch, config.training.label_dropout)
         grads, metrics = _mean_over_microbatches(
-            lambda part: gradient(state.params, state, part),
+            lambda part: gradient(
+                state.params, Frozen(state.ema, teacher_params), part, state.step
+            ),
             noised,
             config.training.num_microbatches,
         )
+        grads = without_frozen(config, grads)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, state.ema, params)
@@ -67,10 +87,14 @@ def make_train_step(
 
 
 def compile_train_step(
-    config: Config, graphdef: nnx.GraphDef, abstract: TrainState, mesh: Mesh
+    config: Config,
+    graphdef: nnx.GraphDef,
+    abstract: TrainState,
+    mesh: Mesh,
+    teacher: nnx.GraphDef | None = None,
 ) -> TrainStep:
     """The jitted train step: the state stays where `abstract` has it and is updated in place."""
-    step = make_train_step(config, graphdef, make_optimizer(config, mesh))
+    step = make_train_step(config, graphdef, make_optimizer(config, mesh), teacher)
     shardings = jax.tree.map(lambda a: a.sharding, abstract)
     return jax.jit(step, out_shardings=(shardings, replicated(mesh)), donate_argnums=0)
 
@@ -115,7 +139,7 @@ def make_eval_step(
     def eval_step(params: dict, batch: DeviceBatch, index: Array) -> Metrics:
         key = jax.random.fold_in(jax.random.key(config.seed), index)
         noised = noise_batch(config, key, batch, 0.0)
-        losses = objective(params, params, noised, config.training.num_steps)
+        losses = objective(params, Frozen(params), noised, config.training.num_steps)
         return jax.tree.map(jnp.mean, losses)
 
     return eval_step

@@ -28,6 +28,7 @@ class Outcome(enum.Enum):
 
     LOADED = "loaded"
     ADDED = "added, starts at zero"
+    NEW = "starts anew"
     REINITIALISED = "re-initialised"
     LEFT_OUT = "left out"
     REFUSED = "refused"
@@ -73,6 +74,11 @@ def init_from(
     _report_differences(config, weights.config)
     loaded = [name for name, x in verdicts.items() if x.outcome is Outcome.LOADED]
     params = unflatten_dict(ours | {name: theirs[name] for name in loaded}, sep=".")
+    return starting_from(state, params)
+
+
+def starting_from(state: TrainState, params: dict) -> TrainState:
+    """A new state that starts from other parameters, and its averages with them."""
     # Each gets buffers of its own, because the train step donates them all.
     copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
     averages = tuple(copy(params) for _ in state.averages)

@@ -10,6 +10,7 @@ README.md           a model card
 """
 
 import dataclasses
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from diffussm_jax.config import Config, to_json
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import read_tensors, require_only, sha256_of, write_json, write_text
-from diffussm_jax.parallel.feed import localize, place
+from diffussm_jax.parallel.feed import localize, place, to_host
 from diffussm_jax.parallel.mesh import make_mesh, state_shardings
 from diffussm_jax.training.state import abstract_model, abstract_state
 from diffussm_jax.workdir import ema_snapshots, layout
@@ -137,6 +138,18 @@ def load_export(folder: str | Path) -> Weights:
     require_same_tensors(tensors, flatten_dict(shapes, sep="."), folder / layout.WEIGHTS_FILE)
     params = unflatten_dict(tensors, sep=".")
     return Weights(config, params, step, read_data_facts(folder).class_names)
+
+
+def params_sha256(params: dict) -> str:
+    """SHA-256 of parameters, of their names, shapes and bytes, in hexadecimal.
+
+    Every process that has a part of them must call it.
+    """
+    digest = hashlib.sha256()
+    for name, leaf in sorted(flatten_dict(params, sep=".").items()):
+        digest.update(f"{name} {leaf.shape}\n".encode())
+        digest.update(np.ascontiguousarray(to_host(leaf)).data)
+    return digest.hexdigest()
 
 
 def require_same_tensors(

@@ -1,0 +1,121 @@
+"""What a student takes over from its teacher: every parameter that has its name and shape.
+
+Parameters of the blocks are compared layer by layer, as `blocks.3.attention.qkv.kernel`, so that a
+teacher and a student may have different patterns of mixers.
+"""
+
+import logging
+import re
+from collections import defaultdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from diffussm_jax.config import ModelConfig
+from diffussm_jax.models.dit import layer_name
+from diffussm_jax.parallel.mesh import LAYERS
+from diffussm_jax.training.state import TrainState
+from diffussm_jax.workdir.init_from import Outcome, Verdict, starting_from
+from diffussm_jax.workdir.teacher import Teacher
+
+logger = logging.getLogger(__name__)
+
+# The last layer of a mixer, and of a block of DiffuSSM, which is a mixer as a whole.
+_LAST_LAYER = re.compile(rf"({LAYERS}\.\d+\.(?:\w+\.)?)(?:out|w3)\.(?:kernel|bias)")
+
+
+def inherit(model: ModelConfig, state: TrainState, teacher: Teacher) -> TrainState:
+    """Replace parameters and averages of a new state by those of the teacher, where they fit.
+
+    What becomes of each is logged. A mixer that is not the teacher's as a whole starts with an
+    output of zero, so that its block is the teacher's without a mixer; all else that is new keeps
+    its initial values.
+
+    Args:
+        model: the student's.
+    """
+    ours, theirs = (
+        jax.eval_shape(lambda params, c=config: by_layer(c, params), params)
+        for config, params in ((model, state.params), (teacher.config.model, teacher.params))
+    )
+    verdicts = judge(ours, theirs)
+    _report(verdicts)
+
+    def merge(params: dict, taught: dict) -> dict:
+        mine, others = by_layer(model, params), by_layer(teacher.config.model, taught)
+        for name, verdict in verdicts.items():
+            if verdict.outcome is Outcome.LOADED:
+                mine[name] = others[name]
+            elif verdict.outcome is Outcome.ADDED:
+                mine[name] = jnp.zeros_like(mine[name])
+        return stacked(model, mine)
+
+    places = jax.tree.map(lambda x: x.sharding, state.params)
+    params = jax.jit(merge, out_shardings=places)(state.params, teacher.params)
+    return starting_from(state, params)
+
+
+def judge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Verdict]:
+    """What becomes of each parameter, by its name in one layer."""
+    verdicts = {}
+    for name in ours.keys() | theirs.keys():
+        here, there = (list(x[name].shape) if name in x else "missing" for x in (ours, theirs))
+        if here == there:
+            verdicts[name] = Verdict(Outcome.LOADED)
+        elif name not in ours:
+            verdicts[name] = Verdict(Outcome.LEFT_OUT)
+        else:
+            reason = "" if name not in theirs else f"{there} there and {here} here"
+            verdicts[name] = Verdict(Outcome.NEW, reason)
+    for name in ours:
+        if last := _LAST_LAYER.fullmatch(name):
+            mixer = (x for other, x in verdicts.items() if other.startswith(last[1]))
+            if any(x.outcome in (Outcome.NEW, Outcome.ADDED) for x in mixer):
+                verdicts[name] = Verdict(Outcome.ADDED)
+    return dict(sorted(verdicts.items()))
+
+
+def by_layer(model: ModelConfig, params: dict) -> dict[str, Any]:
+    """Parameters by their dotted names, those of the blocks as `blocks.<layer>.<name>`."""
+    num, named = len(model.pattern), {}
+    for name, array in flatten_dict(params, sep=".").items():
+        if not name.startswith(f"{LAYERS}."):
+            named[name] = array
+            continue
+        rest, first = name.removeprefix(f"{LAYERS}."), 0
+        if num > 1:
+            first = next(k for k in range(num) if rest.startswith(f"{layer_name(k)}."))
+            rest = rest.removeprefix(f"{layer_name(first)}.")
+        for index in range(len(array)):
+            named[f"{LAYERS}.{index * num + first}.{rest}"] = array[index]
+    return named
+
+
+def stacked(model: ModelConfig, named: dict[str, Any]) -> dict:
+    """Inverse of `by_layer`."""
+    num, others = len(model.pattern), {}
+    layers: dict[str, dict[int, Any]] = defaultdict(dict)
+    for name, array in named.items():
+        if not name.startswith(f"{LAYERS}."):
+            others[name] = array
+            continue
+        _, layer, rest = name.split(".", 2)
+        place = rest if num == 1 else f"{layer_name(int(layer) % num)}.{rest}"
+        layers[f"{LAYERS}.{place}"][int(layer)] = array
+    stacks = {name: jnp.stack([x[i] for i in sorted(x)]) for name, x in layers.items()}
+    return unflatten_dict(others | stacks, sep=".")
+
+
+def _report(verdicts: dict[str, Verdict]) -> None:
+    """Log the verdicts, one line for the layers of a block that share one."""
+    layers: dict[tuple[str, Verdict], list[int]] = defaultdict(list)
+    for name, verdict in verdicts.items():
+        parts = name.split(".", 2)
+        is_layer = parts[0] == LAYERS
+        key = f"{LAYERS}.{parts[2]}" if is_layer else name
+        layers[key, verdict] += [int(parts[1])] if is_layer else []
+    for (name, verdict), numbers in layers.items():
+        of = f", layers {', '.join(map(str, sorted(numbers)))} (from 0)" if numbers else ""
+        logger.info("  %s%s: %s", name, of, verdict)
