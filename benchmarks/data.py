@@ -22,8 +22,8 @@ from PIL import Image
 
 from diffussm_jax.config import Config, from_dict
 from diffussm_jax.data import latents, transforms
+from diffussm_jax.data.latent_shards import write_shard
 from diffussm_jax.data.pipeline import open_source, train_batches
-from diffussm_jax.encode import write_shard
 from diffussm_jax.parallel.feed import prefetch, shard_batch
 from diffussm_jax.parallel.mesh import make_mesh
 

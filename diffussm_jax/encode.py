@@ -1,7 +1,5 @@
 """`--mode=encode`: images to cached latents, once, in shards that survive a kill."""
 
-import dataclasses
-import functools
 import itertools
 import json
 import logging
@@ -13,13 +11,13 @@ from typing import Any
 import grain
 import jax
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from diffussm_jax.autoencoder.on_mesh import Autoencoder
 from diffussm_jax.config import Config
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.data.faults import BadRecordError, Faults
+from diffussm_jax.data.latent_shards import Sides, finish, shard_name, summary_path, write_shard
 from diffussm_jax.data.latents import (
     CACHE_MANIFEST,
     Shard,
@@ -34,7 +32,7 @@ from diffussm_jax.data.pipeline import read_options
 from diffussm_jax.data.sources import ImageSource, open_images
 from diffussm_jax.data.transforms import describe_crop
 from diffussm_jax.errors import Preempted, UserError
-from diffussm_jax.files import replacing, require_only, sha256_of, write_json, writing_to
+from diffussm_jax.files import require_only, sha256_of, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
@@ -43,12 +41,7 @@ from diffussm_jax.workdir.lock import held, is_lock
 
 logger = logging.getLogger(__name__)
 
-# One record a chunk, so that reading one decompresses nothing else; moments do not compress.
-WRITER_OPTIONS = "group_size:1,uncompressed"
-
 _FIELD = "config.data.latents_dir"
-
-Sides = tuple[bytes, bytes]  # the records of an image and of its mirror
 
 
 def encode(config: Config) -> None:
@@ -99,7 +92,7 @@ def _encode_to(
     faults = Faults(config.data.on_error, num_records=len(source))
     mine = range(jax.process_index(), num_shards, jax.process_count())
     for number in tqdm(mine, desc=f"encoding {split}", disable=not sys.stderr.isatty()):
-        path = folder / f"moments-{number:05d}-of-{num_shards:05d}.array_record"
+        path = folder / shard_name(number, num_shards)
         if _is_finished(path):
             continue
         logger.info("encoding shard %d of %d of %s", number + 1, num_shards, split)
@@ -108,7 +101,10 @@ def _encode_to(
         write_shard(path, _until(notice, records, folder))
     wait_for_all(f"encoded {split}")
     if is_first():
-        _finish(folder, facts, len(source))
+        num_images = finish(folder, facts, num_source=len(source))
+        logger.info("latents of %d images are in %s", num_images, folder)
+        if num_images < len(source):
+            logger.warning("%d images were skipped", len(source) - num_images)
 
 
 def _until(notice: PreemptionNotice, records: Iterator[Sides], folder: Path) -> Iterator[Sides]:
@@ -196,31 +192,12 @@ def _pack(
             faults.note(index, BadRecordError(text))
 
 
-def write_shard(path: Path, records: Iterator[Sides]) -> None:
-    """Write a shard and its summary. The shard's name appears when both are complete."""
-    with replacing(path) as temporary:
-        writing = functools.partial(writing_to, path, field=_FIELD)
-        with writing():
-            writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-        num_images = 0
-        for sides in records:
-            with writing():
-                for record in sides:
-                    writer.write(record)
-            num_images += 1
-        with writing():
-            writer.close()
-            num_bytes = temporary.stat().st_size
-            shard = Shard(path.name, num_images, num_bytes, sha256_of(temporary))
-            write_json(_summary_path(path), dataclasses.asdict(shard))
-
-
 def _is_finished(path: Path) -> bool:
     """Whether a shard exists and has the checksum that was noted when it was written."""
     if not path.exists():
         return False
     try:
-        noted = read_as(_summary_path(path), Shard).sha256
+        noted = read_as(summary_path(path), Shard).sha256
     except (OSError, UserError):
         noted = None
     if noted != sha256_of(path):
@@ -229,27 +206,5 @@ def _is_finished(path: Path) -> bool:
     return True
 
 
-def _finish(folder: Path, facts: dict[str, Any], num_source: int) -> None:
-    """List the shards in the manifest, which completes the cache: training reads no other."""
-    summaries = sorted(folder.glob("moments-*.json"))
-    shards = [shard for path in summaries if (shard := read_as(path, Shard)).num_images]
-    num_images = sum(shard.num_images for shard in shards)
-    num_skipped = num_source - num_images
-    manifest = facts | {
-        "num_images": num_images,
-        "num_skipped": num_skipped,
-        "shards": [dataclasses.asdict(shard) for shard in shards],
-    }
-    with writing_to(folder, field=_FIELD):
-        write_json(folder / CACHE_MANIFEST, manifest)
-    logger.info("latents of %d images are in %s", num_images, folder)
-    if num_skipped:
-        logger.warning("%d images were skipped", num_skipped)
-
-
 def _has_shards(folder: Path) -> bool:
     return any(folder.glob("moments-*"))
-
-
-def _summary_path(path: Path) -> Path:
-    return path.with_suffix(".json")

@@ -76,11 +76,17 @@ def make_plan(config: Config, topology: str) -> Plan:
 
 
 def _plain(config: Config) -> Config:
-    """The config without what its objective adds to a plain one: a mean flow is a flow."""
+    """The config without what its objective adds to a plain one: a mean flow is a flow.
+
+    A student has no teacher, and so trains all of its parameters.
+    """
     diffusion = config.diffusion
     if diffusion.process == "mean_flow":
         diffusion = dataclasses.replace(diffusion, process="flow")
-    return dataclasses.replace(config, diffusion=diffusion, guidance=GuidanceConfig())
+    training = dataclasses.replace(config.training, teacher=None)
+    return dataclasses.replace(
+        config, diffusion=diffusion, guidance=GuidanceConfig(), training=training
+    )
 
 
 def _plan_training(config: Config, topology: str) -> Plan:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Float32, Int, Key, Num
 Images = Float[Array, "b h w c"]
 Tokens = Float[Array, "b l d"]
 Groups = Float[Array, "b j d"]
-Streams = Float[Array, "layers b j d"]  # the groups that each layer of a backbone writes
+Streams = Float[Array, "_ b j d"]  # groups between layers of a backbone, at several depths
 Condition = Float[Array, "b d"]
 Timesteps = Int[Array, " b"]
 Times = Num[Array, "b *k"]  # as a process draws them: a step, t in [0, 1], or (t, r)

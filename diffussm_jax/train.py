@@ -167,7 +167,7 @@ def _open_source_of_run(config: Config, workdir: Path) -> Source:
         layout.require_same_run(workdir, config)
         same_data.require_same_folder(workdir, config)
     source = open_source(config, config.data.split)
-    if isinstance(source, LatentSource) and is_first():
+    if isinstance(source, LatentSource) and source.is_encoded and is_first():
         mend = same_data.mend_of_run(workdir, source.fingerprint) if goes_on else None
         require_images_at_hand(config, config.data.split, source.fingerprint, mend=mend)
     if goes_on:

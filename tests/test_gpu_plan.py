@@ -40,7 +40,7 @@ def test_memory_is_the_compilers_own(tiny_config, tmp_path, capfd):
     (written,) = json.loads((tmp_path / "plan.json").read_text())
     assert tuple(written) == GPU_FIELDS
     gpu, mesh = chip_and_mesh(config, "l4:1")
-    step, state, batch = programs.train_step(config, mesh)
+    step, state, batch, _ = programs.train_step(config, mesh)
     memory = gpu_compiler.compile_lowered(gpu_compiler.lower(step, state, batch)).memory_analysis()
     assert written["temporary_gib"] * GIB == memory.temp_size_in_bytes
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

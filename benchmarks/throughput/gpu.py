@@ -140,7 +140,7 @@ class _Model:
 
     def training(self) -> Row:
         batch_size = self.config.training.batch_size
-        step, abstract, batch = programs.train_step(self.config, self.mesh)
+        step, abstract, batch, _ = programs.train_step(self.config, self.mesh)
         start = time.monotonic()
         compiled = step.lower(abstract, batch).compile()
         compile_s = time.monotonic() - start

@@ -121,7 +121,7 @@ def _add(row: Row, kind: str, config: Config, seconds: float, clock: str) -> Non
 
 def _training(config: Config) -> tuple[Any, Callable[[Any], Callable[[], Any]]]:
     """The compiled step, and a function from it to a call that trains on with one batch."""
-    step, abstract, batch = programs.train_step(config, _one_device())
+    step, abstract, batch, _ = programs.train_step(config, _one_device())
     compiled = step.lower(abstract, batch).compile()
 
     def start(compiled: Any) -> Callable[[], Any]:

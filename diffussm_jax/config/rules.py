@@ -193,6 +193,14 @@ def _check_sampling(config: Config) -> None:
     demand = f"be at most diffusion.num_steps = {diffusion.num_steps}"
     fits = diffusion.process != "gaussian" or sample.steps <= diffusion.num_steps
     require(fits, "sample.steps", demand, sample.steps)
+    demand = "be ('latents',) alone, where data.space is latents, or name outputs of images"
+    fits = "latents" not in sample.outputs or (
+        sample.outputs == ("latents",) and config.data.space == "latents"
+    )
+    require(fits, "sample.outputs", demand, sample.outputs)
+    demand = "not have 'classes' where data.num_classes is 0"
+    fits = "classes" not in sample.outputs or config.data.num_classes > 0
+    require(fits, "sample.outputs", demand, sample.outputs)
     is_guided, has_guide = sample.cfg_scale != 1, sample.autoguidance is not None
     can_be_guided = has_guide or config.data.num_classes > 0
     demand = "be 1 where data.num_classes is 0: guidance needs labels, or sample.autoguidance"

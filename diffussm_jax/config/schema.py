@@ -169,7 +169,9 @@ class SampleConfig:
     classes: tuple[int, ...] | None = None
     ema: bool = True  # whether to draw with the EMA parameters, not with those of the last step
     ema_length: float | None = None  # draws with the average of this width, made from snapshots
-    outputs: tuple[Literal["grid", "npz", "png"], ...] = ("grid", "npz")
+    # `classes` are PNGs in a folder of each class; `latents`, alone, are not decoded. Both are data
+    # to train on (docs/distillation.md).
+    outputs: tuple[Literal["grid", "npz", "png", "classes", "latents"], ...] = ("grid", "npz")
     seed: int = 0
 
 

@@ -28,6 +28,7 @@ from diffussm_jax.errors import UserError
 logger = logging.getLogger(__name__)
 
 CACHE_MANIFEST = "manifest.json"
+DRAWN = "drawn"  # among the facts of latents that a model drew: what made them
 # Fields that a cache and a config that trains from it must have in common.
 SHARED_FIELDS = (
     "data.name",
@@ -192,6 +193,11 @@ class LatentSource:
 
     def __len__(self) -> int:
         return len(self._records) // 2
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether these are latents of images, not those that a model drew."""
+        return DRAWN not in self.facts
 
     def example(self, index: int, *, mirrored: bool) -> Example:
         try:

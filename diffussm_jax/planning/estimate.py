@@ -58,12 +58,13 @@ def estimate(config: Config, topology: str) -> Plan:
     chip, mesh = chip_and_mesh(config, topology)
     work = multiply_adds(config).without_ssm
     logger.info("compiling the train step for %s, %s", topology, dict(mesh.shape))
-    step, state, batch = programs.train_step(config, mesh)
+    step, state, batch, teacher = programs.train_step(config, mesh)
     memory = Memory(
         hbm_gib=chip.usable_bytes / GIB,
         parameters_gib=_bytes_on_a_chip(state.params) / GIB,
         ema_gib=_bytes_on_a_chip((state.ema, state.averages)) / GIB,
         optimizer_gib=_bytes_on_a_chip(state.optimizer) / GIB,
+        teacher_gib=_bytes_on_a_chip(teacher) / GIB,
         card_gib=chip.memory_bytes / GIB if isinstance(chip, Gpu) else None,
     )
     plan = Plan(
@@ -79,7 +80,7 @@ def estimate(config: Config, topology: str) -> Plan:
         memory=memory,
         split_axes=split_axes(mesh, chip) if isinstance(chip, Chip) else None,
     )
-    compiled = compile_program(step, (state, batch), topology, mesh, chip, plan.batch_size)
+    compiled = compile_program(step, (state, batch, teacher), topology, mesh, chip, plan.batch_size)
     memory = dataclasses.replace(
         memory,
         needed_gib=compiled.needed_gib,

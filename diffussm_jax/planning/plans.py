@@ -22,6 +22,7 @@ FIELDS = (
     "parameters_gib",
     "ema_gib",
     "optimizer_gib",
+    "teacher_gib",
     "needed_gib",
     "fits_with",
     "temporary_gib",
@@ -64,6 +65,7 @@ class Memory:
     parameters_gib: float
     ema_gib: float
     optimizer_gib: float
+    teacher_gib: float = 0.0
     card_gib: float | None = None
     temporary_gib: float = 0.0
     total_gib: float = 0.0
@@ -229,8 +231,8 @@ class Plan:
             GPUs.
         bound: for GPUs; with the change `fits_with` if there is one.
         fits_with: the smallest change of the config that makes it fit.
-        plain_step_ms: of a step without an average velocity and folded guidance; 0 where the config
-            has neither.
+        plain_step_ms: of a step without an average velocity, folded guidance and a teacher; 0 where
+            the config has none of them.
     """
 
     topology: str

@@ -3,10 +3,11 @@
 Each is jitted and comes with abstract arguments, so that it can be lowered and compiled.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from diffussm_jax.config import Config, StackImplementation
@@ -20,6 +21,7 @@ from diffussm_jax.parallel.mesh import (
     num_batch_parts,
     replicated,
     split_over_batch,
+    state_shardings,
 )
 from diffussm_jax.sampling.program import images_per_call, sampling_program, with_dtype_of
 from diffussm_jax.training.state import (
@@ -29,19 +31,44 @@ from diffussm_jax.training.state import (
     stack_in_training,
 )
 from diffussm_jax.training.step import compile_train_step
+from diffussm_jax.workdir.teacher import read_teacher_config
 
 
-def train_step(config: Config, mesh: Mesh) -> tuple[Any, TrainState, dict[str, Any]]:
-    """The jitted step that training runs, and its abstract arguments: the state and a batch."""
-    rows = config.training.batch_size // config.training.num_microbatches
-    graphdef, _ = abstract_model(
+class TrainProgram(NamedTuple):
+    """The jitted step that training runs, and its abstract arguments; `teacher` may be None."""
+
+    step: Any
+    state: TrainState
+    batch: dict[str, Any]
+    teacher: dict | None
+
+
+def train_step(config: Config, mesh: Mesh) -> TrainProgram:
+    """The train step of a config on a mesh.
+
+    Raises:
+        UserError: the config of its teacher cannot be read, or does not fit.
+    """
+    graphdef, _ = _network(config, config, mesh)
+    state, structure, teacher = abstract_state(config, mesh), None, None
+    if config.training.teacher is not None and config.distill.is_compared:
+        structure, shapes = _network(config, read_teacher_config(config), mesh)
+        teacher = jax.tree.map(
+            lambda x, place: _array(x.shape, x.dtype, place), shapes, state_shardings(mesh, shapes)
+        )
+    step = compile_train_step(config, graphdef, state, mesh, structure)
+    return TrainProgram(step, state, _batch(config, mesh), teacher)
+
+
+def _network(run: Config, config: Config, mesh: Mesh) -> tuple[nnx.GraphDef, dict]:
+    """The network of a config, as it would be chosen for these chips in the step of a run."""
+    rows = run.training.batch_size // run.training.num_microbatches
+    return abstract_model(
         config,
         mesh,
         implementation=operator_on(config, mesh, rows),
         stack=stack_on(config, mesh, stack_in_training(config)),
     )
-    state = abstract_state(config, mesh)
-    return compile_train_step(config, graphdef, state, mesh), state, _batch(config, mesh)
 
 
 def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:

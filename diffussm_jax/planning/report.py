@@ -56,7 +56,8 @@ def _report_training(plan: Plan) -> list[str]:
     least = _report_bound(plan.bound, plan) if plan.bound else ()
     return [
         f"  fits: {memory.total_gib:.1f} of {_room(memory)}",
-        f"    parameters {parameters:.2f}, EMA {ema:.2f}, optimizer {optimizer:.2f}",
+        f"    parameters {parameters:.2f}, EMA {ema:.2f}, optimizer {optimizer:.2f}"
+        + (f", teacher {memory.teacher_gib:.2f}" if memory.teacher_gib else ""),
         f"    activations, gradients and other temporary arrays {memory.temporary_gib:.2f}",
         *time,
         *least,

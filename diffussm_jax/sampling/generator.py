@@ -16,7 +16,7 @@ from diffussm_jax.config import Config, SampleConfig
 from diffussm_jax.data.transforms import to_uint8
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.feed import split_rows, to_host
-from diffussm_jax.sampling.images import ImageArray, LabelArray
+from diffussm_jax.sampling.images import ImageArray, LabelArray, LatentArray
 from diffussm_jax.sampling.inputs import image_labels
 from diffussm_jax.sampling.program import images_per_call, sampling_program, with_dtype_of
 from diffussm_jax.training.state import abstract_model
@@ -25,6 +25,7 @@ from diffussm_jax.workdir.same_process import OF_THE_PROCESS, require_same
 from diffussm_jax.workdir.weights import Weights, load_weights
 
 Decoder = Callable[[jax.Array], jax.Array]
+Drawn = ImageArray | LatentArray
 
 
 def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
@@ -50,22 +51,22 @@ class Generator:
     """Draws images with given parameters, compiling once for each sampler and its options.
 
     Image i is a function of (seed, i), its label and the options alone, not of the batch size or
-    the devices.
+    the devices. Without `decode` latents are drawn.
     """
 
-    def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: Mesh, decode: Decoder):
+    def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: Mesh, decode: Decoder | None):
         self._config, self._graphdef, self._mesh = config, graphdef, mesh
         self._decode = decode
         self._programs: dict[SampleConfig, Callable[..., jax.Array]] = {}
         self._guides: dict[str, Weights] = {}
 
-    def draw(self, params: dict, options: SampleConfig) -> tuple[ImageArray, LabelArray | None]:
+    def draw(self, params: dict, options: SampleConfig) -> tuple[Drawn, LabelArray | None]:
         """The images that a sample section asks for, and their labels (None without classes)."""
         images = self.draw_range(params, options, range(options.num))
         num_classes = self._config.data.num_classes
         return images, image_labels(options, num_classes, np.arange(options.num))
 
-    def draw_range(self, params: dict, options: SampleConfig, indices: range) -> ImageArray:
+    def draw_range(self, params: dict, options: SampleConfig, indices: range) -> Drawn:
         """The images at consecutive indices."""
         size = images_per_call(options, self._mesh)
         run, guide = self._compile(_static_options(options)), self.guide(options)
@@ -79,8 +80,13 @@ class Generator:
             labels = image_labels(options, num_classes, batch)
             inputs = (split_rows(self._mesh, x) for x in (batch, labels))
             x0 = run(params, guide and guide.params, options.seed, *inputs)
-            images.append(to_uint8(to_host(self._decode(x0))))
+            images.append(self._finished(x0))
         return np.concatenate(images)[: len(indices)]
+
+    def _finished(self, x0: jax.Array) -> Drawn:
+        if self._decode is None:
+            return (to_host(x0) / self._config.autoencoder.scale).astype(np.float16)
+        return to_uint8(to_host(self._decode(x0)))
 
     def guide(self, options: SampleConfig) -> Weights | None:
         """The model that autoguidance moves away from, loaded onto this generator's mesh once.

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 from etils import epath
-from jaxtyping import Int, UInt8
+from jaxtyping import Float16, Int, UInt8
 from PIL import Image
 
 from diffussm_jax.files import replacing, require_only
 from diffussm_jax.shapes import ceil_div
 
 ImageArray = UInt8[np.ndarray, "b h w c"]
+LatentArray = Float16[np.ndarray, "b h w c"]  # as an autoencoder gives them, not yet scaled
 LabelArray = Int[np.ndarray, "b"]
 
 _GAP_COLOUR = 128  # neither the paper nor the ink of a digit
@@ -52,19 +53,39 @@ def is_numbered_png(name: str) -> bool:
     return re.fullmatch(r"\d{6,}\.png", name) is not None
 
 
-def save_pngs(batches: Iterable[np.ndarray], folder: Path) -> None:
+def is_class(name: str) -> bool:
+    """Whether a folder has a name that `save_pngs` gives to one of a class."""
+    return re.fullmatch(r"\d+", name) is not None
+
+
+def save_pngs(
+    batches: Iterable[np.ndarray],
+    folder: Path,
+    *,
+    labels: LabelArray | None = None,
+    num_classes: int = 0,
+) -> None:
     """Write each image as `000000.png`, `000001.png` ... into a folder that is replaced.
 
+    Args:
+        labels: with them each image goes into the folder of its class, `7` or `007`, so that these
+            are in the order of the labels.
+
     Raises:
-        UserError: the folder holds anything but such images.
+        UserError: the folder holds anything but such images, or such folders.
     """
     folder = folder.resolve()  # of a link, the folder that it leads to is replaced
     with replacing(folder) as temporary:
         shutil.rmtree(temporary, ignore_errors=True)  # of a job that was killed
-        temporary.mkdir(parents=True)
+        digits = len(str(num_classes - 1))
+        folders = [temporary / f"{label:0{digits}d}" for label in range(num_classes)]
+        for path in folders or [temporary]:
+            path.mkdir(parents=True)
         for index, image in enumerate(itertools.chain.from_iterable(batches)):
-            _picture(image).save(temporary / f"{index:06d}.png")
-        require_only(folder, is_numbered_png, named=str(folder))
+            parent = temporary if labels is None else folders[labels[index]]
+            _picture(image).save(parent / f"{index:06d}.png")
+        is_ours = is_numbered_png if labels is None else is_class
+        require_only(folder, is_ours, named=str(folder))
         if folder.exists():
             shutil.rmtree(folder)
 

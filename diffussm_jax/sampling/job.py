@@ -18,7 +18,7 @@ from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.files import replacing, require_only, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.preemption import PreemptionNotice
-from diffussm_jax.sampling.images import ImageArray, LabelArray
+from diffussm_jax.sampling.images import ImageArray, LabelArray, LatentArray
 from diffussm_jax.shapes import ceil_div
 from diffussm_jax.workdir.lock import is_lock
 
@@ -51,7 +51,7 @@ class Samples:
     facts: dict[str, Any]
     labels: LabelArray | None
 
-    def __iter__(self) -> Iterator[tuple[ImageArray, LabelArray | None]]:
+    def __iter__(self) -> Iterator[tuple[ImageArray | LatentArray, LabelArray | None]]:
         for part in ranges(self.num, self.range_size):
             labels = None if self.labels is None else self.labels[part.start : part.stop]
             yield np.load(_file(self.folder, part)), labels
@@ -78,7 +78,7 @@ class Samples:
 
 def draw_to(
     folder: Path,
-    draw_range: Callable[[range], ImageArray],
+    draw_range: Callable[[range], ImageArray | LatentArray],
     *,
     num: int,
     range_size: int,
@@ -169,7 +169,7 @@ def _is_of_a_job(name: str) -> bool:
     return is_range or visible == MANIFEST_FILE or is_lock(name)
 
 
-def _write(path: Path, images: ImageArray) -> None:
+def _write(path: Path, images: ImageArray | LatentArray) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, images)
 

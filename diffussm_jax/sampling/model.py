@@ -22,8 +22,7 @@ from diffussm_jax.config.paths import expand
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.settings import start_jax
-from diffussm_jax.sampling.generator import Generator, make_decoder
-from diffussm_jax.sampling.images import ImageArray
+from diffussm_jax.sampling.generator import Drawn, Generator, make_decoder
 from diffussm_jax.sampling.inputs import image_labels
 from diffussm_jax.sampling.job import Samples, draw_to
 from diffussm_jax.sampling.program import images_per_call
@@ -52,14 +51,14 @@ class TrainedModel:
         generator: what draws images with `params`.
     """
 
-    def __init__(self, weights: Weights, workdir: Path, mesh: Mesh):
+    def __init__(self, weights: Weights, workdir: Path, mesh: Mesh, *, latents: bool = False):
         self.config, self.params, self.step, self.class_names = weights
-        self._mesh = mesh
+        self._mesh, self._draws_latents = mesh, latents
         graphdef, _ = abstract_model(self.config, mesh)
-        decode = make_decoder(self.config, workdir, mesh)
+        decode = None if latents else make_decoder(self.config, workdir, mesh)
         self.generator = Generator(self.config, graphdef, mesh, decode)
 
-    def sample(self, classes: Iterable[SupportsIndex] | None = None, **options: Any) -> ImageArray:
+    def sample(self, classes: Iterable[SupportsIndex] | None = None, **options: Any) -> Drawn:
         """Draw one image for each class of `classes`, or `num` images.
 
         Args:
@@ -110,7 +109,9 @@ class TrainedModel:
         }
         if guide is not None:
             facts["autoguidance.sha256"] = params_sha256(guide.params)
-        if config.data.space == "latents":
+        if self._draws_latents:
+            facts["drawn"] = "latents"
+        elif config.data.space == "latents":
             folder = find_autoencoder(config.autoencoder.name)
             facts["autoencoder.sha256"] = weights_sha256(folder)
         return facts
@@ -144,6 +145,7 @@ def load(
     ema: bool = True,
     ema_length: float | None = None,
     config: Config | None = None,
+    latents: bool = False,
 ) -> TrainedModel:
     """Load the model of a work directory or an export.
 
@@ -156,6 +158,7 @@ def load(
             instead of its EMA.
         config: says how to compute the model, on which mesh, and where its autoencoder is; None is
             the run's own.
+        latents: draw latents, float16, in place of images; no autoencoder is needed.
 
     Raises:
         UserError: there is no run, no such checkpoint, or it or the config is of another model.
@@ -188,24 +191,26 @@ def load(
             own.model, stack_implementation=None, attention_implementation=None
         )
         weights = weights._replace(config=dataclasses.replace(own, model=model))
-    return TrainedModel(weights, workdir, mesh)
+    return TrainedModel(weights, workdir, mesh, latents=latents)
 
 
 @contextlib.contextmanager
 def sampled(
-    config: Config, workdir: Path, options: SampleConfig, folder: Path
+    config: Config, workdir: Path, options: SampleConfig, folder: Path, *, latents: bool = False
 ) -> Iterator[Samples]:
     """Draw images from a run into a folder, and hold them; after a kill the same call goes on.
 
     Args:
         config: must be of the run's model; says how to compute it, on which mesh.
         options: what to draw, and of which average of the weights.
+        latents: draw latents, which are not decoded.
 
     Raises:
         UserError: there is no run or checkpoint, it does not fit the config, or another job has the
             folder.
     """
     with held(folder, named=str(folder)):
-        model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
+        ema, length = options.ema, options.ema_length
+        model = load(workdir, ema=ema, ema_length=length, config=config, latents=latents)
         logger.info("sampling %d images from step %d", options.num, model.step)
         yield model.sample_to(folder, options)

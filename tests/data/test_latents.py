@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from diffussm_jax.data import latents, pipeline
+from diffussm_jax.data.latent_shards import write_shard
 from diffussm_jax.data.latents import LatentSource, cache_folder, record_dtype
-from diffussm_jax.encode import write_shard
 from diffussm_jax.errors import UserError
 from tests.conftest import merge
 

@@ -13,9 +13,9 @@ from diffussm_jax.autoencoder.on_mesh import Autoencoder
 from diffussm_jax.autoencoder.weights import load_autoencoder, save_autoencoder
 from diffussm_jax.config import from_dict
 from diffussm_jax.data import latents
+from diffussm_jax.data.latent_shards import write_shard
 from diffussm_jax.data.latents import SHARED_FIELDS, LatentSource, record_dtype
 from diffussm_jax.data.pipeline import open_source, train_batches
-from diffussm_jax.encode import write_shard
 from diffussm_jax.files import read_tensors
 from diffussm_jax.parallel.mesh import make_mesh
 from examples.photos import random_autoencoder

@@ -1,0 +1,158 @@
+"""What a student takes from its teacher, which teachers are refused, and that a run goes on."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from diffussm_jax.config import from_dict
+from diffussm_jax.parallel.mesh import make_mesh
+from diffussm_jax.train import train
+from diffussm_jax.training.optimizer import make_optimizer
+from diffussm_jax.training.state import abstract_model, init_state
+from diffussm_jax.workdir.inheritance import by_layer, inherit, judge, stacked
+from diffussm_jax.workdir.init_from import Outcome
+from diffussm_jax.workdir.teacher import open_teacher
+from tests.fuzz.one_line import error_of, files_of
+from tests.models.tiny import inputs, tiny
+from tests.saved_runs import assert_equal, restored
+from tests.teachers import HYBRID, VALUES, values_with, write_teacher
+
+FOUR = {"depth": 4}
+S4D = {"name": "dit", "mixer": "s4d"}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "export"
+    return folder, write_teacher(folder, model=FOUR)
+
+
+def student_of(folder, **changes):
+    changes["training"] = {"teacher": str(folder)} | changes.get("training", {})
+    return from_dict(values_with(VALUES, **changes))
+
+
+def shapes(**model):
+    config = tiny(**model)
+    return jax.eval_shape(lambda x: by_layer(config.model, x), abstract_model(config)[1])
+
+
+def test_a_hybrid_begins_as_its_teacher_without_the_mixers_that_it_replaces(
+    teacher, tmp_path, caplog
+):
+    folder, theirs = teacher
+    config = student_of(folder, model=FOUR | HYBRID)
+    one = make_mesh(devices=jax.devices()[:1])
+    new = jax.jit(lambda: init_state(config, make_optimizer(config)))()
+    with caplog.at_level("INFO", "diffussm_jax"):
+        state = inherit(config.model, new, open_teacher(config, one, tmp_path))
+    assert_equal(state.ema, state.params)
+    ours, initial = (x.params["blocks"]["layer_0"]["s4d"]["ssm"] for x in (state, new))
+    assert_equal(ours, initial)
+    kernel = state.params["blocks"]["layer_1"]["attention"]["qkv"]["kernel"]
+    assert_equal(kernel, theirs["blocks"]["attention"]["qkv"]["kernel"][1::2])
+    assert "blocks.s4d.out.kernel, layers 0, 2 (from 0): added, starts at zero" in caplog.text
+    assert "blocks.mlp_in.kernel, layers 0, 1, 2, 3 (from 0): loaded" in caplog.text
+    assert "blocks.attention.qkv.kernel, layers 0, 2 (from 0): left out" in caplog.text
+
+    out = theirs["blocks"]["attention"]["out"]
+    keep = np.array([0, 1, 0, 1], np.float32)
+    without = {name: (x.T * keep).T for name, x in out.items()}
+    attention = theirs["blocks"]["attention"] | {"out": without}
+    theirs = theirs | {"blocks": theirs["blocks"] | {"attention": attention}}
+    plain = from_dict(values_with(VALUES, model=FOUR))
+    outputs = [
+        nnx.merge(abstract_model(c)[0], jax.tree.map(jnp.asarray, params))(*inputs())
+        for c, params in ((config, state.params), (plain, theirs))
+    ]
+    np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", [HYBRID | {"name": "dit", "depth": 4}, {"depth": 3}], ids=str)
+def test_layers_stack_as_they_were(model):
+    config = tiny(**model)
+    rng, (_, shapes) = np.random.default_rng(0), abstract_model(config)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), shapes)
+    assert_equal(stacked(config.model, by_layer(config.model, params)), params)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "zero"),
+    [({"state_size": 16}, {}, "blocks.1.w3"), (S4D | {"state_size": 16}, S4D, "blocks.1.s4d.out")],
+)
+def test_of_a_mixer_that_fits_in_part_the_output_starts_at_zero(ours, theirs, zero):
+    heads = {"num_heads": 2}
+    verdicts = judge(shapes(**heads, **ours), shapes(**heads, **theirs))
+    for name in ("kernel", "bias"):
+        assert verdicts[f"{zero}.{name}"].outcome is Outcome.ADDED
+    assert {x.outcome for x in verdicts.values()} == {Outcome.LOADED, Outcome.NEW, Outcome.ADDED}
+    same = judge(shapes(**heads, **ours), shapes(**heads, **ours))
+    assert {x.outcome for x in same.values()} == {Outcome.LOADED}
+
+
+FLOW = {"process": "flow", "variance": "none", "prediction": "v"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"image_size": 16}}, "holds a run with grid = (8, 8, 1), and the model has (16,"),
+        ({"data": {"num_classes": 0}}, "data.num_classes = 10, and the model has 0"),
+        ({"diffusion": {"prediction": "v"}}, "diffusion.prediction = 'eps'"),
+        ({"diffusion": FLOW, "sample": {"sampler": "euler"}}, "diffusion.process = 'gaussian'"),
+        ({"diffusion": {"variance": "fixed_small"}}, "diffusion.variance = 'learned_range'"),
+        ({"model": {"num_heads": 4}}, "model.num_heads = 2"),
+        ({"distill": {"features": 1.0}}, "model.depth = 4, and the model has 2: config.distill.fe"),
+        ({"training": {"teacher": "nowhere"}}, "nowhere holds no run"),
+    ],
+)
+def test_a_teacher_of_another_task_is_refused(changes, message, teacher, data_dir, tmp_path):
+    changes["data"] = {"data_dir": data_dir} | changes.get("data", {})
+    config = student_of(teacher[0], **changes)
+    line = error_of(lambda: train(config, tmp_path / "run"))
+    assert line.startswith("error: config.training.teacher: ")
+    assert message in line
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "export.json"])
+def test_a_damaged_teacher_is_refused(file, teacher, data_dir, tmp_path):
+    folder = shutil.copytree(teacher[0], tmp_path / "teacher")
+    (folder / file).write_bytes(b'{"model": 3}')
+    config = student_of(folder, data={"data_dir": data_dir})
+    line = error_of(lambda: train(config, tmp_path / "run"))
+    assert line.startswith("error: config.training.teacher: ")
+    assert file in line
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_to_the_same_bits_with_the_same_teacher_alone(teacher, data_dir, tmp_path):
+    def config_of(folder, **training):
+        return student_of(
+            folder,
+            model=FOUR | HYBRID,
+            data={"data_dir": data_dir},
+            training=training,
+            distill={"features": 1.0, "train": "mixers", "all_after": 3},
+        )
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config_of(teacher[0]), whole)
+    train(config_of(teacher[0], num_steps=2), parts)
+    elsewhere = shutil.copytree(teacher[0], tmp_path / "elsewhere")
+    other = tmp_path / "other"
+    write_teacher(other, seed=1, model=FOUR)
+    before = files_of(parts)
+    assert "began with another teacher" in error_of(lambda: train(config_of(other), parts))
+    assert files_of(parts) == before
+    train(config_of(elsewhere), parts)
+    config = config_of(teacher[0])
+    assert_equal(restored(config, parts).state, restored(config, whole).state)
+    without = dataclasses.replace(config.training, teacher=None)
+    plain = dataclasses.replace(config, training=without)
+    assert "training.teacher" in error_of(lambda: train(plain, parts))
