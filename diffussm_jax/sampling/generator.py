@@ -84,9 +84,13 @@ class Generator:
         return np.concatenate(images)[: len(indices)]
 
     def _finished(self, x0: jax.Array) -> Drawn:
-        if self._decode is None:
-            return (to_host(x0) / self._config.autoencoder.scale).astype(np.float16)
-        return to_uint8(to_host(self._decode(x0)))
+        if self._decode is not None:
+            return to_uint8(to_host(self._decode(x0)))
+        with np.errstate(over="ignore"):
+            latents = (to_host(x0) / self._config.autoencoder.scale).astype(np.float16)
+        if not np.isfinite(latents).all():
+            raise UserError("config.sample.outputs: latents that the model draws are not finite")
+        return latents
 
     def guide(self, options: SampleConfig) -> Weights | None:
         """The model that autoguidance moves away from, loaded onto this generator's mesh once.

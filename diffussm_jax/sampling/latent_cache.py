@@ -66,10 +66,11 @@ def _records(config: Config, latents: LatentArray, labels: LabelArray | None) ->
 
 
 def _facts(config: Config, samples: Samples, sha256: str, known: DataFacts) -> dict[str, Any]:
+    labels = [str(label) for label in range(config.data.num_classes)]
     source = f"samples of a model of {portable_name(config.data.name)}"
     facts: dict[str, Any] = shared_fields(config, config.data.split) | {
         "source": source,
-        "class_names": known.class_names,
+        "class_names": known.class_names or labels or None,
         "fingerprint": dataclasses.asdict(Fingerprint(source, samples.num, sha256)),
         DRAWN: samples.facts,
     }

@@ -32,7 +32,6 @@ class Teacher(NamedTuple):
     config: Config
     graphdef: nnx.GraphDef
     params: dict
-    class_names: list[str] | None
     sha256: str
 
 
@@ -53,7 +52,7 @@ def open_teacher(config: Config, mesh: Mesh, workdir: Path) -> Teacher | None:
     logger.info("the teacher is the EMA of step %d of %s", weights.step, folder)
     digest = params_sha256(weights.params)
     _require_same_as_before(workdir, digest)
-    return Teacher(taught, graphdef, weights.params, weights.class_names, digest)
+    return Teacher(taught, graphdef, weights.params, digest)
 
 
 def read_teacher_config(config: Config) -> Config:

@@ -15,6 +15,7 @@ from diffussm_jax.sampling.images import save_pngs
 from diffussm_jax.sampling.model import load, params_sha256
 from tests.teachers import VALUES, values_with, write_teacher
 
+CLIPPED = VALUES | {"diffusion": VALUES["diffusion"] | {"clip_x0": True}}
 LATENTS = {"name": "of_nowhere", "space": "latents", "image_size": 64, "channels": 3}
 
 
@@ -22,7 +23,7 @@ def test_samples_are_a_cache_of_latents(tmp_path):
     folder = tmp_path / "model"
     params = write_teacher(folder, data=LATENTS)
     options = {"num": 20, "seed": 3, "outputs": ("latents",)}
-    config = from_dict(values_with(VALUES, data=LATENTS, sample=options))
+    config = from_dict(values_with(CLIPPED, data=LATENTS, sample=options))
     sample(config, folder)
     latents_dir = folder / "samples" / "latents"
     (manifest,) = latents_dir.rglob("manifest.json")
