@@ -132,4 +132,5 @@ def _naming_the_field() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{_FIELD}: {error}") from error
+        reason = str(error).removeprefix("--workdir=")
+        raise UserError(f"{_FIELD}: {reason}") from error

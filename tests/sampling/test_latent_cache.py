@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,7 +23,7 @@ LATENTS = {"name": "of_nowhere", "space": "latents", "image_size": 64, "channels
 
 def test_samples_are_a_cache_of_latents(tmp_path):
     folder = tmp_path / "model"
-    params = write_teacher(folder, data=LATENTS)
+    params = jax.tree.map(jnp.asarray, write_teacher(folder, data=LATENTS))
     options = {"num": 20, "seed": 3, "outputs": ("latents",)}
     config = from_dict(values_with(CLIPPED, data=LATENTS, sample=options))
     sample(config, folder)

@@ -152,7 +152,7 @@ def test_eight_devices_equal_one(batch, monkeypatch):
         features=1.0,
         teacher_forcing=True,
     )
-    params, teacher = randomized(config)[1], randomized(TEACHER)[1]
+    params, teacher = jax.device_get((randomized(config)[1], randomized(TEACHER)[1]))
 
     def one_step(mesh):
         graphdef, _ = abstract_model(config, mesh)
