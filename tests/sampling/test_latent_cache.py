@@ -21,6 +21,7 @@ CLIPPED = VALUES | {"diffusion": VALUES["diffusion"] | {"clip_x0": True}}
 LATENTS = {"name": "of_nowhere", "space": "latents", "image_size": 64, "channels": 3}
 
 
+@pytest.mark.slow
 def test_samples_are_a_cache_of_latents(tmp_path):
     folder = tmp_path / "model"
     params = jax.tree.map(jnp.asarray, write_teacher(folder, data=LATENTS))
