@@ -181,6 +181,15 @@ MEAN_FLOW = {"process": "mean_flow", "prediction": "v", "variance": "none"}
             "config.sample.cfg_interval must be None under",
         ),
         ({"guidance": {"scale": 0.5}}, "config.guidance.scale must be at least 1"),
+        ({"distill": {"all_after": 5}}, "config.distill.all_after must be None where"),
+        (
+            {"training": {"teacher": "x"}, "distill": {"blocks": (1, 30)}},
+            "config.distill.blocks must be different numbers up to model.depth = 29",
+        ),
+        (
+            {"training": {"teacher": "x"}, "distill": {"train": "mixers"}},
+            "config.distill.train must be 'all' for model.name = 'diffussm'",
+        ),
         ({"guidance": {"scale": 2.0, "max_scale": 4.0}}, "config.guidance.scale must be 1 where"),
         (
             {"guidance": {"max_scale": 4.0}, "sample": {"cfg_scale": 5.0}},
@@ -234,6 +243,7 @@ GIVEN = {
     str: ("x", "x"),
     "sample.cfg_interval": ((0.5, 2.0), "0.5,2"),
     "sample.classes": ((1, 2), "(1, 2)"),
+    "distill.blocks": ((1, 2), "1,2"),
     "plan.topologies": (("v5e:4x4", "v6e:4x4"), "v5e:4x4,v6e:4x4"),
     "plan.search_batch_sizes": ((256, 512), "256,512"),
     "model.ssm_implementation": ("fft", "fft"),
