@@ -22,8 +22,9 @@ from diffussm_jax.workdir.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
-# The last layer of a mixer, and of a block of DiffuSSM, which is a mixer as a whole.
-_LAST_LAYER = re.compile(rf"({LAYERS}\.\d+\.(?:\w+\.)?)(?:out|w3)\.(?:kernel|bias)")
+# The last layers of a mixer (delta_conv adds a `mean`), and of a block of DiffuSSM, which is a
+# mixer as a whole.
+_LAST_LAYER = re.compile(rf"({LAYERS}\.\d+\.(?:\w+\.)?)(?:out|mean|w3)\.(?:kernel|bias)")
 
 
 def inherit(model: ModelConfig, state: TrainState, teacher: Teacher) -> TrainState:
