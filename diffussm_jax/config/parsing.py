@@ -79,6 +79,13 @@ def from_object(cls: type[T], values: Any) -> T:
     return _build(cls, values, "", root=None)
 
 
+def require(is_met: bool, field: str, demand: str, *values: object) -> None:
+    """Raise ConfigError that says what a field must do, and which values it got, unless it does."""
+    if not is_met:
+        got = ", got " + " and ".join(map(repr, values)) if values else ""
+        raise ConfigError(f"config.{field} must {demand}{got}")
+
+
 def find_type(root: Any, path: str) -> Any:
     """The type of the field of `root` at the dotted `path`.
 

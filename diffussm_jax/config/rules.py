@@ -3,7 +3,8 @@
 import math
 
 from diffussm_jax.config import parsing
-from diffussm_jax.config.parsing import ConfigError
+from diffussm_jax.config.learning_rules import check_distillation, check_guidance
+from diffussm_jax.config.parsing import require
 from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.config.schema import Config
 
@@ -63,8 +64,8 @@ def check(config: Config) -> None:
     _check_model(config)
     _check_process(config)
     _check_sampling(config)
-    _check_folded_guidance(config)
-    _check_distillation(config)
+    check_guidance(config)
+    check_distillation(config)
     _check_schedule(config)
     _check_averages(config)
     _check_labels(config)
@@ -72,13 +73,6 @@ def check(config: Config) -> None:
     demand = "be None where plan.search is False"
     is_searched = config.plan.search or config.plan.search_batch_sizes is None
     require(is_searched, "plan.search_batch_sizes", demand, config.plan.search_batch_sizes)
-
-
-def require(is_met: bool, field: str, demand: str, *values: object) -> None:
-    """Raise ConfigError that says what a field must do, and which values it got, unless it does."""
-    if not is_met:
-        got = ", got " + " and ".join(map(repr, values)) if values else ""
-        raise ConfigError(f"config.{field} must {demand}{got}")
 
 
 def _check_values(config: Config) -> None:
@@ -214,56 +208,6 @@ def _check_sampling(config: Config) -> None:
     low, high = sample.cfg_interval or (0, 1)
     demand = "be (low, high) with 0 <= low < high"
     require(0 <= low < high, "sample.cfg_interval", demand, sample.cfg_interval)
-
-
-def _check_folded_guidance(config: Config) -> None:
-    guidance, sample = config.guidance, config.sample
-    if not guidance.is_folded:
-        return
-    field = "guidance.scale" if guidance.max_scale is None else "guidance.max_scale"
-    demand = (
-        "be left out where data.num_classes or training.label_dropout is 0: guidance leads away "
-        "from the prediction without a label"
-    )
-    has_labels = config.data.num_classes > 0 and config.training.label_dropout > 0
-    require(has_labels, field, demand)
-    if guidance.max_scale is None:
-        require(guidance.scale >= 1, "guidance.scale", "be at least 1", guidance.scale)
-        demand = "be 1 where guidance.scale is given: the model is guided by itself"
-        is_once = sample.cfg_scale == 1 or sample.autoguidance is not None
-        require(is_once, "sample.cfg_scale", demand, sample.cfg_scale)
-        return
-    demand = "be 1 where guidance.max_scale is given: the scale is then an input of the model"
-    require(guidance.scale == 1, "guidance.scale", demand, guidance.scale)
-    require(guidance.max_scale > 1, "guidance.max_scale", "be above 1", guidance.max_scale)
-    demand = "be None where guidance.max_scale is given: that model needs no worse one"
-    require(sample.autoguidance is None, "sample.autoguidance", demand)
-    demand = f"be between 1 and guidance.max_scale = {guidance.max_scale}, which were trained"
-    fits = 1 <= sample.cfg_scale <= guidance.max_scale
-    require(fits, "sample.cfg_scale", demand, sample.cfg_scale)
-    demand = "be None where guidance.max_scale is given: that model guides all channels"
-    require(sample.cfg_channels is None, "sample.cfg_channels", demand, sample.cfg_channels)
-
-
-def _check_distillation(config: Config) -> None:
-    distill, model = config.distill, config.model
-    demand = "be None where distill.train is 'all'"
-    is_free = distill.train == "mixers" or distill.all_after is None
-    require(is_free, "distill.all_after", demand, distill.all_after)
-    if config.training.teacher is None:
-        return
-    demand = "be None under diffusion.process = 'mean_flow', whose loss takes the network's tangent"
-    require(config.diffusion.process != "mean_flow", "training.teacher", demand)
-    blocks = distill.blocks or ()
-    demand = f"be different numbers up to model.depth = {model.depth}"
-    fits = len(set(blocks)) == len(blocks) and max(blocks, default=1) <= model.depth
-    require(fits, "distill.blocks", demand, blocks)
-    demand = "be None or xla where distill.features is given: fused blocks show no streams"
-    is_free = not distill.features or model.stack_implementation != "pallas_tpu"
-    require(is_free, "model.stack_implementation", demand)
-    demand = "be 'all' for model.name = 'diffussm', whose block is its mixer"
-    is_free = distill.train == "all" or model.name == "dit"
-    require(is_free, "distill.train", demand, distill.train)
 
 
 def _check_schedule(config: Config) -> None:
