@@ -87,7 +87,7 @@ def told(model: Denoiser, scale: PerExample | float) -> Denoiser:
     return denoise
 
 
-def with_scale(t: Conditions, scale: PerExample | float) -> Conditions:
+def with_scale(t: Conditions, scale: PerExample | float) -> Float[Array, "b told"]:
     """The conditions of such a model: those of others, and the scale."""
     columns = t.astype(jnp.float32).reshape(len(t), -1)
     # 1 / scale is between 0 and 1; times 4 it is in the range of a flow's times.
