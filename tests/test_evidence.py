@@ -66,6 +66,25 @@ def done(monkeypatch):
 ALL = ["train 3", "sample 3 2", "sample 3 3", "train 5", "sample 5 2", "sample 5 3"]
 
 
+def test_a_teacher_is_trained_before_its_student(command, done, tmp_path, monkeypatch):
+    """It is not among the chosen rows, and its images are left to whoever asks for them."""
+    student = dataclasses.replace(ROW, name="student", num_steps=2, seeds=(3,), teacher=ROW)
+    for module in (evidence, report):
+        monkeypatch.setattr(module, "ROWS", {"tiny": ROW, "student": student})
+    teachers = []
+
+    def train(config, workdir, stand_in=run.train):
+        teachers.append(config.training.teacher)
+        stand_in(config, workdir)
+
+    monkeypatch.setattr(run, "train", train)
+    command("--only=student")
+    assert done == ["train 3", "train 3", "sample 3 2", "sample 3 3"]
+    assert teachers == [None, str(tmp_path / "runs" / "tiny" / "3")]
+    command("--only=tiny,student")
+    assert done[4:] == ["sample 3 2", "sample 3 3", "train 5", "sample 5 2", "sample 5 3"]
+
+
 def test_nothing_is_trained_or_scored_twice(command, done, tmp_path, monkeypatch):
     with monkeypatch.context() as patches, pytest.raises(Preempted):
         patches.setattr(run, "evaluate", lambda config, folder: raise_(Preempted("told to stop")))

@@ -1,7 +1,7 @@
 """The named trainings, how each is scored, and the questions that they answer."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 
@@ -32,6 +32,7 @@ class Row:
     Attributes:
         changes: values of dotted fields, as after `--config.`, in place of the config file's.
         num_steps: of the training.
+        teacher: the row whose run of the same seed it learns from, if there is one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Row:
     num_steps: int
     seeds: tuple[int, ...]
     scorings: tuple[Scoring, ...]
+    teacher: "Row | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +96,62 @@ def _fashion(name: str, changes: dict[str, str], *scorings: Scoring) -> Row:
     return Row(f"fashion_{name}", config, COMMON | changes, 2600, SEEDS, scorings)
 
 
+def _students(prefix: str, teacher: Row) -> Iterator[Row]:
+    """Mixers in place of the teacher's attention: a fifth and a third of its steps, and alone.
+
+    Then hybrids, of which a part of the layers have attention.
+    """
+
+    def row(name: str, changes: dict[str, str], share: float, *, is_taught: bool) -> Row:
+        return dataclasses.replace(
+            teacher,
+            name=f"{prefix}_{name}",
+            changes=teacher.changes | changes,
+            num_steps=round(share * teacher.num_steps),
+            teacher=teacher if is_taught else None,
+        )
+
+    for mixer in ("s4d", "delta_conv", "convnext"):
+        changes = {"model.mixer": mixer}
+        yield row(f"{mixer}_fifth", changes, 1 / 5, is_taught=True)
+        yield row(f"{mixer}_third", changes, 1 / 3, is_taught=True)
+        yield row(f"{mixer}_third_alone", changes, 1 / 3, is_taught=False)
+        yield row(f"{mixer}_alone", changes, 1, is_taught=False)
+    for name, pattern in (("quarter", "s4d,s4d,s4d,attention"), ("half", "s4d,attention")):
+        yield row(f"{name}_attention", {"model.mixers": pattern}, 1, is_taught=False)
+
+
+def _compared(question: str, prefix: str, scoring: Scoring) -> Iterator[Comparison]:
+    """The questions about a teacher and its students."""
+    for mixer in ("s4d", "delta_conv", "convnext"):
+        names = ("fifth", "third", "third_alone", "alone")
+        rows = [f"{prefix}_dit", *(f"{prefix}_{mixer}_{name}" for name in names)]
+        yield Comparison(
+            f"{prefix}_{mixer}",
+            f"{question}: {mixer} from a DiT, or alone?",
+            {name: (scoring.name,) for name in rows},
+            plot="seeds",
+        )
+    names = ("s4d_alone", "quarter_attention", "half_attention", "dit")
+    yield Comparison(
+        f"{prefix}_hybrids",
+        f"{question}: how many layers need attention?",
+        {f"{prefix}_{name}": (scoring.name,) for name in names},
+        plot="seeds",
+    )
+
+
 def _digits_at_calls(sampler: str) -> tuple[Scoring, ...]:
     """Without guidance, then at as many calls with it."""
     plain, guided = (at_calls(sampler, CALLS, cfg_scale=x, num=2000) for x in (1.0, 1.5))
     return plain + guided
 
+
+DIT = {"model.name": "dit", "model.num_heads": "4"}
+DIGITS_DRAWN, FASHION_DRAWN = Scoring("ddim", 20, num=2000), Scoring("ddim", 20)
+# A DiT of the demo's width and depth, and one on Fashion-MNIST whose depth four divides.
+DIGITS_DIT = dataclasses.replace(_digits("dit", DIT, (DIGITS_DRAWN,)), num_steps=1500)
+FASHION_DIT = _fashion("dit", DIT | {"model.depth": "8", "model.scan_unroll": "8"}, FASHION_DRAWN)
 
 ROWS = {
     row.name: row
@@ -118,6 +171,10 @@ ROWS = {
         _fashion("gaussian_min_snr", {"diffusion.weighting": "min_snr"}, Scoring("ddim", 20)),
         _fashion("flow_muon", FLOW | {"optimizer.name": "muon"}, Scoring("euler", 20)),
         _fashion("flow_guided", FLOW | GUIDED, *at_calls("euler", (10, 20))),
+        DIGITS_DIT,
+        *_students("digits", DIGITS_DIT),
+        FASHION_DIT,
+        *_students("fashion", FASHION_DIT),
     )
 }
 
@@ -171,4 +228,6 @@ COMPARISONS = (
         },
         plot="seeds",
     ),
+    *_compared("Digits", "digits", DIGITS_DRAWN),
+    *_compared("Fashion-MNIST", "fashion", FASHION_DRAWN),
 )

@@ -90,6 +90,8 @@ def _write(study: Study, row: Row, record: Record) -> None:
 
 
 def _train(study: Study, row: Row, seed: int) -> Record:
+    if row.teacher is not None:
+        _have_trained(study, row.teacher, seed)
     logger.info("%s, seed %d: training", row.name, seed)
     config, workdir = study.config(row, seed), study.workdir(row, seed)
     train(config, workdir)
@@ -100,6 +102,15 @@ def _train(study: Study, row: Row, seed: int) -> Record:
     record = Record(row.name, seed, definition(config), device, speed, {})
     _write(study, row, record)
     return record
+
+
+def _have_trained(study: Study, teacher: Row, seed: int) -> None:
+    """Train a teacher unless its weights are there; who is at it is waited for."""
+    path = study.record_path(teacher, seed)
+    with filelock.FileLock(path.with_suffix(".lock")):
+        is_trained = study.record(teacher, seed) is not None
+        if not (is_trained and layout.holds_run(study.workdir(teacher, seed))):
+            _train(study, teacher, seed)
 
 
 def _score(study: Study, row: Row, seed: int, scoring: Scoring) -> dict[str, float]:

@@ -57,6 +57,8 @@ class Study:
         """The fields of a run that differ from its config file, as after `--config.`."""
         num_steps = max(1, round(row.num_steps * self.scale))
         own = {"seed": str(seed), "training.num_steps": str(num_steps)}
+        if row.teacher is not None:
+            own["training.teacher"] = str(self.workdir(row.teacher, seed))
         return own | row.changes | self.options
 
     def config(self, row: Row, seed: int, **more: str) -> Config:
