@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from diffussm_jax.inspect import inspect
-from diffussm_jax.inspection.pictures import Axes, colours, curves, heat_maps
+from diffussm_jax.inspection.pictures import Axes, curves, heat_maps, mosaic, points, table
 from tests.conftest import merge
 from tests.fuzz.one_line import error_of
 
@@ -82,15 +82,25 @@ def test_scores_without_mixing(trained, tiny_config, tmp_path):
     assert all(x["score_frechet_distance"] > 0 for x in scores.values())
 
 
-def test_pictures_have_the_colours_of_their_values():
-    np.testing.assert_array_equal(
-        colours(np.array([0.0, 2.0]), 0, 2), [[68, 1, 84], [253, 231, 37]]
-    )
-    maps = np.zeros((1, 2, 4, 4))
-    maps[0, 1, 0, 0] = 2
-    pixels = np.asarray(heat_maps(maps, rows=["a"], columns=["b", "c"]))
-    assert (pixels == (253, 231, 37)).all(-1).sum() == 14 * 14  # one value of four by four in 56
-    line = curves({"x": ([1, 2, 3], [1e-3, 1, 1e3])}, Axes("x", "y", is_y_log=True))
-    assert (np.asarray(line) == (0x3B, 0x4C, 0xC0)).all(-1).any()
-    # A curve of one value, and one of none that a logarithm can show.
-    assert curves({"x": ([1], [2.0]), "z": ([1], [0.0])}, Axes("x", "y", is_y_log=True)).size
+def test_heat_maps_lie_side_by_side_and_apart():
+    maps = np.arange(2 * 3 * 2 * 4, dtype=float).reshape(2, 3, 2, 4)
+    tiles = mosaic(maps)
+    assert tiles.shape == (2 * 3 - 1, 3 * 5 - 1)
+    for row, column in np.ndindex(2, 3):
+        tile = tiles[3 * row :, 5 * column :][:2, :4]
+        np.testing.assert_array_equal(tile, maps[row, column])
+    assert np.isnan(tiles[2]).all()
+    assert np.isnan(tiles[:, [4, 9]]).all()
+    names = {"rows": ["a", "b"], "columns": ["c", "d", "e"]}
+    of_all, each = (np.asarray(heat_maps(maps, **names, each=x)) for x in (False, True))
+    assert of_all.shape[2] == each.shape[2] == 3
+    assert heat_maps(0 * maps, **names).size  # of zeros alone
+
+
+def test_curves_may_have_one_value_or_none_that_a_logarithm_can_show():
+    axes = Axes("x", "y", is_y_log=True)
+    line = curves({"x": ([1, 2, 3], [1e-3, 1, 1e3])}, axes, level=1)
+    assert line.size == (400, 260)
+    assert table([[line, line], [line]]).size == (800, 520)
+    assert curves({"x": ([1], [2.0]), "z": ([1], [0.0])}, axes).size == line.size
+    assert points({"x": np.zeros((0, 2)), "z": np.ones((5000, 2))}, axes).size == line.size
