@@ -19,8 +19,8 @@ from diffussm_jax.config import Config
 from diffussm_jax.diffusion import create_process
 from diffussm_jax.diffusion.guidance import told
 from diffussm_jax.diffusion.process import NoisedBatch, PerExample
-from diffussm_jax.inspection.walk import Mixing, hooked, parts
-from diffussm_jax.models.backbone import Backbone
+from diffussm_jax.inspection.walk import Mixing, hooked
+from diffussm_jax.models.backbone import Backbone, layers_of
 from diffussm_jax.shapes import Condition, Grid, Groups
 
 KINDS = ("none", "identity", "mean")
@@ -47,7 +47,7 @@ class PerturbedBlocks:
             x, number = carry
             if self.model.gather is not None:
                 block = self.model.gather(block)
-            for part in parts(block):
+            for part in layers_of(block):
                 kind = jnp.where(number == self.layer, self.kind, 0)
                 x = hooked(part, functools.partial(replaced, kind=kind))(x, c, self.grid)
                 number = number + 1

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffussm_jax.models.backbone import Backbone
-from diffussm_jax.models.dit import PatternBlock, TransformerBlock, layer_name
+from diffussm_jax.models.backbone import Backbone, layers_of
+from diffussm_jax.models.dit import TransformerBlock
 from diffussm_jax.models.layers import modulate
 from diffussm_jax.models.mixers.attention import Attention
 from diffussm_jax.models.mixers.s4d import S4DMixer
@@ -43,14 +43,7 @@ def layers(blocks: nnx.Module) -> Iterator[Block]:
     """The layers of a model one by one, from its blocks, whose arrays have a leading axis."""
     num = len(jax.tree.leaves(blocks)[0])
     for index in range(num):
-        yield from parts(jax.tree.map(lambda p, index=index: p[index], blocks))
-
-
-def parts(block: nnx.Module) -> list[Block]:
-    """The layers that a block of the model's loop consists of."""
-    if isinstance(block, PatternBlock):
-        return [getattr(block, layer_name(index)) for index in range(block.num_layers)]
-    return [block]
+        yield from layers_of(jax.tree.map(lambda p, index=index: p[index], blocks))
 
 
 def walk(
