@@ -18,6 +18,7 @@ def test_the_float64_reference_is_the_recurrence():
     assert error(host.convolution(np.asarray(u), ssm), expected) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_table_a_file_and_a_plot(tmp_path, monkeypatch, capsys):
     options = ["--lengths", "8", "16", "--width=4", "--batch=1", f"--out={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["ssm", *options, "--repeats=3"])

@@ -81,6 +81,7 @@ def test_replay_names_operation_layer_and_parameter(stopped):
     assert "200" in row.split()
 
 
+@pytest.mark.slow
 def test_a_parameter_that_is_not_finite_is_named(tiny_config, trained, tmp_path):
     def damage(params):
         kernel = params["head"]["kernel"].at[0, 0].set(jnp.nan)

@@ -27,6 +27,7 @@ def test_equal_tokens_and_equal_work():
     assert models[subjects.SAME_TOKENS].model.depth == 8
 
 
+@pytest.mark.slow
 def test_published_sizes():
     """And where they cross: DiffuSSM takes less than patches of 2 beyond some 47,000 latents."""
     models = subjects.extra_large()
@@ -85,6 +86,7 @@ def test_figures_of_a_gpu(tmp_path):
     assert json.loads((tmp_path / "gpu.json").read_text())["rows"] == rows
 
 
+@pytest.mark.slow
 def test_what_a_gpu_does_not_reach_or_fails_at_leaves_the_rest(tmp_path, monkeypatch):
     def fail(side, rounds):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nmore")

@@ -161,6 +161,7 @@ def test_a_reference_of_another_size_is_refused_before_images_are_drawn(
     assert not (trained / "evaluation" / "fast").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_scored_while_it_trains(scored_values, reference, tmp_path):
     changes = {
         "training": {"evaluate_every": 4, "sample_every": None, "num_steps": 5},

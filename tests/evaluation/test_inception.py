@@ -39,6 +39,7 @@ def test_the_network_has_the_published_size():
     assert widths == {"pool": (2, 2048), "spatial": (2, 17 * 17 * 7), "probabilities": (2, 1008)}
 
 
+@pytest.mark.slow
 def test_batch_norm_is_folded():
     rng = np.random.default_rng(0)
     tensors: dict = {"fc.weight": np.zeros((1008, 2048))}

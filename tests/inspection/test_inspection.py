@@ -179,6 +179,7 @@ def test_a_replaced_map_is_the_identity_or_uniform(kind):
     np.testing.assert_allclose(replaced(mixing, KINDS.index(kind)), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_layer_without_mixing():
     """It costs nothing in a new model, whose blocks are the identity, and it does in another."""
     config = tiny_config("pattern", inspect={"num": 2})

@@ -158,6 +158,7 @@ def test_tangents_on_eight_devices_equal_those_on_one(tiny_config, monkeypatch):
         np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_microbatches_add_up_to_the_batch(tiny_config, batch, expected):
     mesh = make_mesh(MeshConfig(data=4, fsdp=2))
     assert_same(one_step(tiny_config, batch, mesh, num_microbatches=2), expected)

@@ -192,6 +192,7 @@ def test_a_first_save_that_was_killed_is_made_again(trained, tiny_config, tmp_pa
 WIDE = {"model": {"width": 64, "state_size": 16}}  # enough to be split
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_restored_onto_any_mesh(tiny_config, tmp_path):
     """8 devices, replicated -> 4 by fsdp -> 1 -> 8 by both; and as bfloat16."""
     config = merge(tiny_config, WIDE)
