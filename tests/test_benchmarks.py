@@ -4,6 +4,7 @@ import json
 import sys
 
 import numpy as np
+import pytest
 
 import diffussm_jax
 from benchmarks import residual, sampling
