@@ -56,8 +56,8 @@ python -m diffussm_jax.main --mode=plan --config=configs/CONFIG.py --config.plan
   Nothing that is recomputed is counted.
 - GiB are those of one chip, and the column after them is what a chip has.
 - Chip-hours are those of the complete run.
-- A TPU7x chip is two devices for JAX: its GiB are those of a device, and its chip-hours are
-  device-hours, twice those of chips.
+- A TPU7x chip is two devices for JAX, and its GiB are those of a device.
+  Its chip-hours are device-hours, twice those of chips.
 - Sampling is one batch of `sample.batch_size` images by the config's sampler, before decoding.
   A larger batch uses a large slice better.
 """

@@ -14,8 +14,8 @@ Rows = Float[Array, "b i w c"]  # those of an image, or with a halo's
 Kernel = Float[Array, "k k 1 c"]  # of an odd side k
 Convolve = Callable[[Images, Kernel], Images]
 
-# With more, `product` has more multiply-adds than its speed makes up for. With fewer it is several
-# to a hundred times as fast on a CPU as XLA's convolution of many groups, above all the gradients.
+# With more, `product` has more multiply-adds than its speed makes up for. With fewer it is many
+# times as fast on a CPU as XLA's convolution of many groups, above all the gradients.
 MAX_PRODUCT_TOKENS = 256
 
 

@@ -1,6 +1,7 @@
 """Bidirectional S4D along the rows of the grid of tokens, and along its columns."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -49,13 +50,12 @@ class S4DMixer(nnx.Module):
 
     def _sum_over_orders(self, y: Float[Array, "b l e"], grid: Grid) -> Float[Array, "b l r d"]:
         b, l, _ = y.shape
-        orders = y.reshape(b, l, self.num_directions, self.has_rows + self.has_columns, -1)
-        total = orders[:, :, :, 0] if self.has_rows else jnp.zeros_like(orders[:, :, :, 0])
-        if not self.has_columns:
-            return total
-        height, width = grid
-        by_columns = orders[:, :, :, -1].reshape(b, l, -1)
-        return total + transpose(by_columns, (width, height)).reshape(total.shape)
+        y = y.reshape(b, l, self.num_directions, self.has_rows + self.has_columns, -1)
+        orders = [y[:, :, :, index] for index in range(y.shape[3])]
+        if self.has_columns:
+            by_columns = orders[-1].reshape(b, l, -1)
+            orders[-1] = transpose(by_columns, grid[::-1]).reshape(orders[0].shape)
+        return functools.reduce(jnp.add, orders)
 
 
 def transpose(x: Tokens, grid: Grid) -> Tokens:
