@@ -19,6 +19,7 @@ from diffussm_jax.workdir.checkpoints import Checkpoints
 from diffussm_jax.workdir.dump import dump_at_nonfinite, read_newest
 from diffussm_jax.workdir.record import make_record
 from tests.conftest import merge
+from tests.teachers import write_teacher
 
 
 def stop_with(tiny_config, trained, workdir, damage, **training):
@@ -93,6 +94,32 @@ def test_a_parameter_that_is_not_finite_is_named(tiny_config, trained, tmp_path)
     (row,) = [r for r in report.splitlines() if "head.kernel" in r][:1]
     assert row.split()[-1] == "1"
     assert "`argument` at the call: float32[16, 4] with 1 of 64 not finite" in report
+
+
+@pytest.mark.slow
+def test_a_students_step_is_replayed_beside_its_teacher(tiny_config, tmp_path):
+    write_teacher(tmp_path / "teacher")
+    student = {"name": "dit", "num_heads": 2, "mixer": "s4d"}
+    training = {"teacher": str(tmp_path / "teacher")}
+    values = tiny_config | {"model": tiny_config["model"] | student}
+    values["training"] = values["training"] | training
+    train_lib.train(from_dict(values), tmp_path / "trained")
+
+    def damage(params):
+        ssm = params["blocks"]["s4d"]["ssm"]
+        ssm = ssm | {"log_dt": ssm["log_dt"].at[1, 0, 3].set(200.0)}
+        blocks = params["blocks"] | {"s4d": params["blocks"]["s4d"] | {"ssm": ssm}}
+        return params | {"blocks": blocks}
+
+    config, _ = stop_with(
+        values, tmp_path / "trained", tmp_path / "run", damage, on_nonfinite="stop"
+    )
+    replay(config, tmp_path / "run")
+    report = (tmp_path / "run/faults/step_0000004/replay.txt").read_text()
+    assert "`exp` at ops/" in report.splitlines()[-1]
+    shutil.rmtree(tmp_path / "teacher")
+    with pytest.raises(UserError, match=r"config.training.teacher: .*teacher holds no run"):
+        replay(config, tmp_path / "run")
 
 
 def test_a_dump_is_of_one_run(stopped, tmp_path):

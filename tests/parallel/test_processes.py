@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import digits
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.distributed import find_processes
 from diffussm_jax.parallel.roll_call import Processes
 from diffussm_jax.sampling.model import load
 from launch.local import free_ports
 from tests.jobs import child_of, command, environment, metrics, run, start_all, wait_for_steps
+from tests.teachers import DIT, write_teacher
 
 
 def compare(workdir: Path, data_dir: str, num_processes: int, num_devices: int, **changes):
@@ -55,6 +57,18 @@ def _flat(tree) -> np.ndarray:
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path, data_dir):
     compare(tmp_path, data_dir, 2, 2, **{"training.num_steps": 4, "mesh.fsdp": 2})
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_a_teacher_as_one(tmp_path, data_dir):
+    """The teacher is sharded as the student is, and each process reads its own part."""
+    values = digits.get_config().to_dict()
+    model = values["model"] | DIT | {"depth": 1, "state_size": 4}
+    write_teacher(tmp_path / "teacher", model=model, diffusion=values["diffusion"])
+    student = {"model.name": "dit", "model.mixer": "s4d", "model.num_heads": 2}
+    student |= {"training.teacher": tmp_path / "teacher", "training.num_steps": 4, "mesh.fsdp": 2}
+    compare(tmp_path, data_dir, 2, 2, **student)
+    assert all("distill_output" in line for line in metrics(tmp_path / "several") if "loss" in line)
 
 
 @pytest.mark.slow
