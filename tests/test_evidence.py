@@ -85,6 +85,35 @@ def test_a_teacher_is_trained_before_its_student(command, done, tmp_path, monkey
     assert done[4:] == ["sample 3 2", "sample 3 3", "train 5", "sample 5 2", "sample 5 3"]
 
 
+def test_a_teacher_draws_the_data_of_its_students_once(command, done, tmp_path, monkeypatch):
+    teacher = dataclasses.replace(ROW, seeds=(3,), scorings=SCORINGS[:1])
+    student = dataclasses.replace(teacher, name="student", teacher=teacher, num_drawn=30)
+    again = dataclasses.replace(student, name="again")
+    for module in (evidence, report):
+        monkeypatch.setattr(module, "ROWS", {"student": student, "again": again})
+    sets = []
+
+    def train(config, workdir, stand_in=run.train):
+        sets.append((config.data.name, config.data.eval_split))
+        stand_in(config, workdir)
+
+    def sample(config, workdir, stand_in=run.sample):
+        stand_in(config, workdir)
+        if config.sample.outputs == ("classes",):
+            jobs = {"classes": {"num": config.sample.num}}
+            write_json(workdir / "samples" / "outputs.json", jobs)
+
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "sample", sample)
+    scored = []
+    monkeypatch.setattr(run, "refstats", lambda config, folder: scored.append(config.data.name))
+    command()
+    assert done == ["train 3", "sample 3 2", *["train 3", "sample 3 2"] * 2]
+    drawn = f"folder:{tmp_path / 'runs/tiny/3/samples/classes'}"
+    assert sets == [("digits", "test"), (drawn, None), (drawn, None)]
+    assert set(scored) == {"digits"}
+
+
 def test_nothing_is_trained_or_scored_twice(command, done, tmp_path, monkeypatch):
     with monkeypatch.context() as patches, pytest.raises(Preempted):
         patches.setattr(run, "evaluate", lambda config, folder: raise_(Preempted("told to stop")))

@@ -33,6 +33,7 @@ class Row:
         changes: values of dotted fields, as after `--config.`, in place of the config file's.
         num_steps: of the training.
         teacher: the row whose run of the same seed it learns from, if there is one.
+        num_drawn: images that the teacher draws to be the data, in place of the config's; or 0.
     """
 
     name: str
@@ -42,6 +43,12 @@ class Row:
     seeds: tuple[int, ...]
     scorings: tuple[Scoring, ...]
     teacher: "Row | None" = None
+    num_drawn: int = 0
+
+    @property
+    def on_data(self) -> "Row":
+        """The row whose data this one is scored by: itself, or the teacher that drew its data."""
+        return self.teacher if self.teacher is not None and self.num_drawn else self
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +106,8 @@ def _fashion(name: str, changes: dict[str, str], *scorings: Scoring) -> Row:
 def _students(prefix: str, teacher: Row) -> Iterator[Row]:
     """Mixers in place of the teacher's attention: a fifth and a third of its steps, and alone.
 
-    Then hybrids, of which a part of the layers have attention.
+    Then S4D without other data than the teacher's samples, and hybrids, of which a part of the
+    layers have attention.
     """
 
     def row(name: str, changes: dict[str, str], share: float, *, is_taught: bool) -> Row:
@@ -117,6 +125,9 @@ def _students(prefix: str, teacher: Row) -> Iterator[Row]:
         yield row(f"{mixer}_third", changes, 1 / 3, is_taught=True)
         yield row(f"{mixer}_third_alone", changes, 1 / 3, is_taught=False)
         yield row(f"{mixer}_alone", changes, 1, is_taught=False)
+        if mixer == "s4d":
+            without_data = row(f"{mixer}_third_drawn", changes, 1 / 3, is_taught=True)
+            yield dataclasses.replace(without_data, num_drawn=20_000)
     for name, pattern in (("quarter", "s4d,s4d,s4d,attention"), ("half", "s4d,attention")):
         yield row(f"{name}_attention", {"model.mixers": pattern}, 1, is_taught=False)
 
@@ -124,7 +135,7 @@ def _students(prefix: str, teacher: Row) -> Iterator[Row]:
 def _compared(question: str, prefix: str, scoring: Scoring) -> Iterator[Comparison]:
     """The questions about a teacher and its students."""
     for mixer in ("s4d", "delta_conv", "convnext"):
-        names = ("fifth", "third", "third_alone", "alone")
+        names = ["fifth", "third", "third_alone", "alone"] + ["third_drawn"] * (mixer == "s4d")
         rows = [f"{prefix}_dit", *(f"{prefix}_{mixer}_{name}" for name in names)]
         yield Comparison(
             f"{prefix}_{mixer}",
@@ -132,11 +143,11 @@ def _compared(question: str, prefix: str, scoring: Scoring) -> Iterator[Comparis
             {name: (scoring.name,) for name in rows},
             plot="seeds",
         )
-    names = ("s4d_alone", "quarter_attention", "half_attention", "dit")
+    hybrids = ("s4d_alone", "quarter_attention", "half_attention", "dit")
     yield Comparison(
         f"{prefix}_hybrids",
         f"{question}: how many layers need attention?",
-        {f"{prefix}_{name}": (scoring.name,) for name in names},
+        {f"{prefix}_{name}": (scoring.name,) for name in hybrids},
         plot="seeds",
     )
 

@@ -18,7 +18,7 @@ from diffussm_jax.errors import Preempted
 from diffussm_jax.evaluate import evaluate, result_path
 from diffussm_jax.files import one_writer, write_json
 from diffussm_jax.refstats import refstats
-from diffussm_jax.sample import sample
+from diffussm_jax.sample import OUTPUTS_FILE, sample
 from diffussm_jax.train import train
 from diffussm_jax.workdir import layout
 
@@ -91,7 +91,7 @@ def _write(study: Study, row: Row, record: Record) -> None:
 
 def _train(study: Study, row: Row, seed: int) -> Record:
     if row.teacher is not None:
-        _have_trained(study, row.teacher, seed)
+        _have_trained(study, row, row.teacher, seed)
     logger.info("%s, seed %d: training", row.name, seed)
     config, workdir = study.config(row, seed), study.workdir(row, seed)
     train(config, workdir)
@@ -104,13 +104,26 @@ def _train(study: Study, row: Row, seed: int) -> Record:
     return record
 
 
-def _have_trained(study: Study, teacher: Row, seed: int) -> None:
-    """Train a teacher unless its weights are there; who is at it is waited for."""
+def _have_trained(study: Study, row: Row, teacher: Row, seed: int) -> None:
+    """Train a row's teacher, and let it draw, unless that is done; who is at it is waited for."""
     path = study.record_path(teacher, seed)
     with filelock.FileLock(path.with_suffix(".lock")):
         is_trained = study.record(teacher, seed) is not None
         if not (is_trained and layout.holds_run(study.workdir(teacher, seed))):
             _train(study, teacher, seed)
+        if row.num_drawn and not _has_drawn(study, row, seed):
+            logger.info("%s, seed %d: drawing %d images", teacher.name, seed, row.num_drawn)
+            (scoring,) = teacher.scorings
+            options = sample_options(dataclasses.replace(scoring, num=row.num_drawn))
+            options |= {"sample.outputs": "classes", "sample.labels": "balanced"}
+            sample(study.config(teacher, seed, **options), study.workdir(teacher, seed))
+
+
+def _has_drawn(study: Study, row: Row, seed: int) -> bool:
+    """Whether the images are complete; other samples of the same teacher leave them alone."""
+    path = study.drawn(row, seed).with_name(OUTPUTS_FILE)
+    jobs = parsing.read_as(path, dict) if path.exists() else {}
+    return jobs.get("classes", {}).get("num") == row.num_drawn
 
 
 def _score(study: Study, row: Row, seed: int, scoring: Scoring) -> dict[str, float]:
@@ -121,7 +134,7 @@ def _score(study: Study, row: Row, seed: int, scoring: Scoring) -> dict[str, flo
     sample(study.config(row, seed, **options), workdir)
     _make_reference(study, row)
     name = f"{row.name}-{seed}-{scoring.name}"
-    config = study.config(row, 0, **evaluate_options(images, name))
+    config = study.config(row.on_data, 0, **evaluate_options(images, name))
     evaluate(config, folder)
     scores = parsing.read_as(result_path(config, folder), dict)["scores"]
     scores = {name: scores[name] for name in SCORES if name in scores}
@@ -137,4 +150,4 @@ def _make_reference(study: Study, row: Row) -> None:
     path = folder / "evaluation" / "reference-classifier.npz"
     with one_writer(folder):
         if not path.exists():
-            refstats(study.config(row, 0, **{"evaluate.features": "classifier"}), folder)
+            refstats(study.config(row.on_data, 0, **{"evaluate.features": "classifier"}), folder)

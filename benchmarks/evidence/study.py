@@ -59,6 +59,10 @@ class Study:
         own = {"seed": str(seed), "training.num_steps": str(num_steps)}
         if row.teacher is not None:
             own["training.teacher"] = str(self.workdir(row.teacher, seed))
+        if row.num_drawn:
+            # The samples have the padding of the images that the teacher learned.
+            own |= {"data.name": f"folder:{self.drawn(row, seed)}", "data.pad": "0"}
+            own |= {"data.eval_split": "None"}
         return own | row.changes | self.options
 
     def config(self, row: Row, seed: int, **more: str) -> Config:
@@ -100,9 +104,14 @@ class Study:
         """The work directory of a run."""
         return self.folder / "runs" / row.name / str(seed)
 
+    def drawn(self, row: Row, seed: int) -> Path:
+        """The folder of the images that the teacher of a row draws to be its data."""
+        assert row.teacher is not None
+        return self.workdir(row.teacher, seed) / "samples" / "classes"
+
     def reference(self, row: Row) -> Path:
         """The folder of the classifier and the reference of a row's data."""
-        data = self.config(row, row.seeds[0]).data.name
+        data = self.config(row.on_data, row.seeds[0]).data.name
         return self.folder / "references" / re.sub(r"\W+", "-", data)
 
     def record_path(self, row: Row, seed: int) -> Path:
