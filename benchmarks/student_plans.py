@@ -1,0 +1,95 @@
+"""What training DiT-XL/2's students costs beside the teacher, by the compilers of TPUs and GPUs.
+
+python -m benchmarks.student_plans [--topologies v5e:4x4 v6e:4x4] [--pixels 256 512 1024]
+.venv-gpu/bin/python -m benchmarks.student_plans --topologies h100:1
+
+Each student is planned alone, and with the teacher's forward pass in its step. Larger images come
+in smaller batches, of as many latents as at 256 x 256. Prints a Markdown table; each plan is kept
+in --store, so that after a kill the same command goes on.
+"""
+
+import argparse
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plan_store import kept_plan
+from benchmarks.throughput.subjects import of_equal_tokens
+from benchmarks.throughput.tables import table
+from configs import distill_dit256, dit256
+from diffussm_jax.config import Config, from_dict, to_json
+from diffussm_jax.config.parsing import with_fields
+from diffussm_jax.planning.estimate import estimate
+from diffussm_jax.planning.gpus import is_gpus
+from diffussm_jax.workdir import layout
+
+CARD_BATCH_SIZE = 32  # images of 256 x 256 on one card, which runs no mesh
+LATENT_SIDE = 8  # in pixels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--topologies", nargs="+", default=["v5e:4x4", "v6e:4x4"])
+    parser.add_argument("--pixels", nargs="+", type=int, default=[256, 512, 1024])
+    parser.add_argument("--mixers", nargs="+", default=["s4d", "delta_conv"])
+    parser.add_argument("--store", type=Path, default=Path("runs/student_plans.json"))
+    args = parser.parse_args()
+    rows = [
+        row(topology, pixels, mixer, args.store)
+        for topology in args.topologies
+        for pixels in args.pixels
+        for mixer in ("attention", *args.mixers)
+    ]
+    print(table(rows))
+
+
+def row(topology: str, pixels: int, mixer: str, store: Path) -> dict[str, Any]:
+    """The plans of a network on one topology: alone and, if it is a student, with its teacher."""
+    config = subject(mixer, topology, pixels)
+    key = f"{mixer} {pixels} {topology}"
+    alone = kept_plan(store, key, lambda: estimate(config, topology).to_dict())
+    columns = {
+        "devices": topology,
+        "image": pixels,
+        "tokens": config.num_tokens,
+        "batch": config.training.batch_size,
+        "mixer": mixer,
+        "multiply_adds_G": alone["multiply_adds"] / 1e9,
+        **_cells(alone, ""),
+    }
+    if mixer == "attention":
+        return columns
+    make = functools.partial(_plan_with_teacher, config, topology, pixels)
+    return columns | _cells(kept_plan(store, f"{key}, with its teacher", make), "taught_")
+
+
+def subject(mixer: str, topology: str, pixels: int) -> Config:
+    """DiT-XL/2 with a mixer, as it trains on one topology, without a teacher."""
+    values = dit256.get_config() if mixer == "attention" else distill_dit256.get_config(mixer)
+    values.training.teacher = None
+    if is_gpus(topology):
+        values.training.batch_size, values.mesh.fsdp = CARD_BATCH_SIZE, 1
+    return of_equal_tokens(from_dict(values.to_dict()), pixels // LATENT_SIDE)
+
+
+def _plan_with_teacher(config: Config, topology: str, pixels: int) -> dict[str, Any]:
+    """A plan reads of a teacher nothing but its config."""
+    teacher = subject("attention", topology, pixels)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, layout.CONFIG_FILE).write_text(to_json(teacher), encoding="utf-8")
+        return estimate(with_fields(config, {"training.teacher": folder}), topology).to_dict()
+
+
+def _cells(plan: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Memory and time of a step; of GPUs the time is a bound from below."""
+    gib, timed = plan["total_gib"], plan.get("bound") or plan
+    if not plan["fits"]:
+        return {f"{prefix}gib": plan["needed_gib"] or gib, f"{prefix}step_ms": "does not fit"}
+    return {f"{prefix}gib": gib, f"{prefix}step_ms": timed["step_ms"]}
+
+
+if __name__ == "__main__":
+    main()
