@@ -13,6 +13,7 @@ from typing import Any
 from diffussm_jax.config import parsing, rules
 from diffussm_jax.config.network import (
     DIT_SIZES,
+    FCDM_SIZES,
     SIZES,
     AttentionImplementation,
     DeltaGate,
@@ -38,6 +39,7 @@ from diffussm_jax.config.schema import (
 
 __all__ = [
     "DIT_SIZES",
+    "FCDM_SIZES",
     "SIZES",
     "AttentionImplementation",
     "AutoencoderConfig",

@@ -48,6 +48,9 @@ def check_distillation(config: Config) -> None:
     demand = f"be different numbers up to model.depth = {model.depth}"
     fits = len(set(blocks)) == len(blocks) and max(blocks, default=1) <= model.depth
     require(fits, "distill.blocks", demand, blocks)
+    demand = "be 0 where model.levels is given: streams of several widths are not compared"
+    is_flat = model.levels is None
+    require(is_flat or not distill.features, "distill.features", demand, distill.features)
     demand = "be None or xla where distill.features is given: fused blocks show no streams"
     is_free = not distill.features or model.stack_implementation != "pallas_tpu"
     require(is_free, "model.stack_implementation", demand)

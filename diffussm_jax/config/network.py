@@ -8,6 +8,13 @@ from typing import Literal
 SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
 # Depth, width and number of heads of DiT by size (its table 1).
 DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+# Blocks of each stage and outermost width of FCDM by size, as its released code has them.
+FCDM_SIZES = {
+    "S": ((2, 4, 8, 4, 2), 128),
+    "B": ((2, 4, 8, 4, 2), 256),
+    "L": ((2, 4, 8, 4, 2), 512),
+    "XL": ((3, 6, 12, 6, 3), 512),
+}
 SSMImplementation = Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"]
 StackImplementation = Literal["xla", "pallas_tpu"]
 AttentionImplementation = Literal["xla", "flash"]
@@ -20,8 +27,8 @@ class ModelConfig:
     """The network: DiffuSSM, or DiT's blocks around attention or another mixer."""
 
     name: Literal["diffussm", "dit"] = "diffussm"
-    depth: int = 29  # blocks
-    width: int = 1152  # channels of a token
+    depth: int = 29  # blocks, where `levels` is None
+    width: int = 1152  # channels of a token; with `levels`, those of the outermost stages
     patch_size: int = 1  # side of a token in pixels or latent positions; the paper's is 1
     position: Literal["sincos2d", "none"] = "sincos2d"  # position code added to the tokens
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
@@ -62,10 +69,27 @@ class ModelConfig:
     # 1 / sqrt(channels) as the paper says or by sqrt(channels) as the released code does, or the
     # sigmoid of the other half, as in the released PixArt models.
     delta_gate: DeltaGate = "scaled"
-    num_heads: int = 16  # of attention
+    # Of convnext: whether it is modulated behind its convolution, as FCDM is, and not before it.
+    modulate_convolved: bool = False
+    num_heads: int = 16  # of attention; with `levels`, those of the outermost stages
+    mlp_ratio: int = 4  # hidden units of a block's MLP, by channels; 0 leaves out the MLP, as FCDM
+    # Blocks of each stage of a U, an odd number of stages, as 2,4,8,4,2: up to the middle one each
+    # has half the grid and twice the width and the heads of the one before, and then back. None is
+    # one stack of `depth` blocks.
+    levels: tuple[int, ...] | None = None
     # How attention is computed: as XLA compiles it, or by a kernel that writes no scores, which is
     # JAX's on TPUs and cuDNN's on GPUs; None takes the kernel where it runs and is faster.
     attention_implementation: AttentionImplementation | None = None
+
+    @property
+    def num_layers(self) -> int:
+        """The number of blocks."""
+        return self.depth if self.levels is None else sum(self.levels)
+
+    @property
+    def num_levels(self) -> int:
+        """The number of grids of tokens, each of half the height and width of the one before."""
+        return 1 if self.levels is None else (len(self.levels) + 1) // 2
 
     @property
     def pattern(self) -> tuple[MixerName, ...]:

@@ -28,6 +28,7 @@ _MAY_BE_ZERO = {
     "guidance.start_step",
     "distill.output",
     "distill.features",
+    "model.mlp_ratio",
     "data.num_classes",
     "data.workers",
     "data.pad",
@@ -127,9 +128,12 @@ def _check_model(config: Config) -> None:
     divides = model.width % model.num_heads == 0
     demand = f"divide model.width = {model.width}"
     require(divides or model.name != "dit", "model.num_heads", demand, model.num_heads)
-    demand = f"divide model.depth = {model.depth} by the number of its mixers"
     is_dit, pattern = model.name == "dit", model.pattern
-    require(model.depth % len(pattern) == 0, "model.mixers", demand, pattern)
+    demand = f"divide model.depth = {model.depth} by the number of its mixers"
+    if model.levels is not None:
+        demand = f"divide each stage of model.levels = {model.levels} by the number of its mixers"
+    fits = all(blocks % len(pattern) == 0 for blocks in model.levels or (model.depth,))
+    require(fits, "model.mixers", demand, pattern)
     demand = "be 'attention' for model.name = 'diffussm', whose mixer is its own"
     require(is_dit or model.mixer == "attention", "model.mixer", demand, model.mixer)
     demand = "be None for model.name = 'diffussm', and where model.mixer is given"
@@ -137,8 +141,12 @@ def _check_model(config: Config) -> None:
     require(is_free or model.mixers is None, "model.mixers", demand, model.mixers)
     is_odd = model.kernel_size is None or model.kernel_size % 2 == 1
     require(is_odd, "model.kernel_size", "be odd", model.kernel_size)
-    rows, columns = height // model.patch_size, width // model.patch_size
+    _check_levels(config)
+    side = model.patch_size * 2 ** (model.num_levels - 1)
+    rows, columns = height // side, width // side
     demand = f"divide the {rows} x {columns} grid of tokens"
+    if model.levels is not None:
+        demand += " in the middle of model.levels"
     divides = all(rows % factor == 0 == columns % factor for factor in model.pyramid)
     is_shrunk = is_dit and "delta_conv" in pattern
     require(divides or not is_shrunk, "model.pyramid", demand, model.pyramid)
@@ -149,6 +157,21 @@ def _check_model(config: Config) -> None:
     low, high = model.dt_range
     demand = "be (low, high) with 0 < low <= high"
     require(0 < low <= high, "model.dt_range", demand, model.dt_range)
+
+
+def _check_levels(config: Config) -> None:
+    model, (height, width, _) = config.model, config.grid
+    if model.levels is None:
+        return
+    demand = "be None for model.name = 'diffussm', which is one stack"
+    require(model.name == "dit", "model.levels", demand, model.levels)
+    demand = "be an odd number of stages: down, the middle one, and up again"
+    require(len(model.levels) % 2 == 1, "model.levels", demand, model.levels)
+    rows, columns = height // model.patch_size, width // model.patch_size
+    halvings = model.num_levels - 1
+    demand = f"have fewer stages: the {rows} x {columns} grid of tokens halves {halvings} times"
+    fits = rows % 2**halvings == 0 == columns % 2**halvings
+    require(fits, "model.levels", demand, model.levels)
 
 
 def _check_process(config: Config) -> None:
@@ -248,9 +271,10 @@ def _check_labels(config: Config) -> None:
 
 
 def _check_inspection(config: Config) -> None:
-    inspect, depth = config.inspect, config.model.depth
-    is_below = all(layer < depth for layer in inspect.layers or ())
-    demand = f"be below model.depth = {depth}: the first layer is 0"
+    inspect, num_layers = config.inspect, config.model.num_layers
+    is_below = all(layer < num_layers for layer in inspect.layers or ())
+    field = "model.depth" if config.model.levels is None else "the blocks of model.levels"
+    demand = f"be below {field} = {num_layers}: the first layer is 0"
     require(is_below, "inspect.layers", demand, inspect.layers)
     require(inspect.window % 2 == 1, "inspect.window", "be odd", inspect.window)
     demand = "be True where inspect.distance is"

@@ -20,7 +20,7 @@ from diffussm_jax.diffusion import create_process
 from diffussm_jax.diffusion.guidance import told
 from diffussm_jax.diffusion.process import NoisedBatch, PerExample
 from diffussm_jax.inspection.walk import Mixing, hooked
-from diffussm_jax.models.backbone import Backbone, layers_of
+from diffussm_jax.models.backbone import Isotropic, layers_of
 from diffussm_jax.shapes import Condition, Grid, Groups
 
 KINDS = ("none", "identity", "mean")
@@ -35,7 +35,7 @@ class PerturbedBlocks:
         kind: index in `KINDS`.
     """
 
-    model: Backbone
+    model: Isotropic
     grid: Grid
     layer: int | Array
     kind: int | Array
@@ -81,7 +81,7 @@ def replaced(mixing: Mixing, kind: int | Array) -> Array:
 
 def perturbed(
     graphdef: nnx.GraphDef, params: dict, layer: int | Array, kind: int | Array, grid: Grid
-) -> Backbone:
+) -> Isotropic:
     """The model with the mixing of one layer replaced, for images of one size."""
     model = nnx.merge(graphdef, params)
     model.fuse = lambda num_rows: PerturbedBlocks(model, grid, layer, kind)

@@ -20,13 +20,13 @@ from diffussm_jax.inspection.perturbation import KINDS, make_error
 from diffussm_jax.inspection.sensitivity import sensitivity
 from diffussm_jax.inspection.sensitivity import summary as sensitivity_summary
 from diffussm_jax.inspection.walk import Block, layers, mixer_of, mixing_of, name_of, ssm_of, walk
-from diffussm_jax.models.backbone import Backbone
+from diffussm_jax.models.backbone import Isotropic
 from diffussm_jax.shapes import Condition, Grid, Groups
 
 Report = dict[str, Any]
 
 
-def look(config: Config, model: Backbone, batches: Sequence[NoisedBatch]) -> list[Report]:
+def look(config: Config, model: Isotropic, batches: Sequence[NoisedBatch]) -> list[Report]:
     """What the chosen layers do with each of the batches, one for each noise level."""
     reports: list[Report] = [
         {"layer": number, "mixer": name_of(block), "at": []}
@@ -39,7 +39,7 @@ def look(config: Config, model: Backbone, batches: Sequence[NoisedBatch]) -> lis
     return reports
 
 
-def _look_at(config: Config, model: Backbone, batch: NoisedBatch) -> list[Report]:
+def _look_at(config: Config, model: Isotropic, batch: NoisedBatch) -> list[Report]:
     process, measured = create_process(config.diffusion), []
     x_t = process.x_t(batch.x0, batch.t, batch.eps)
     conditions, grid = process.conditions(batch.t), model.token_grid(x_t)

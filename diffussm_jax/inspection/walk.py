@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffussm_jax.models.backbone import Backbone, layers_of
+from diffussm_jax.models.backbone import Isotropic, layers_of
 from diffussm_jax.models.dit import TransformerBlock
 from diffussm_jax.models.layers import modulate
 from diffussm_jax.models.mixers.attention import Attention
@@ -47,7 +47,7 @@ def layers(blocks: nnx.Module) -> Iterator[Block]:
 
 
 def walk(
-    model: Backbone, x_t: Images, t: Conditions, y: Labels | None, visit: Visit
+    model: Isotropic, x_t: Images, t: Conditions, y: Labels | None, visit: Visit
 ) -> Float[Array, "b h w o"]:
     """Call `visit(number, block, x, c)` with what enters each layer; return the model's output."""
     x, c = model.enter(x_t, t, y)
@@ -82,7 +82,7 @@ def mixer_of(block: Block, c: Condition, grid: Grid) -> Callable[[Groups], Group
     if not isinstance(block, TransformerBlock):
         return lambda x: block(x, c, grid) - x
     shift, scale = block.modulation(c)[:2]
-    return lambda x: block.mixer(modulate(x, shift, scale), grid)
+    return lambda x: block.mix(x, shift, scale, grid)
 
 
 def hooked(block: Block, hook: Callable[[Mixing], Array]) -> Block:

@@ -11,6 +11,7 @@ from diffussm_jax.models import stack
 from diffussm_jax.models.backbone import Backbone, Fuse
 from diffussm_jax.models.diffussm import DiffuSSM
 from diffussm_jax.models.dit import DiT
+from diffussm_jax.models.levels import UShaped
 from diffussm_jax.models.mixers import Functions
 from diffussm_jax.ops import depthwise
 from diffussm_jax.ops.attention import Attend, attention
@@ -52,7 +53,8 @@ def create_model(
             if attend is None:
                 attend = functools.partial(attention, implementation=attention_of(config))
             functions = Functions(attend, apply_s4d, convolve or depthwise.convolve)
-            return DiT(config.model, functions=functions, **options)
+            backbone = DiT if config.model.levels is None else UShaped
+            return backbone(config.model, functions=functions, **options)
 
 
 def attention_of(config: Config) -> AttentionImplementation | None:

@@ -1,6 +1,7 @@
-"""What the backbones share: tokens in, a scan over equal blocks, tokens out.
+"""What the backbones share: tokens in, scans over equal blocks, tokens out.
 
-They differ in the block.
+They differ in the block, and in whether all blocks have one width (`Isotropic`) or are in stages of
+several (`levels.UShaped`).
 """
 
 import functools
@@ -13,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.layers import LabelEmbedding, Modulation, ScalarEmbedding, linear, modulate
+from diffussm_jax.models.layers import ConditionEmbeddings, Modulation, linear, modulate
 from diffussm_jax.ops.attention import SAVED_NAME
 from diffussm_jax.shapes import Condition, Conditions, Grid, Groups, Images, Labels, Streams
 
@@ -46,26 +47,113 @@ class FusedBlocks(Protocol):
 Fuse = Callable[[int], FusedBlocks | None]
 
 
-class Backbone(nnx.Module):
+class Backbone(ConditionEmbeddings):
     """Denoiser of `[b, h, w, in_channels]`, called as model(x_t, t, y).
 
     t is what the model is told besides: one scalar for each example, [b], or several, [b k].
 
     Args:
         config: the model section of the run's config.
+        conditions: names of the embeddings of t (`ConditionEmbeddings`).
+        num_classes: 0 for an unconditional model, which is called with y = None.
+        group_size: tokens that become one row of x.
+        position: gives the code that is added to the rows, from height and width of the grid in
+            tokens; None adds none.
+        gather: makes of a device's part of a block the complete block, before it is used.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        conditions: tuple[str, ...],
+        num_classes: int,
+        group_size: int,
+        position: Callable[[int, int], Float[Array, "j d"]] | None,
+        gather: Callable[[nnx.Module], nnx.Module] | None,
+        rngs: nnx.Rngs,
+    ):
+        dtype = jnp.dtype(config.dtype)
+        super().__init__(conditions, num_classes, width=config.width, dtype=dtype, rngs=rngs)
+        self.config = config
+        self.group_size = group_size
+        self.position = position
+        self.gather = gather
+
+    def __call__(
+        self, x_t: Images, t: Conditions, y: Labels | None = None
+    ) -> Float[Array, "b h w o"]:
+        """The model's output."""
+        raise NotImplementedError
+
+    def prepare(self, height: int, width: int) -> Callable[..., Float[Array, "b h w o"]]:
+        """The model for many calls at one size without gradients.
+
+        What depends on the parameters alone is done here, once for all calls.
+        """
+        return self
+
+    def rows(self, x_t: Images) -> Float[Array, "b j f"]:
+        """The values of an image, row by row of x."""
+        return group(x_t, self.config.patch_size, self.group_size).astype(self.config.dtype)
+
+    def with_position(self, x: Groups, grid: Grid) -> Groups:
+        """Rows with their position's code, in the dtype of the residual stream."""
+        if self.position is not None:
+            x = x + self.position(*grid).astype(x.dtype)
+        return self.residual(x)
+
+    def residual(self, x: Array) -> Array:
+        """x in the dtype of the residual stream."""
+        return x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype))
+
+    def token_grid(self, x_t: Images) -> Grid:
+        """The height and width of an image in tokens."""
+        return x_t.shape[1] // self.config.patch_size, x_t.shape[2] // self.config.patch_size
+
+    def _run(self, blocks: nnx.Module, x: Groups, c: Condition, grid: Grid) -> Groups:
+        """Apply stacked blocks one after the other."""
+        return self._scan(lambda x, block, _: (block(x, c, grid), None), blocks, x)[0]
+
+    def _scan(
+        self,
+        run: Callable[[Groups, Any, Any], tuple[Groups, Any]],
+        blocks: nnx.Module,
+        x: Groups,
+        inputs: Any = None,
+    ) -> tuple[Groups, Any]:
+        """Run stacked blocks in a loop: `run` gets x, a block and its part of the inputs."""
+
+        def step(x: Groups, block_and_input: tuple[nnx.Module, Any]) -> tuple[Groups, Any]:
+            block, given = block_and_input
+            if self.gather is not None:
+                block = self.gather(block)
+            return run(x, block, given)
+
+        if self.config.remat != "none":
+            # A rolled loop keeps the compiler from merging the recomputation away; an unrolled one
+            # needs barriers.
+            step = jax.checkpoint(
+                step,
+                prevent_cse=self.config.scan_unroll > 1,
+                policy=REMAT_POLICIES[self.config.remat],
+            )
+        return jax.lax.scan(step, x, (blocks, inputs), unroll=self.config.scan_unroll)
+
+
+class Isotropic(Backbone):
+    """The backbone of one stack of equal blocks, all at one width.
+
+    Args:
+        config: the model section of the run's config.
         in_channels: channels of the image or latent.
         out_channels: channels of the output; twice `in_channels` where the variance is learned.
-        conditions: names of the embeddings of t, the first of which is the timestep's. The others
-            start at zero, so that a model which is told less can be trained on.
-        num_classes: 0 for an unconditional model, which is called with y = None.
         group_size: tokens that become one row of x.
         make_block: makes a block, called as block(x, c, grid) with the height and width of the grid
             of tokens, from the random keys of its parameters.
         num_blocks: blocks, one after the other.
-        position: gives the code that is added to the rows, from height and width of the grid in
-            tokens; None adds none.
-        gather: makes of a device's part of a block the complete block, before it is used.
         fuse: finds for a number of rows what runs all blocks at once, or None for a loop over them.
+        **options: those of `Backbone`.
     """
 
     def __init__(
@@ -74,37 +162,21 @@ class Backbone(nnx.Module):
         *,
         in_channels: int,
         out_channels: int,
-        conditions: tuple[str, ...],
-        num_classes: int,
         group_size: int,
         make_block: Callable[[nnx.Rngs], nnx.Module],
         num_blocks: int,
-        position: Callable[[int, int], Float[Array, "j d"]] | None,
-        gather: Callable[[nnx.Module], nnx.Module] | None,
         fuse: Fuse = lambda num_rows: None,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
         d = config.width
         dtype = jnp.dtype(config.dtype)
         features = group_size * config.patch_size**2
         self.embed = linear(features * in_channels, d, dtype=dtype, rngs=rngs)
-        for name in conditions:
-            is_first = name == conditions[0]
-            setattr(self, name, ScalarEmbedding(d, dtype=dtype, rngs=rngs, zero=not is_first))
-        if num_classes:
-            self.label = LabelEmbedding(num_classes, d, dtype=dtype, rngs=rngs)
-        # One block whose arrays have a leading layer axis, for the scan below.
-        self.blocks = jax.vmap(lambda key: make_block(nnx.Rngs(key)))(
-            jax.random.split(rngs.params(), num_blocks)
-        )
+        super().__init__(config, group_size=group_size, rngs=rngs, **options)
+        self.blocks = stacked(make_block, num_blocks, rngs=rngs)
         self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
         self.head = linear(d, features * out_channels, dtype=dtype, rngs=rngs, zero=True)
-        self.config = config
-        self.conditions = conditions
-        self.num_classes = num_classes
-        self.group_size = group_size
-        self.position = position
-        self.gather = gather
         self.fuse = fuse
 
     def __call__(
@@ -119,15 +191,9 @@ class Backbone(nnx.Module):
         self, x_t: Images, t: Conditions, y: Labels | None = None
     ) -> tuple[Groups, Condition]:
         """The rows that the first block reads, and the condition of all blocks."""
-        p = self.config.patch_size
         with jax.named_scope("embeddings"):
-            x = self.embed(group(x_t, p, self.group_size).astype(self.config.dtype))
-            if self.position is not None:
-                x = x + self.position(*self.token_grid(x_t)).astype(x.dtype)
-            c = self.embed_conditions(t)
-            if y is not None:
-                c = c + self.label(y)
-        return x.astype(jnp.promote_types(x.dtype, self.config.residual_dtype)), c
+            x = self.with_position(self.embed(self.rows(x_t)), self.token_grid(x_t))
+            return x, self.embed_conditions(t, y)
 
     def leave(self, x: Groups, c: Condition, height: int, width: int) -> Float[Array, "b h w o"]:
         """The model's output from the rows that the last block wrote."""
@@ -135,21 +201,8 @@ class Backbone(nnx.Module):
             x = self.head(modulate(x, *self.modulation(c)))
         return ungroup(x.astype(jnp.float32), height, width, self.config.patch_size)
 
-    def token_grid(self, x_t: Images) -> Grid:
-        """The height and width of an image in tokens."""
-        return x_t.shape[1] // self.config.patch_size, x_t.shape[2] // self.config.patch_size
-
-    def embed_conditions(self, t: Conditions) -> Condition:
-        """The sum of the embeddings of what the model is told."""
-        columns = t.reshape(len(t), -1).T
-        named = zip(self.conditions, columns, strict=True)
-        return sum(getattr(self, name)(column) for name, column in named)
-
     def prepare(self, height: int, width: int) -> Callable[..., Float[Array, "b h w o"]]:
-        """The model for many calls at one size without gradients.
-
-        What depends on the parameters alone is done here, once for all calls.
-        """
+        """The model for many calls at one size, with the blocks laid out once for all of them."""
         fused = self.fuse(height * width // self.config.patch_size**2 // self.group_size)
         if fused is None:
             return self
@@ -163,7 +216,7 @@ class Backbone(nnx.Module):
         if fused is not None:
             return fused.run(self.blocks, x, c)
 
-        return self._scan(lambda x, block, _: (block(x, c, grid), None), x)[0]
+        return self._run(self.blocks, x, c, grid)
 
     def run_with_streams(
         self, x: Groups, c: Condition, grid: Grid, forced: Streams | None = None
@@ -184,29 +237,16 @@ class Backbone(nnx.Module):
         if forced is not None:
             num_blocks = len(jax.tree.leaves(self.blocks)[0])
             forced = forced.reshape(num_blocks, -1, *forced.shape[1:])
-        x, streams = self._scan(run, x, forced)
+        x, streams = self._scan(run, self.blocks, x, forced)
         return x, streams.reshape(-1, *streams.shape[2:])
 
-    def _scan(
-        self, run: Callable[[Groups, Any, Any], tuple[Groups, Any]], x: Groups, inputs: Any = None
-    ) -> tuple[Groups, Any]:
-        """Run all blocks in a loop: `run` gets x, a block and its part of the inputs."""
 
-        def step(x: Groups, block_and_input: tuple[nnx.Module, Any]) -> tuple[Groups, Any]:
-            block, given = block_and_input
-            if self.gather is not None:
-                block = self.gather(block)
-            return run(x, block, given)
-
-        if self.config.remat != "none":
-            # A rolled loop keeps the compiler from merging the recomputation away; an unrolled one
-            # needs barriers.
-            step = jax.checkpoint(
-                step,
-                prevent_cse=self.config.scan_unroll > 1,
-                policy=REMAT_POLICIES[self.config.remat],
-            )
-        return jax.lax.scan(step, x, (self.blocks, inputs), unroll=self.config.scan_unroll)
+def stacked(
+    make_block: Callable[[nnx.Rngs], nnx.Module], num: int, *, rngs: nnx.Rngs
+) -> nnx.Module:
+    """Make a block whose arrays have a leading axis, that of as many layers, for a loop."""
+    keys = jax.random.split(rngs.params(), num)
+    return jax.vmap(lambda key: make_block(nnx.Rngs(key)))(keys)
 
 
 def layers_of(block: Any) -> Sequence[Any]:

@@ -6,13 +6,13 @@ from typing import Any
 from flax import nnx
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.backbone import Backbone
+from diffussm_jax.models.backbone import Isotropic
 from diffussm_jax.models.block import Block
 from diffussm_jax.models.layers import sincos2d
 from diffussm_jax.ops.s4d import Operator, s4d
 
 
-class DiffuSSM(Backbone):
+class DiffuSSM(Isotropic):
     """The backbone of SSM blocks; `apply_s4d` evaluates their SSM layers."""
 
     def __init__(

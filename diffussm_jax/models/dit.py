@@ -5,23 +5,23 @@ attention, the baseline; `model.mixer` and `model.mixers` put others in its plac
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float32
+from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.config import MixerName, ModelConfig
-from diffussm_jax.models.backbone import Backbone
+from diffussm_jax.models.backbone import Isotropic
 from diffussm_jax.models.layers import Modulation, linear, modulate, sincos2d
 from diffussm_jax.models.mixers import Functions, Mixer, create_mixer
+from diffussm_jax.models.mixers.convnext import ConvNeXt
 from diffussm_jax.shapes import Condition, Grid, Groups
 
-MLP_RATIO = 4  # DiT
 
-
-class DiT(Backbone):
+class DiT(Isotropic):
     """The backbone of such blocks.
 
     With attention its parameters are those of the released code, except for the position table,
@@ -32,11 +32,10 @@ class DiT(Backbone):
         self, config: ModelConfig, *, functions: Functions, rngs: nnx.Rngs, **options: Any
     ):
         code = functools.partial(position_code, num_features=config.width)
-        make_block = TransformerBlock if len(config.pattern) == 1 else PatternBlock
         super().__init__(
             config,
             group_size=1,
-            make_block=lambda rngs: make_block(config, functions=functions, rngs=rngs),
+            make_block=block_maker(config, functions),
             num_blocks=config.depth // len(config.pattern),
             position=code if config.position == "sincos2d" else None,
             rngs=rngs,
@@ -44,8 +43,14 @@ class DiT(Backbone):
         )
 
 
+def block_maker(config: ModelConfig, functions: Functions) -> Callable[[nnx.Rngs], nnx.Module]:
+    """What makes the body of the loop over layers: a block, or the blocks of a pattern."""
+    block = TransformerBlock if len(config.pattern) == 1 else PatternBlock
+    return lambda rngs: block(config, functions=functions, rngs=rngs)
+
+
 class TransformerBlock(nnx.Module):
-    """A mixer, then an MLP, each modulated and gated (adaLN-Zero, DiT figure 3).
+    """A mixer, then an MLP if there is one, each modulated and gated (adaLN-Zero, DiT figure 3).
 
     The block starts as the identity. Its mixer's parameters are under the mixer's name.
     """
@@ -61,19 +66,31 @@ class TransformerBlock(nnx.Module):
         d = config.width
         dtype = jnp.dtype(config.dtype)
         self.mixer_name = mixer_name or config.pattern[0]
-        self.modulation = Modulation(d, 6, dtype=dtype, rngs=rngs)
+        self.has_mlp = config.mlp_ratio > 0
+        self.modulation = Modulation(d, 6 if self.has_mlp else 3, dtype=dtype, rngs=rngs)
         mixer = create_mixer(self.mixer_name, config, functions=functions, rngs=rngs)
         setattr(self, self.mixer_name, mixer)
-        self.mlp_in = linear(d, MLP_RATIO * d, dtype=dtype, rngs=rngs)
-        self.mlp_out = linear(MLP_RATIO * d, d, dtype=dtype, rngs=rngs)
+        if self.has_mlp:
+            self.mlp_in = linear(d, config.mlp_ratio * d, dtype=dtype, rngs=rngs)
+            self.mlp_out = linear(config.mlp_ratio * d, d, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Groups, c: Condition, grid: Grid) -> Groups:
         modulation = self.modulation(c)
         shift, scale, gate = modulation[:3]
-        x = x + gate * self.mixer(modulate(x, shift, scale), grid)
+        x = x + gate * self.mix(x, shift, scale, grid)
+        if not self.has_mlp:
+            return x
         shift, scale, gate = modulation[3:]
         hidden = jax.nn.gelu(self.mlp_in(modulate(x, shift, scale)))
         return x + gate * self.mlp_out(hidden)
+
+    def mix(
+        self, x: Groups, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"], grid: Grid
+    ) -> Groups:
+        """What the mixer makes of modulated rows."""
+        if isinstance(self.mixer, ConvNeXt) and self.mixer.is_modulated:
+            return self.mixer(x, grid, shift, scale)
+        return self.mixer(modulate(x, shift, scale), grid)
 
     @property
     def mixer(self) -> Mixer:

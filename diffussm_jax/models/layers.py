@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Num
 
-from diffussm_jax.shapes import Condition, Groups, Labels
+from diffussm_jax.shapes import Condition, Conditions, Groups, Labels
 
 SCALAR_FEATURES = 256  # ADM and DiT
 EMBEDDING_INIT = nnx.initializers.normal(0.02)  # DiT
@@ -78,6 +78,40 @@ class LabelEmbedding(nnx.Module):
 
     def __call__(self, y: Labels) -> Condition:
         return self.table[...][y].astype(self.dtype)
+
+
+class ConditionEmbeddings(nnx.Module):
+    """The embeddings of what a model is told, each under its own name.
+
+    Args:
+        conditions: names of the embeddings of scalars, the first of which is the timestep's. The
+            others start at zero, so that a model which is told less can be trained on.
+        num_classes: 0 for an unconditional model, which has no embedding of labels.
+    """
+
+    def __init__(
+        self,
+        conditions: tuple[str, ...],
+        num_classes: int,
+        *,
+        width: int,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        for name in conditions:
+            is_first = name == conditions[0]
+            setattr(self, name, ScalarEmbedding(width, dtype=dtype, rngs=rngs, zero=not is_first))
+        if num_classes:
+            self.label = LabelEmbedding(num_classes, width, dtype=dtype, rngs=rngs)
+        self.conditions = conditions
+        self.num_classes = num_classes
+
+    def embed_conditions(self, t: Conditions, y: Labels | None) -> Condition:
+        """The sum of the embeddings; y is None for an unconditional model."""
+        columns = t.reshape(len(t), -1).T
+        named = zip(self.conditions, columns, strict=True)
+        c = sum(getattr(self, name)(column) for name, column in named)
+        return c if y is None else c + self.label(y)
 
 
 class Modulation(nnx.Module):

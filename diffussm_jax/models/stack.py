@@ -1,6 +1,6 @@
 """The blocks of DiffuSSM as one operation with implementations: a loop over them, or kernels.
 
-The loop is `Backbone.run_blocks`, and the reference. `choose` finds what `ops.stack_tpu` has for
+The loop is `Isotropic.run_blocks`, and the reference. `choose` finds what `ops.stack_tpu` has for
 the chip, the model and the number of tokens.
 """
 

@@ -1,4 +1,4 @@
-"""Depthwise convolution of an image: each channel by a square kernel of its own."""
+"""Convolution of an image by square kernels: depthwise, one for each channel, or dense."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from diffussm_jax.shapes import Images
 
 Rows = Float[Array, "b i w c"]  # those of an image, or with a halo's
-Kernel = Float[Array, "k k 1 c"]  # of an odd side k
+Kernel = Float[Array, "k k i o"]  # of an odd side k; i is 1 for depthwise kernels, else channels
 Convolve = Callable[[Images, Kernel], Images]
 
 # With more, `product` has more multiply-adds than its speed makes up for. With fewer it is many
@@ -24,6 +24,7 @@ def convolve(
 ) -> Images:
     """y[i, j] = sum over u and v of kernel[u, v] x[i + u - k // 2, j + v - k // 2].
 
+    That is for each channel of a depthwise kernel; a dense one also sums over the channels of x.
     Beyond the edges x is zero.
 
     Args:
@@ -31,14 +32,15 @@ def convolve(
         platform: of the device that will run it; None is this process's default.
     """
     is_small = x.shape[1] * x.shape[2] <= MAX_PRODUCT_TOKENS
-    if is_small and (platform or jax.default_backend()) == "cpu":
+    is_depthwise = kernel.shape[2] == 1
+    if is_small and is_depthwise and (platform or jax.default_backend()) == "cpu":
         # The backward pass makes the matrices again, which are larger than x.
         return jax.checkpoint(functools.partial(product, has_halo=has_halo))(x, kernel)
     return convolution(x, kernel, has_halo=has_halo)
 
 
 def convolution(x: Rows, kernel: Kernel, *, has_halo: bool = False) -> Images:
-    """`convolve` as XLA's convolution of as many groups as there are channels."""
+    """`convolve` as XLA's convolution, by depthwise kernels in as many groups as channels."""
     halo = kernel.shape[0] // 2
     rows = 0 if has_halo else halo
     return jax.lax.conv_general_dilated(
@@ -47,12 +49,12 @@ def convolution(x: Rows, kernel: Kernel, *, has_halo: bool = False) -> Images:
         window_strides=(1, 1),
         padding=((rows, rows), (halo, halo)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=x.shape[-1],
+        feature_group_count=x.shape[-1] // kernel.shape[2],
     )
 
 
-def product(x: Rows, kernel: Kernel, *, has_halo: bool = False) -> Images:
-    """`convolve` as one product with a matrix [h w, h w] for each channel."""
+def product(x: Rows, kernel: Float[Array, "k k 1 c"], *, has_halo: bool = False) -> Images:
+    """`convolve` by depthwise kernels as one product with a matrix [h w, h w] for each channel."""
     k, (_, h, w, _) = len(kernel), x.shape
     columns, has_column = taps(w, k)
     matrix = jnp.where(has_column[..., None], kernel[:, columns, 0], 0)  # k w v c

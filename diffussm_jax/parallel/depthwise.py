@@ -1,4 +1,4 @@
-"""Depthwise convolution on a mesh: each device convolves its own rows of its own images.
+"""Convolution on a mesh: each device convolves its own rows of its own images.
 
 Left to XLA's partitioner, the gradient of a kernel gathers the images of all devices.
 """

@@ -27,6 +27,7 @@ BATCH_AXES = ("data", "fsdp")
 # Splitting a smaller array saves too little memory to pay for a collective.
 MIN_SPLIT_ELEMENTS = 2**14
 LAYERS = "blocks"  # arrays under this name in a tree have a leading axis of layers
+RESAMPLING = "resampling"  # those under this name lead from a level of a U to another
 
 
 def make_mesh(
@@ -104,13 +105,14 @@ def batch_shardings(mesh: Mesh, batch: dict[str, Any]) -> dict[str, NamedShardin
 def state_shardings(mesh: Mesh, state: Any) -> Any:
     """The shardings of the arrays of parameters, EMA or optimizer state.
 
-    An array of the blocks is split over `fsdp` as `split_rows` says. Arrays outside the blocks,
-    1 % of a model, are on every device.
+    An array of the blocks, or of what is between the levels of a U, is split over `fsdp` as
+    `split_rows` says. All others, 1 % of a model, are on every device.
     """
 
     def place(path: tuple, array: Any) -> NamedSharding:
         names = {getattr(key, "key", None) for key in path}
-        spec = split_rows(array.shape, mesh) if LAYERS in names else PartitionSpec()
+        is_split = not names.isdisjoint((LAYERS, RESAMPLING))
+        spec = split_rows(array.shape, mesh) if is_split else PartitionSpec()
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, state)
@@ -133,8 +135,9 @@ def split_over_fsdp(mesh: Mesh, x: jax.Array) -> jax.Array:
 def split_rows(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Where an array of the blocks lives: split over `fsdp`, if it can be.
 
-    The axis is the longest but the last, or else the last: parts of other axes are contiguous, so
-    that a gathered array, and a gradient that is to be split, need no copy.
+    The first axis stays whole. Of the others it is the longest but the last, or else the last:
+    parts of other axes are contiguous, so that a gathered array, and a gradient that is to be
+    split, need no copy.
     """
     size = mesh.shape["fsdp"]
     fitting = [axis for axis in range(1, len(shape)) if shape[axis] % size == 0]
@@ -161,10 +164,12 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         )
     model, num_parts = config.model, mesh.shape["sequence"]
     has_pyramid = model.name == "dit" and "delta_conv" in model.pattern
+    middle = config.grid[0] // model.patch_size // 2 ** (model.num_levels - 1)
     for factor in (1, *(model.pyramid if has_pyramid else ())):
-        rows = config.grid[0] // model.patch_size // factor
+        rows = middle // factor
         if rows % num_parts:
-            at = "" if factor == 1 else f" at factor {factor} of config.model.pyramid"
+            at = "" if model.levels is None else " in the middle of config.model.levels"
+            at += "" if factor == 1 else f" at factor {factor} of config.model.pyramid"
             raise UserError(
                 f"config.mesh.sequence must divide the {rows} rows of tokens{at}, got {num_parts}"
             )

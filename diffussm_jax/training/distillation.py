@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from diffussm_jax.config import DistillConfig
 from diffussm_jax.diffusion.guidance import with_scale
 from diffussm_jax.diffusion.process import NoisedBatch, PerExample, Process, mean_square
-from diffussm_jax.models.backbone import Backbone
+from diffussm_jax.models.backbone import Backbone, Isotropic
 from diffussm_jax.shapes import Conditions, Images, Labels, Streams
 
 Terms = dict[str, PerExample]
@@ -37,6 +37,7 @@ def compare(
     if not config.features:
         output, target = (network(x_t, t, batch.y) for network in (student, teacher))
         return output, {"distill_output": mean_square(output - target)}
+    assert isinstance(student, Isotropic) and isinstance(teacher, Isotropic)
     target, theirs = run(teacher, x_t, t, batch.y)
     forced = theirs[:-1] if config.teacher_forcing else None
     output, ours = run(student, x_t, t, batch.y, forced)
@@ -56,7 +57,7 @@ def weighted(config: DistillConfig, terms: Terms) -> PerExample:
 
 
 def run(
-    network: Backbone, x_t: Images, t: Conditions, y: Labels | None, forced: Streams | None = None
+    network: Isotropic, x_t: Images, t: Conditions, y: Labels | None, forced: Streams | None = None
 ) -> tuple[Output, Streams]:
     """The output of a network and its stream: before the first block, and after each."""
     x, c = network.enter(x_t, t, y)

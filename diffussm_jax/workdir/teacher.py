@@ -72,7 +72,7 @@ def read_teacher_config(config: Config) -> Config:
     named = f"{_FIELD}: {folder}"
     require_same(config, teacher, fields, named=named, mend="a teacher has the same task")
     if config.distill.features:
-        fields = ["model.depth", "model.width", "model.patch_size"]
+        fields = ["model.levels", "model.depth", "model.width", "model.patch_size"]
         if "diffussm" in (config.model.name, teacher.model.name):
             fields += ["model.name", "model.m"]
         mend = "config.distill.features compares streams of one shape"

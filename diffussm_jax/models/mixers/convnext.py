@@ -1,13 +1,15 @@
 """FCDM's block as a mixer: depthwise convolution, inverted bottleneck, response normalisation.
 
 Kwon et al., Reviving ConvNeXt for efficient convolutional diffusion models, 2026 (arXiv
-2603.09408), after ConvNeXt V2 (Woo et al., 2023, arXiv 2301.00808). FCDM modulates after the
-convolution and has no second MLP; here the modulation of a DiT's block comes before it.
+2603.09408), after ConvNeXt V2 (Woo et al., 2023, arXiv 2301.00808). FCDM modulates behind the
+convolution (`model.modulate_convolved`) and has no second MLP (`model.mlp_ratio` = 0); by default
+the modulation of a DiT's block comes before the mixer.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.layers import layer_norm, linear
@@ -21,7 +23,10 @@ EPSILON = 1e-6
 
 
 class ConvNeXt(nnx.Module):
-    """W_out GRN(gelu(W_widen LayerNorm(K * x))), with GRN as the identity at the start."""
+    """W_out GRN(gelu(W_widen LayerNorm(K * x))), with GRN as the identity at the start.
+
+    Where `is_modulated`, it is called with the residual stream, and its LayerNorm is modulated.
+    """
 
     def __init__(self, config: ModelConfig, *, convolve: Convolve, rngs: nnx.Rngs):
         d, dtype = config.width, jnp.dtype(config.dtype)
@@ -37,12 +42,20 @@ class ConvNeXt(nnx.Module):
         self.widen = linear(d, EXPANSION * d, dtype=dtype, rngs=rngs)
         self.norm = GlobalResponseNorm(EXPANSION * d, dtype=dtype)
         self.out = linear(EXPANSION * d, d, dtype=dtype, rngs=rngs)
+        self.is_modulated = config.modulate_convolved
         self.dtype = dtype
 
-    def __call__(self, x: Groups, grid: Grid) -> Groups:
+    def __call__(
+        self,
+        x: Groups,
+        grid: Grid,
+        shift: Float[Array, "b 1 d"] | float = 0.0,
+        scale: Float[Array, "b 1 d"] | float = 0.0,
+    ) -> Groups:
         b, l, d = x.shape
-        y = self.depthwise(x.reshape(b, *grid, d)).reshape(b, l, d)
-        hidden = jax.nn.gelu(self.widen(layer_norm(y, dtype=self.dtype)))
+        y = self.depthwise(x.reshape(b, *grid, d).astype(self.dtype)).reshape(b, l, d)
+        y = layer_norm(y, dtype=self.dtype) * (1 + scale) + shift
+        hidden = jax.nn.gelu(self.widen(y))
         return self.out(self.norm(hidden))
 
 
