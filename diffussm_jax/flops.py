@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffussm_jax.config import DIT_SIZES, SIZES, Config, from_dict
+from diffussm_jax.config import DICO_SIZES, DIT_SIZES, FCDM_SIZES, SIZES, Config, from_dict
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.training.state import abstract_model
 
@@ -27,7 +27,7 @@ class Published(NamedTuple):
 
     model: str
     values: dict[str, Any]
-    millions: int
+    millions: float
     giga: float
     source: str
 
@@ -43,6 +43,18 @@ def _dit(size: str, image_size: int = 256) -> dict[str, Any]:
     return _latents(image_size, patch_size=2, **model)
 
 
+def _fcdm(size: str) -> dict[str, Any]:
+    levels, width = FCDM_SIZES[size]
+    block = {"mixer": "convnext", "modulate_convolved": True, "mlp_ratio": 0}
+    return _latents(256, name="dit", levels=levels, width=width, position="none", **block)
+
+
+def _dico(size: str) -> dict[str, Any]:
+    levels, width = DICO_SIZES[size]
+    block = {"mixer": "dico", "mlp_ratio": 2, "last_stage": "wide"}
+    return _latents(256, name="dit", levels=levels, width=width, position="none", **block)
+
+
 _VIA_DICO = "DiffuSSM's totals / images, via DiCo"
 _XL = dict(zip(("depth", "width"), SIZES["XL"]))
 PUBLISHED = (
@@ -51,6 +63,14 @@ PUBLISHED = (
     Published("DiT-L/2, 256", _dit("L"), 458, 80.71, "DiT, table 4"),
     Published("DiT-XL/2, 256", _dit("XL"), 675, 118.64, "DiT, table 4"),
     Published("DiT-XL/2, 512", _dit("XL", 512), 675, 524.60, "DiT, section 5.1"),
+    Published("FCDM-S, 256", _fcdm("S"), 32.7, 3.1, "FCDM"),
+    Published("FCDM-B, 256", _fcdm("B"), 127.7, 12.2, "FCDM"),
+    Published("FCDM-L, 256", _fcdm("L"), 504.5, 48.3, "FCDM"),
+    Published("FCDM-XL, 256", _fcdm("XL"), 698.8, 64.6, "FCDM"),
+    Published("DiCo-S, 256", _dico("S"), 33.1, 4.25, "DiCo"),
+    Published("DiCo-B, 256", _dico("B"), 130.0, 16.88, "DiCo"),
+    Published("DiCo-L, 256", _dico("L"), 463.9, 60.24, "DiCo"),
+    Published("DiCo-XL, 256", _dico("XL"), 701.2, 87.30, "DiCo"),
     Published("DiffuSSM-XL, 256", _latents(256, **_XL), 673, 280.3, _VIA_DICO),
     Published("DiffuSSM-XL, 512", _latents(512, **_XL), 673, 1066.2, _VIA_DICO),
 )
@@ -71,7 +91,9 @@ def table_of_parts(config: Config) -> str:
     model, (height, width, channels) = config.model, config.grid
     counts = multiply_adds(config)
     grid = f"{config.num_tokens} tokens of {height} x {width} x {channels}"
-    name = f"{model.name}, {model.depth} layers of width {model.width}"
+    name = f"{model.name}, {model.num_layers} layers of width {model.width}"
+    if model.levels is not None:
+        name += f" and more in stages of {', '.join(map(str, model.levels))}"
     rows = [
         f"{name}: {num_parameters(config):,} parameters",
         f"one image, {grid}, forward",
@@ -95,9 +117,9 @@ def table_of_published() -> str:
     for model, values, millions, giga, source in PUBLISHED:
         config = from_dict(values)
         counts = multiply_adds(config)
-        size = f"{millions:8}{num_parameters(config) / 1e6:8.1f}"
+        size = f"{millions:8.4g}{num_parameters(config) / 1e6:8.1f}"
         with_ssm = f"{counts.total / 1e9:10.1f}" if counts.ssm else f"{'':10}"
-        work = f"{giga:8.1f}{counts.without_ssm / 1e9:8.1f}{with_ssm}"
+        work = f"{giga:8.5g}{counts.without_ssm / 1e9:8.5g}{with_ssm}"
         rows.append(f"{model:20}{size}{work}  {source}")
     return "\n".join([*rows, NOTE])
 

@@ -12,6 +12,7 @@ from flax import nnx
 
 from diffussm_jax.config import Config
 from diffussm_jax.diffusion import create_process
+from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.score import make_scorer
 from diffussm_jax.files import require_only, write_json, write_text
 from diffussm_jax.inspection import report as reports
@@ -38,13 +39,18 @@ def inspect(config: Config, workdir: Path) -> None:
     but for the images of `inspect.distance`.
 
     Raises:
-        UserError: there is no run or checkpoint, it does not fit the config, or what
+        UserError: there is no run or checkpoint, it does not fit the config or has levels, or what
             `inspect.distance` needs is missing.
     """
     folder = workdir / FOLDER
     options = config.sample
     require_only(folder, _is_ours, named=str(folder))
     model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
+    if (levels := model.config.model.levels) is not None:
+        raise UserError(
+            f"--mode=inspect: {workdir} has model.levels = {levels}; it looks into models of one "
+            "stack of blocks alone"
+        )
     with held(folder, named=str(folder)):
         report, pictures = _inspect(config, model)
         if config.inspect.distance:

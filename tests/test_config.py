@@ -184,7 +184,7 @@ MEAN_FLOW = {"process": "mean_flow", "prediction": "v", "variance": "none"}
         ({"distill": {"all_after": 5}}, "config.distill.all_after must be None where"),
         (
             {"training": {"teacher": "x"}, "distill": {"blocks": (1, 30)}},
-            "config.distill.blocks must be different numbers up to model.depth = 29",
+            "config.distill.blocks must be different numbers up to 29, the number",
         ),
         (
             {"training": {"teacher": "x"}, "distill": {"train": "mixers"}},
@@ -249,6 +249,7 @@ GIVEN = {
     "model.ssm_implementation": ("fft", "fft"),
     "model.stack_implementation": ("xla", "xla"),
     "model.attention_implementation": ("flash", "flash"),
+    "model.levels": ((2, 4, 2), "2,4,2"),
     "model.mixers": (("s4d", "attention"), "s4d,attention"),
     "sample.dtype": ("float32", "float32"),
     "inspect.layers": ((0, 3), "0,3"),

@@ -12,6 +12,7 @@ from typing import Any
 
 from diffussm_jax.config import parsing, rules
 from diffussm_jax.config.network import (
+    DICO_SIZES,
     DIT_SIZES,
     FCDM_SIZES,
     SIZES,
@@ -38,6 +39,7 @@ from diffussm_jax.config.schema import (
 )
 
 __all__ = [
+    "DICO_SIZES",
     "DIT_SIZES",
     "FCDM_SIZES",
     "SIZES",

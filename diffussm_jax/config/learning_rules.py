@@ -44,13 +44,13 @@ def check_distillation(config: Config) -> None:
         return
     demand = "be None under diffusion.process = 'mean_flow', whose loss takes the network's tangent"
     require(config.diffusion.process != "mean_flow", "training.teacher", demand)
-    blocks = distill.blocks or ()
-    demand = f"be different numbers up to model.depth = {model.depth}"
-    fits = len(set(blocks)) == len(blocks) and max(blocks, default=1) <= model.depth
-    require(fits, "distill.blocks", demand, blocks)
     demand = "be 0 where model.levels is given: streams of several widths are not compared"
-    is_flat = model.levels is None
-    require(is_flat or not distill.features, "distill.features", demand, distill.features)
+    is_comparable = model.levels is None or not distill.features
+    require(is_comparable, "distill.features", demand, distill.features)
+    blocks, num_layers = distill.blocks or (), model.num_layers
+    demand = f"be different numbers up to {num_layers}, the number of blocks"
+    fits = len(set(blocks)) == len(blocks) and max(blocks, default=1) <= num_layers
+    require(fits, "distill.blocks", demand, blocks)
     demand = "be None or xla where distill.features is given: fused blocks show no streams"
     is_free = not distill.features or model.stack_implementation != "pallas_tpu"
     require(is_free, "model.stack_implementation", demand)

@@ -8,17 +8,23 @@ from typing import Literal
 SIZES = {"S": (13, 384), "B": (13, 768), "L": (25, 1024), "XL": (29, 1152)}
 # Depth, width and number of heads of DiT by size (its table 1).
 DIT_SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
-# Blocks of each stage and outermost width of FCDM by size, as its released code has them.
+# Blocks of each stage and outermost width of FCDM and DiCo by size, as in their released code.
 FCDM_SIZES = {
     "S": ((2, 4, 8, 4, 2), 128),
     "B": ((2, 4, 8, 4, 2), 256),
     "L": ((2, 4, 8, 4, 2), 512),
     "XL": ((3, 6, 12, 6, 3), 512),
 }
+DICO_SIZES = {
+    "S": ((5, 4, 4, 4, 4), 128),
+    "B": ((5, 4, 4, 4, 4), 256),
+    "L": ((9, 8, 9, 8, 9), 352),
+    "XL": ((9, 9, 10, 9, 9), 416),
+}
 SSMImplementation = Literal["scan", "associative_scan", "fft", "chunked", "pallas_tpu"]
 StackImplementation = Literal["xla", "pallas_tpu"]
 AttentionImplementation = Literal["xla", "flash"]
-MixerName = Literal["attention", "s4d", "delta_conv", "convnext"]
+MixerName = Literal["attention", "s4d", "delta_conv", "convnext", "dico"]
 DeltaGate = Literal["scaled", "released", "sigmoid"]
 
 
@@ -61,7 +67,7 @@ class ModelConfig:
     mixers: tuple[MixerName, ...] | None = None
     # Of s4d: orders in which the tokens are scanned, along rows, along columns, or each.
     scan_orders: Literal["rows", "columns", "both"] = "both"
-    # Side of the kernels of delta_conv and convnext; None takes 13 and 7, their authors' sizes.
+    # Side of the kernels of delta_conv, convnext and dico; None takes 13, 7 and 3, their authors'.
     kernel_size: int | None = None
     # Of delta_conv: by how much each stage of the pyramid shrinks the grid of tokens.
     pyramid: tuple[int, ...] = (1, 2)
@@ -72,11 +78,14 @@ class ModelConfig:
     # Of convnext: whether it is modulated behind its convolution, as FCDM is, and not before it.
     modulate_convolved: bool = False
     num_heads: int = 16  # of attention; with `levels`, those of the outermost stages
-    mlp_ratio: int = 4  # hidden units of a block's MLP, by channels; 0 leaves out the MLP, as FCDM
+    mlp_ratio: int = 4  # hidden units of a block's MLP a channel; 0 leaves the MLP out, as FCDM
     # Blocks of each stage of a U, an odd number of stages, as 2,4,8,4,2: up to the middle one each
     # has half the grid and twice the width and the heads of the one before, and then back. None is
     # one stack of `depth` blocks.
     levels: tuple[int, ...] | None = None
+    # Of `levels`: whether the last stage has the width of the first, and a convolution follows, as
+    # in FCDM, or twice that width and the conditions of the level below, as in DiCo.
+    last_stage: Literal["narrow", "wide"] = "narrow"
     # How attention is computed: as XLA compiles it, or by a kernel that writes no scores, which is
     # JAX's on TPUs and cuDNN's on GPUs; None takes the kernel where it runs and is faster.
     attention_implementation: AttentionImplementation | None = None

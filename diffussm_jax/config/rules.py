@@ -162,6 +162,8 @@ def _check_model(config: Config) -> None:
 def _check_levels(config: Config) -> None:
     model, (height, width, _) = config.model, config.grid
     if model.levels is None:
+        demand = "be 'narrow' where model.levels is None"
+        require(model.last_stage == "narrow", "model.last_stage", demand, model.last_stage)
         return
     demand = "be None for model.name = 'diffussm', which is one stack"
     require(model.name == "dit", "model.levels", demand, model.levels)

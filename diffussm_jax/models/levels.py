@@ -1,13 +1,13 @@
 """DiT's blocks in the stages of a U, as FCDM and DiCo have theirs.
 
 Kwon et al., Reviving ConvNeXt for efficient convolutional diffusion models, 2026 (arXiv
-2603.09408), after DiCo (Ai et al., 2025, arXiv 2505.11196). With `convnext` and the fields of
-configs/fcdm256.py it is FCDM.
+2603.09408); Ai et al., DiCo: revitalizing ConvNets for scalable and efficient diffusion modeling,
+2025 (arXiv 2505.11196). With the fields of configs/fcdm256.py and configs/dico256.py it is theirs.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,69 +53,89 @@ class UShaped(Backbone):
         position = code if config.position == "sincos2d" else None
         super().__init__(config, group_size=1, position=position, rngs=rngs, **options)
         for level in range(1, config.num_levels):
-            width = at_level(config, level).width
             embeddings = ConditionEmbeddings(
-                self.conditions, self.num_classes, width=width, dtype=dtype, rngs=rngs
+                self.conditions, self.num_classes, width=2**level * d, dtype=dtype, rngs=rngs
             )
             setattr(self, f"level_{level}", embeddings)
+        self.stages = stages_of(config)
         self.blocks = Stages(config, functions=functions, rngs=rngs)
         self.resampling = Resampling(config, convolve=functions.convolve, rngs=rngs)
-        self.out = conv(d, d)
-        self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
-        self.head = conv(d, features * out_channels, init=nnx.initializers.zeros)
+        last = self.stages[-1].width * d
+        self.out = conv(d, d) if config.last_stage == "narrow" else None
+        self.modulation = Modulation(last, 2, dtype=dtype, rngs=rngs)
+        self.head = conv(last, features * out_channels, init=nnx.initializers.zeros)
 
     def __call__(
         self, x_t: Images, t: Conditions, y: Labels | None = None
     ) -> Float[Array, "b h w o"]:
-        grids = self._grids(x_t)
+        grid = self.token_grid(x_t)
         with jax.named_scope("embeddings"):
-            x = self.with_position(self.embed(self.rows(x_t), grids[0]), grids[0])
+            x = self.with_position(self.embed(self.rows(x_t), grid), grid)
             conditions = self._embed_at_levels(t, y)
+        x = self._run_stages(x, conditions, grid)
+        with jax.named_scope("embeddings"):
+            x = x if self.out is None else self.out(x, grid)
+            x = modulate(x, *self.modulation(conditions[self.stages[-1].width]))
+            x = self.head(x, grid)
+        return ungroup(x.astype(jnp.float32), x_t.shape[1], x_t.shape[2], self.config.patch_size)
+
+    def _run_stages(self, x: Groups, conditions: dict[int, Condition], grid: Grid) -> Array:
         resampling: Any = self.resampling
         if self.gather is not None:
             resampling = self.gather(resampling)
-        left, level, stages = [], 0, self.blocks.stages
-        for index, stage in enumerate(stages):
-            is_down, is_up = 0 < index <= len(stages) // 2, index > len(stages) // 2
-            if is_down:
+        left, level = [], 0
+        for index, stage in enumerate(self.stages):
+            if stage.level > level:
                 left.append(x)
-                level += 1
-                x = self.residual(resampling.down(level, x, grids[level - 1]))
-            elif is_up:
-                x = self.residual(resampling.up(level, x, grids[level], left.pop()))
-                level -= 1
-            x = self._run(stage, x, conditions[level], grids[level])
-        with jax.named_scope("embeddings"):
-            x = modulate(self.out(x, grids[0]), *self.modulation(conditions[0]))
-            x = self.head(x, grids[0])
-        return ungroup(x.astype(jnp.float32), x_t.shape[1], x_t.shape[2], self.config.patch_size)
+                x = self.residual(resampling.down(stage.level, x, at_level(grid, level)))
+            elif stage.level < level:
+                x = self.residual(resampling.up(level, x, at_level(grid, level), left.pop()))
+            level = stage.level
+            blocks = getattr(self.blocks, stage_name(index))
+            x = self._run(blocks, x, conditions[stage.width], at_level(grid, level))
+        return x
 
-    def _grids(self, x_t: Images) -> list[Grid]:
-        """The height and width in tokens at each level."""
-        height, width = self.token_grid(x_t)
-        return [(height >> level, width >> level) for level in range(self.config.num_levels)]
+    def _embed_at_levels(self, t: Conditions, y: Labels | None) -> dict[int, Condition]:
+        """The condition of each width, in units of the outermost."""
+        deeper = [getattr(self, f"level_{level}") for level in range(1, self.config.num_levels)]
+        return {2**k: x.embed_conditions(t, y) for k, x in enumerate((self, *deeper))}
 
-    def _embed_at_levels(self, t: Conditions, y: Labels | None) -> list[Condition]:
-        levels = [getattr(self, f"level_{level}") for level in range(1, self.config.num_levels)]
-        return [embeddings.embed_conditions(t, y) for embeddings in (self, *levels)]
+
+class Stage(NamedTuple):
+    """Where the blocks of a stage are.
+
+    Attributes:
+        level: how often the grid of tokens is halved.
+        width: that of its rows and conditions, in units of the outermost.
+        depth: blocks, one after the other.
+    """
+
+    level: int
+    width: int
+    depth: int
+
+
+def stages_of(config: ModelConfig) -> list[Stage]:
+    """The stages of a config's `levels`, from the first to the last."""
+    assert config.levels is not None
+    last = len(config.levels) - 1
+    levels = [min(index, last - index) for index in range(last + 1)]
+    widths = [2**level for level in levels]
+    if config.last_stage == "wide":
+        widths[last] = 2
+    return [Stage(*values) for values in zip(levels, widths, config.levels, strict=True)]
 
 
 class Stages(nnx.Module):
     """The blocks of each stage, stacked."""
 
     def __init__(self, config: ModelConfig, *, functions: Functions, rngs: nnx.Rngs):
-        assert config.levels is not None
-        self.num = len(config.levels)
-        for index, depth in enumerate(config.levels):
-            level = min(index, self.num - 1 - index)
-            make_block = block_maker(at_level(config, level), functions)
-            blocks = stacked(make_block, depth // len(config.pattern), rngs=rngs)
-            setattr(self, stage_name(index), blocks)
-
-    @property
-    def stages(self) -> list[nnx.Module]:
-        """The stages, one after the other."""
-        return [getattr(self, stage_name(index)) for index in range(self.num)]
+        for index, stage in enumerate(stages_of(config)):
+            # Heads are of one width in all stages.
+            width, num_heads = stage.width * config.width, stage.width * config.num_heads
+            ours = dataclasses.replace(config, width=width, num_heads=num_heads)
+            num = stage.depth // len(config.pattern)
+            setattr(self, stage_name(index), stacked(block_maker(ours, functions), num, rngs=rngs))
 
 
 class Resampling(nnx.Module):
@@ -128,11 +148,13 @@ class Resampling(nnx.Module):
     def __init__(self, config: ModelConfig, *, convolve: Convolve, rngs: nnx.Rngs):
         dtype = jnp.dtype(config.dtype)
         conv = functools.partial(Conv3x3, convolve=convolve, has_bias=False, dtype=dtype, rngs=rngs)
+        stages = stages_of(config)
         for level in range(1, config.num_levels):
-            d = at_level(config, level - 1).width
+            d = 2 ** (level - 1) * config.width
+            merged = stages[-level].width * config.width
             setattr(self, f"down_{level}", conv(d, d // 2))
             setattr(self, f"up_{level}", conv(2 * d, 4 * d))
-            setattr(self, f"merge_{level}", linear(2 * d, d, dtype=dtype, rngs=rngs))
+            setattr(self, f"merge_{level}", linear(2 * d, merged, dtype=dtype, rngs=rngs))
 
     def down(self, level: int, x: Groups, grid: Grid) -> Float[Array, "b i e"]:
         """The rows of a level from those of the level above, whose grid this is."""
@@ -142,17 +164,16 @@ class Resampling(nnx.Module):
 
     def up(
         self, level: int, x: Groups, grid: Grid, left: Float[Array, "b i e"]
-    ) -> Float[Array, "b i e"]:
-        """The rows of the level above from those of a level, whose grid this is, and what it left.
+    ) -> Float[Array, "b i o"]:
+        """The rows of the level above from those of a level, whose grid this is.
 
         Args:
             left: the rows of the level above on the way down.
         """
         with jax.named_scope("resampling"):
             y = ungroup(getattr(self, f"up_{level}")(x, grid), 2 * grid[0], 2 * grid[1], 2)
-            y = y.reshape(left.shape)
-            merge = getattr(self, f"merge_{level}")
-            return merge(jnp.concatenate([y, left.astype(y.dtype)], axis=-1))
+            y = jnp.concatenate([y.reshape(left.shape), left.astype(y.dtype)], axis=-1)
+            return getattr(self, f"merge_{level}")(y)
 
 
 class Conv3x3(nnx.Module):
@@ -182,12 +203,9 @@ class Conv3x3(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
 
 
-def at_level(config: ModelConfig, level: int) -> ModelConfig:
-    """The config of a level's blocks: heads are of one width at all levels."""
-    factor = 2**level
-    return dataclasses.replace(
-        config, width=factor * config.width, num_heads=factor * config.num_heads
-    )
+def at_level(grid: Grid, level: int) -> Grid:
+    """The height and width in tokens at a level, from those of the outermost."""
+    return grid[0] >> level, grid[1] >> level
 
 
 def stage_name(index: int) -> str:

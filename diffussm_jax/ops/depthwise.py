@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 from diffussm_jax.shapes import Images
 
 Rows = Float[Array, "b i w c"]  # those of an image, or with a halo's
-Kernel = Float[Array, "k k i o"]  # of an odd side k; i is 1 for depthwise kernels, else channels
-Convolve = Callable[[Images, Kernel], Images]
+Kernel = Float[Array, "k k f o"]  # of an odd side k; f is 1 for depthwise ones, else channels of x
+Convolved = Float[Array, "b h w o"]
+Convolve = Callable[[Images, Kernel], Convolved]
 
 # With more, `product` has more multiply-adds than its speed makes up for. With fewer it is many
 # times as fast on a CPU as XLA's convolution of many groups, above all the gradients.
@@ -21,7 +22,7 @@ MAX_PRODUCT_TOKENS = 256
 
 def convolve(
     x: Rows, kernel: Kernel, *, has_halo: bool = False, platform: str | None = None
-) -> Images:
+) -> Convolved:
     """y[i, j] = sum over u and v of kernel[u, v] x[i + u - k // 2, j + v - k // 2].
 
     That is for each channel of a depthwise kernel; a dense one also sums over the channels of x.
@@ -32,14 +33,14 @@ def convolve(
         platform: of the device that will run it; None is this process's default.
     """
     is_small = x.shape[1] * x.shape[2] <= MAX_PRODUCT_TOKENS
-    is_depthwise = kernel.shape[2] == 1
+    is_depthwise = kernel.shape[2:] == (1, x.shape[-1])
     if is_small and is_depthwise and (platform or jax.default_backend()) == "cpu":
         # The backward pass makes the matrices again, which are larger than x.
         return jax.checkpoint(functools.partial(product, has_halo=has_halo))(x, kernel)
     return convolution(x, kernel, has_halo=has_halo)
 
 
-def convolution(x: Rows, kernel: Kernel, *, has_halo: bool = False) -> Images:
+def convolution(x: Rows, kernel: Kernel, *, has_halo: bool = False) -> Convolved:
     """`convolve` as XLA's convolution, by depthwise kernels in as many groups as channels."""
     halo = kernel.shape[0] // 2
     rows = 0 if has_halo else halo

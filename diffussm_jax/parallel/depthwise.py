@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from diffussm_jax.ops.depthwise import Convolve, Kernel, Rows, convolve
+from diffussm_jax.ops.depthwise import Convolve, Convolved, Kernel, Rows, convolve
 from diffussm_jax.parallel.mesh import BATCH_AXES
 from diffussm_jax.shapes import Images, ceil_div
 
@@ -22,7 +22,7 @@ def shard_convolve(mesh: Mesh) -> Convolve:
     """
     num_parts, platform = mesh.shape["sequence"], mesh.devices.flat[0].platform
 
-    def run(x: Images, kernel: Kernel) -> Images:
+    def run(x: Images, kernel: Kernel) -> Convolved:
         if num_parts == 1:
             return convolve(x, kernel, platform=platform)
         rows = with_halo(x, len(kernel) // 2, num_parts)

@@ -34,6 +34,7 @@ class MultiplyAdds:
         ssm: the state space operator in chunks, for a batch of one; its other forms take other
             products.
         attention: queries by keys, and weights by values.
+        resampling: what leads from one level of a U to another.
         embeddings: the embeddings of patches, step and class, and the head.
     """
 
@@ -41,6 +42,7 @@ class MultiplyAdds:
     convolutions: int = 0
     ssm: int = 0
     attention: int = 0
+    resampling: int = 0
     embeddings: int = 0
 
     @property

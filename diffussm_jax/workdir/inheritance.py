@@ -1,7 +1,8 @@
 """What a student takes over from its teacher: every parameter that has its name and shape.
 
 Parameters of the blocks are compared layer by layer, as `blocks.3.attention.qkv.kernel`, so that a
-teacher and a student may have different patterns of mixers.
+teacher and a student may have different patterns of mixers. Those of a model with levels are
+compared stage by stage too, as `blocks.1:3.attention.qkv.kernel`.
 """
 
 import logging
@@ -15,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.models.dit import layer_name
+from diffussm_jax.models.levels import stage_name
 from diffussm_jax.parallel.mesh import LAYERS
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir.init_from import Outcome, Verdict, starting_from
@@ -24,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 # The last layers of a mixer (delta_conv adds a `mean`), and of a block of DiffuSSM, which is a
 # mixer as a whole.
-_LAST_LAYER = re.compile(rf"({LAYERS}\.\d+\.(?:\w+\.)?)(?:out|mean|w3)\.(?:kernel|bias)")
+_LAST_LAYER = re.compile(rf"({LAYERS}\.[\d:]+\.(?:\w+\.)?)(?:out|mean|w3)\.(?:kernel|bias)")
 
 
 def inherit(model: ModelConfig, state: TrainState, teacher: Teacher) -> TrainState:
@@ -79,18 +81,24 @@ def judge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Verdict]:
 
 
 def by_layer(model: ModelConfig, params: dict) -> dict[str, Any]:
-    """Parameters by their dotted names, those of the blocks as `blocks.<layer>.<name>`."""
+    """Parameters by their dotted names, those of the blocks as `blocks.<layer>.<name>`.
+
+    A layer is a number, or the numbers of a stage and of a layer in it, as 1:3.
+    """
     num, named = len(model.pattern), {}
     for name, array in flatten_dict(params, sep=".").items():
         if not name.startswith(f"{LAYERS}."):
             named[name] = array
             continue
-        rest, first = name.removeprefix(f"{LAYERS}."), 0
+        rest, stage, first = name.removeprefix(f"{LAYERS}."), "", 0
+        if model.levels is not None:
+            place, rest = rest.split(".", 1)
+            stage = place.removeprefix("stage_") + ":"
         if num > 1:
             first = next(k for k in range(num) if rest.startswith(f"{layer_name(k)}."))
             rest = rest.removeprefix(f"{layer_name(first)}.")
         for index in range(len(array)):
-            named[f"{LAYERS}.{index * num + first}.{rest}"] = array[index]
+            named[f"{LAYERS}.{stage}{index * num + first}.{rest}"] = array[index]
     return named
 
 
@@ -102,21 +110,24 @@ def stacked(model: ModelConfig, named: dict[str, Any]) -> dict:
         if not name.startswith(f"{LAYERS}."):
             others[name] = array
             continue
-        _, layer, rest = name.split(".", 2)
-        place = rest if num == 1 else f"{layer_name(int(layer) % num)}.{rest}"
-        layers[f"{LAYERS}.{place}"][int(layer)] = array
+        _, place, rest = name.split(".", 2)
+        *stage, layer = map(int, place.split(":"))
+        prefix = [stage_name(index) for index in stage]
+        prefix += [layer_name(layer % num)] * (num > 1)
+        layers[".".join([LAYERS, *prefix, rest])][layer] = array
     stacks = {name: jnp.stack([x[i] for i in sorted(x)]) for name, x in layers.items()}
     return unflatten_dict(others | stacks, sep=".")
 
 
 def _report(verdicts: dict[str, Verdict]) -> None:
     """Log the verdicts, one line for the layers of a block that share one."""
-    layers: dict[tuple[str, Verdict], list[int]] = defaultdict(list)
+    layers: dict[tuple[str, Verdict], list[tuple[int, ...]]] = defaultdict(list)
     for name, verdict in verdicts.items():
         parts = name.split(".", 2)
         is_layer = parts[0] == LAYERS
         key = f"{LAYERS}.{parts[2]}" if is_layer else name
-        layers[key, verdict] += [int(parts[1])] if is_layer else []
+        layers[key, verdict] += [tuple(map(int, parts[1].split(":")))] if is_layer else []
     for (name, verdict), numbers in layers.items():
-        of = f", layers {', '.join(map(str, sorted(numbers)))} (from 0)" if numbers else ""
+        places = [":".join(map(str, place)) for place in sorted(numbers)]
+        of = f", layers {', '.join(places)} (from 0)" if numbers else ""
         logger.info("  %s%s: %s", name, of, verdict)

@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 import logging
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,9 +19,10 @@ from diffussm_jax.workdir.weights import Weights, load_weights
 
 logger = logging.getLogger(__name__)
 
-LABEL_TABLE = "label.table"
+# A model with levels has one at each, as level_1.label.table.
+LABEL_TABLE = re.compile(r"(level_\d+\.)?label\.table")
 # Embeddings that start at zero: with them a model begins as the one without.
-ZERO_EMBEDDINGS = ("interval.", "guidance_scale.")
+ZERO_EMBEDDINGS = re.compile(r"(level_\d+\.)?(interval|guidance_scale)\..*")
 
 
 class Outcome(enum.Enum):
@@ -88,11 +90,12 @@ def starting_from(state: TrainState, params: dict) -> TrainState:
 def _judge(name: str, ours: dict, theirs: dict, has_same_classes: bool) -> Verdict:
     here, there = (list(x[name].shape) if name in x else "missing" for x in (ours, theirs))
     shapes = f"{there} there and {here} here"
-    if here == there and (has_same_classes or name != LABEL_TABLE):
+    is_table = LABEL_TABLE.fullmatch(name) is not None
+    if here == there and (has_same_classes or not is_table):
         return Verdict(Outcome.LOADED)
-    if name not in theirs and name.startswith(ZERO_EMBEDDINGS):
+    if name not in theirs and ZERO_EMBEDDINGS.fullmatch(name):
         return Verdict(Outcome.ADDED)
-    if name != LABEL_TABLE or (name in theirs and name in ours and here[1:] != there[1:]):
+    if not is_table or (name in theirs and name in ours and here[1:] != there[1:]):
         return Verdict(Outcome.REFUSED, shapes)
     if name not in ours:
         return Verdict(Outcome.LEFT_OUT, "this model has no classes")

@@ -3,7 +3,7 @@
 import flax
 import jax
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, ModelConfig
 from diffussm_jax.workdir.data_facts import DataFacts
 
 MAX_CLASSES = 20  # that are named; data.json has all
@@ -21,7 +21,7 @@ tags: [diffusion, {model}]
 
 | | |
 |---|---|
-| model | {depth} layers, width {width}, {num_parameters:,} parameters |
+| model | {layers}, {num_parameters:,} parameters |
 | denoises | {grid}, from {image_size} x {image_size} images |
 | data | {data}, split `{split}` |
 | source | {source} |
@@ -62,8 +62,7 @@ def model_card(config: Config, facts: DataFacts, *, step: int, num_parameters: i
         model=model.name,
         about=_ABOUT[model.name],
         title=f"{_TITLES[model.name]} on {data.name.removeprefix('folder:')}",
-        depth=model.depth,
-        width=model.width,
+        layers=_layers(model),
         num_parameters=num_parameters,
         grid=f"{height} x {width} x {channels} {data.space}",
         image_size=data.image_size,
@@ -81,6 +80,13 @@ def model_card(config: Config, facts: DataFacts, *, step: int, num_parameters: i
         example="classes=[0]" if conditional else "num=4",
         steps=1 if config.diffusion.process == "mean_flow" else 50,
     )
+
+
+def _layers(model: ModelConfig) -> str:
+    if model.levels is None:
+        return f"{model.depth} layers, width {model.width}"
+    stages = ", ".join(map(str, model.levels))
+    return f"{model.num_layers} layers in stages of {stages}, width {model.width} and more"
 
 
 def _process(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""delta_conv and convnext against loops over places, and what convolutions have in common."""
+"""Convolutional mixers against loops over places, and what they have in common."""
 
 import functools
 import math
@@ -14,12 +14,13 @@ from diffussm_jax.config import DeltaGate, ModelConfig
 from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.models.mixers.convnext import ConvNeXt
 from diffussm_jax.models.mixers.delta_conv import DeltaConv, upsample
+from diffussm_jax.models.mixers.dico import DiCo
 from diffussm_jax.ops.depthwise import convolve
 from diffussm_jax.training.state import abstract_model
 from tests.models.tiny import assert_gradients_reach_all, tiny
 from tests.ops.test_depthwise import by_loop
 
-MIXERS = {"delta_conv": DeltaConv, "convnext": ConvNeXt}
+MIXERS = {"delta_conv": DeltaConv, "convnext": ConvNeXt, "dico": DiCo}
 DIT = {"name": "dit", "num_heads": 4}
 GRID = HEIGHT, WIDTH = 4, 6
 D = 8
@@ -36,8 +37,8 @@ def mixer_of(name, *, randomize=True, **options):
     return mixer
 
 
-def run(mixer, x, grid=GRID):
-    return jax.jit(lambda x: mixer(x, grid))(x)
+def run(mixer, x, grid=GRID, *modulation):
+    return jax.jit(lambda x: mixer(x, grid, *modulation))(x)
 
 
 def tokens(height=HEIGHT, width=WIDTH, dtype=jnp.float32):
@@ -92,9 +93,11 @@ def test_delta_conv_is_a_loop_over_stages_and_places(gate: DeltaGate):
 
 def test_convnext_is_a_loop_over_places_and_channels():
     mixer, x = mixer_of("convnext", kernel_size=3), tokens()
+    modulation = np.random.default_rng(2).normal(size=(2, 2, 1, D)).astype(np.float32)
     y = by_loop(np.float64(x).reshape(2, *GRID, D), mixer.depthwise.kernel[...])
     y = y.reshape(2, -1, D) + np.float64(mixer.depthwise.bias[...])
     y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-6)
+    y = y * (1 + modulation[1]) + modulation[0]
     hidden = np.float64(jax.nn.gelu(jnp.float32(dense(mixer.widen, y))))
     normed = np.zeros(hidden.shape)
     scale, bias = (np.float64(x[...]) for x in (mixer.norm.scale, mixer.norm.bias))
@@ -102,7 +105,17 @@ def test_convnext_is_a_loop_over_places_and_channels():
         norms = np.array([np.linalg.norm(hidden[image, :, c]) for c in range(3 * D)])
         response = norms / norms.mean()
         normed[image] = scale * hidden[image] * response + bias + hidden[image]
-    np.testing.assert_allclose(run(mixer, x), dense(mixer.out, normed), atol=1e-4)
+    modulated = run(mixer, x, GRID, *jnp.asarray(modulation))
+    np.testing.assert_allclose(modulated, dense(mixer.out, normed), atol=3e-4)
+
+
+def test_dico_is_a_loop_over_places():
+    mixer, x = mixer_of("dico"), tokens()
+    y = by_loop(dense(mixer.enter, np.float64(x)).reshape(2, *GRID, D), mixer.depthwise.kernel[...])
+    y = y.reshape(2, -1, D) + np.float64(mixer.depthwise.bias[...])
+    y = np.float64(jax.nn.gelu(jnp.float32(y)))
+    gate = 1 / (1 + np.exp(-dense(mixer.gate, y.mean(axis=1, keepdims=True))))
+    np.testing.assert_allclose(run(mixer, x), dense(mixer.out, y * gate), atol=1e-4)
 
 
 @pytest.mark.parametrize("factor", [2, 3])

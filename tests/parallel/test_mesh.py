@@ -219,6 +219,10 @@ def test_axes_that_do_not_fit(sizes, message):
             {"model": {"name": "dit", "num_heads": 4, "mixer": "delta_conv", "pyramid": (1, 8)}},
             "mesh.sequence must divide the 1 rows of tokens at factor 8 of config.model.pyramid",
         ),
+        (
+            {"model": {"name": "dit", "num_heads": 4, "levels": (1,) * 7}},
+            "mesh.sequence must divide the 1 rows of tokens in the middle of config.model.levels",
+        ),
     ],
 )
 def test_batches_that_do_not_divide(changes, message):

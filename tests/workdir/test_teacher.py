@@ -73,7 +73,19 @@ def test_a_hybrid_begins_as_its_teacher_without_the_mixers_that_it_replaces(
     np.testing.assert_allclose(*outputs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", [HYBRID | {"name": "dit", "depth": 4}, {"depth": 3}], ids=str)
+U = {"name": "dit", "mixer": "convnext", "levels": (2, 4, 2)}
+HYBRID_U = HYBRID | {"name": "dit", "levels": (2, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        HYBRID | {"name": "dit", "depth": 4},
+        {"depth": 3},
+        HYBRID | {"name": "dit", "levels": (2, 4, 2)},
+    ],
+    ids=str,
+)
 def test_layers_stack_as_they_were(model):
     config = tiny(**model)
     rng, (_, shapes) = np.random.default_rng(0), abstract_model(config)
@@ -94,6 +106,18 @@ def test_of_a_mixer_that_fits_in_part_the_output_starts_at_zero(ours, theirs, ze
     assert outcomes == {Outcome.LOADED, Outcome.NEW, Outcome.ADDED}
     same = judge(shapes(**heads, **ours), shapes(**heads, **ours))
     assert {x.outcome for x in same.values()} == {Outcome.LOADED}
+
+
+def test_stages_are_compared_one_by_one():
+    """A U of fewer layers takes those of a longer one; one stack has no layers in common."""
+    verdicts = judge(shapes(**U), shapes(**U | {"levels": (2, 6, 2), "mlp_ratio": 2}))
+    assert verdicts["blocks.1:3.convnext.widen.kernel"].outcome is Outcome.LOADED
+    assert verdicts["blocks.1:5.convnext.widen.kernel"].outcome is Outcome.LEFT_OUT
+    assert verdicts["blocks.2:0.mlp_in.kernel"].outcome is Outcome.NEW
+    verdicts = judge(shapes(**U), shapes(**U | {"levels": None, "depth": 8}))
+    taken = [name for name, x in verdicts.items() if x.outcome is Outcome.LOADED]
+    assert taken
+    assert not any(name.startswith("blocks.") for name in taken)
 
 
 FLOW = {"process": "flow", "variance": "none", "prediction": "v"}

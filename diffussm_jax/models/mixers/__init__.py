@@ -8,6 +8,7 @@ from diffussm_jax.config import MixerName, ModelConfig
 from diffussm_jax.models.mixers.attention import Attention
 from diffussm_jax.models.mixers.convnext import ConvNeXt
 from diffussm_jax.models.mixers.delta_conv import DeltaConv
+from diffussm_jax.models.mixers.dico import DiCo
 from diffussm_jax.models.mixers.s4d import S4DMixer
 from diffussm_jax.ops.attention import Attend
 from diffussm_jax.ops.depthwise import Convolve
@@ -45,3 +46,5 @@ def create_mixer(
             return DeltaConv(config, convolve=functions.convolve, rngs=rngs)
         case "convnext":
             return ConvNeXt(config, convolve=functions.convolve, rngs=rngs)
+        case "dico":
+            return DiCo(config, convolve=functions.convolve, rngs=rngs)
