@@ -167,8 +167,9 @@ def _check_levels(config: Config) -> None:
         return
     demand = "be None for model.name = 'diffussm', which is one stack"
     require(model.name == "dit", "model.levels", demand, model.levels)
-    demand = "be an odd number of stages: down, the middle one, and up again"
-    require(len(model.levels) % 2 == 1, "model.levels", demand, model.levels)
+    demand = "be an odd number of stages, at least 3: down, the middle one, and up again"
+    num_stages = len(model.levels)
+    require(num_stages % 2 == 1 and num_stages > 1, "model.levels", demand, model.levels)
     rows, columns = height // model.patch_size, width // model.patch_size
     halvings = model.num_levels - 1
     demand = f"have fewer stages: the {rows} x {columns} grid of tokens halves {halvings} times"

@@ -115,7 +115,7 @@ class Stage(NamedTuple):
     depth: int
 
 
-def stages_of(config: ModelConfig) -> list[Stage]:
+def stages_of(config: ModelConfig) -> tuple[Stage, ...]:
     """The stages of a config's `levels`, from the first to the last."""
     assert config.levels is not None
     last = len(config.levels) - 1
@@ -123,7 +123,7 @@ def stages_of(config: ModelConfig) -> list[Stage]:
     widths = [2**level for level in levels]
     if config.last_stage == "wide":
         widths[last] = 2
-    return [Stage(*values) for values in zip(levels, widths, config.levels, strict=True)]
+    return tuple(map(Stage, levels, widths, config.levels))
 
 
 class Stages(nnx.Module):

@@ -15,7 +15,7 @@ from diffussm_jax.models.levels import Resampling, stages_of
 from diffussm_jax.ops.depthwise import convolution
 from diffussm_jax.parallel.mesh import make_mesh, state_shardings
 from diffussm_jax.training.optimizer import label_parameters
-from diffussm_jax.training.state import abstract_model
+from diffussm_jax.training.state import abstract_model, init_params
 from tests.models.tiny import (
     assert_gradients_reach_all,
     inputs,
@@ -61,8 +61,8 @@ def test_resampling_is_a_loop_over_places():
 
 def test_stages_are_of_the_levels():
     narrow = stages_of(tiny(**LEVELS | {"levels": (1, 2, 3, 2, 1)}).model)
-    assert narrow == [(0, 1, 1), (1, 2, 2), (2, 4, 3), (1, 2, 2), (0, 1, 1)]
-    assert stages_of(tiny(**DICO).model) == [(0, 1, 1), (1, 2, 2), (0, 2, 1)]
+    assert narrow == ((0, 1, 1), (1, 2, 2), (2, 4, 3), (1, 2, 2), (0, 1, 1))
+    assert stages_of(tiny(**DICO).model) == ((0, 1, 1), (1, 2, 2), (0, 2, 1))
 
 
 def test_shapes_and_names_of_parameters():
@@ -107,9 +107,12 @@ def test_fsdp_splits_stages_and_what_is_between_them():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_gradients_reach_every_parameter(mixer):
+def test_the_first_output_is_zero_and_gradients_reach_every_parameter(mixer):
     model = DICO if mixer == "dico" else FCDM if mixer == "convnext" else LEVELS
-    assert_gradients_reach_all(tiny(**model | {"mixer": mixer}))
+    config = tiny(**model | {"mixer": mixer})
+    first = nnx.merge(abstract_model(config)[0], jax.jit(lambda: init_params(config))())
+    assert not np.any(jax.jit(first)(*inputs()))
+    assert_gradients_reach_all(config)
 
 
 @pytest.mark.slow
@@ -148,7 +151,8 @@ def test_on_a_mesh_it_is_what_one_device_computes(mixers):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"levels": (1, 2)}, r"model.levels must be an odd number of stages: .*, got \(1, 2\)"),
+        ({"levels": (1, 2)}, r"model.levels must be an odd number of stages, .*, got \(1, 2\)"),
+        ({"levels": (8,)}, "model.levels must be an odd number of stages, at least 3"),
         ({"levels": (1,) * 9}, "model.levels must have fewer stages: the 8 x 8 grid of tokens"),
         ({"levels": (1, 0, 1)}, "model.levels must be positive"),
         ({"name": "diffussm"}, "model.levels must be None for model.name = 'diffussm'"),
