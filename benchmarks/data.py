@@ -106,7 +106,7 @@ def _print_image_stages(config: Config) -> None:
     records = source._records  # type: ignore[attr-defined]
     data = [records[index]["image"] for index in range(64)]
     decoded = [transforms.decode_image(x, channels=3) for x in data]
-    cropped = [transforms.centre_crop(x, 256) for x in decoded]
+    cropped = [transforms.centre_crop(x, (256, 256)) for x in decoded]
     batch = {"image": np.stack(cropped)}
     mesh = make_mesh()
     _print_stages(
@@ -114,7 +114,7 @@ def _print_image_stages(config: Config) -> None:
         {
             "read": lambda: [records[index] for index in range(64)],
             "decode": lambda: [transforms.decode_image(x, channels=3) for x in data],
-            "crop": lambda: [transforms.centre_crop(x, 256) for x in decoded],
+            "crop": lambda: [transforms.centre_crop(x, (256, 256)) for x in decoded],
             "batch": lambda: np.stack(cropped),
             "to device": lambda: jax.block_until_ready(
                 shard_batch(mesh, batch, batch_size=len(next(iter(batch.values()))))

@@ -8,4 +8,5 @@ from diffussm_jax.config import Config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+    # `diffussm_jax.config` checks types: some fields take a number or a pair.
+    return ml_collections.ConfigDict(dataclasses.asdict(Config()), type_safe=False)

@@ -60,7 +60,8 @@ def _evaluate(config: Config, workdir: Path, path: Path, stack: contextlib.ExitS
     )
     note_other_images(reference, workdir)
     if config.evaluate.images is None:  # known before they are drawn, which takes long
-        reference.require_shape(drawn_shape(read_config(workdir)))
+        shape = drawn_shape(read_config(workdir), sample_options(config))
+        reference.require_shape(shape)
     images = _open_images(config, workdir, stack)
     scores = score(config, images, extractor, reference, mesh)
     result = {"scores": scores} | ingredients(config, images, extractor, reference)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffussm_jax.config import Config
+from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.config.parsing import from_json
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
@@ -44,7 +45,7 @@ def refstats(config: Config, workdir: Path | None) -> None:
 
 def _write(config: Config, workdir: Path | None, path: Path) -> None:
     extractor = make_extractor(config, workdir)
-    images = SourceImages(config, config.data.split)
+    images = SourceImages(as_drawn(config.sample, config), config.data.split)
     num_kept = min(config.evaluate.reference_images, len(images))
     facts = images.facts() | {
         "data.name": portable_name(config.data.name),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffussm_jax.config import Config
+from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import require_only, write_json
@@ -56,7 +57,8 @@ def _write_outputs(samples: Samples, config: Config, workdir: Path) -> None:
     for output in options.outputs:
         path = folder / _OUTPUT_NAMES[output]
         if output == "latents":
-            save_latents(config, samples, path, read_data_facts(workdir))
+            drawn = as_drawn(config.sample, config)
+            save_latents(drawn, samples, path, read_data_facts(workdir))
         else:
             _write_images(output, samples, path, config)
         logger.info("wrote %s", path)

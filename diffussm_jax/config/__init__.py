@@ -1,8 +1,9 @@
 """The configuration of a run.
 
-`schema` has every field (those of the network come from `network`, those of what is learned from
-`objective`), `rules` what a type cannot say, and `parsing` builds a config and names its mistakes.
-`config_file` reads one of `configs/`.
+`schema` has every field (those of the network come from `network`, of what is learned from
+`objective`, of the data from `images`), `rules` what a type cannot say, and `parsing` builds a
+config and names its mistakes. `config_file` reads one of `configs/`, and `drawn` says what the
+config of a model becomes at another size.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffussm_jax.config import parsing, rules
+from diffussm_jax.config.images import AutoencoderConfig, DataConfig
 from diffussm_jax.config.network import (
     DICO_SIZES,
     DIT_SIZES,
@@ -24,10 +26,8 @@ from diffussm_jax.config.network import (
 )
 from diffussm_jax.config.objective import DiffusionConfig, DistillConfig, GuidanceConfig
 from diffussm_jax.config.schema import (
-    AutoencoderConfig,
     CheckpointConfig,
     Config,
-    DataConfig,
     EvaluateConfig,
     ExportConfig,
     InspectConfig,

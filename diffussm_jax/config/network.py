@@ -37,6 +37,8 @@ class ModelConfig:
     width: int = 1152  # channels of a token; with `levels`, those of the outermost stages
     patch_size: int = 1  # side of a token in pixels or latent positions; the paper's is 1
     position: Literal["sincos2d", "none"] = "sincos2d"  # position code added to the tokens
+    # Multiplies positions, or (rows, columns): 0.5 gives twice as many tokens the codes of half.
+    position_scale: float | tuple[float, float] = 1.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; parameters are float32
     # Of x, to which each block adds its output, as in the paper's mixed precision.
     residual_dtype: Literal["bfloat16", "float32"] = "float32"
@@ -51,7 +53,9 @@ class ModelConfig:
     state_size: int = 64  # N: real numbers in the state of a channel and direction
     direction: Literal["both", "forward"] = "both"  # in which the SSM runs over the tokens
     dt_range: tuple[float, float] = (1e-3, 1e-1)  # initial dt, log-uniform between the two
-    dt_rate: float = 1.0  # multiplies dt; 0.5 suits twice as many tokens as were trained on
+    # Multiplies dt; 0.5 suits rows of twice as many tokens as were trained on. The mixer s4d may
+    # have two: of scans along rows, and of those along columns.
+    dt_rate: float | tuple[float, float] = 1.0
     share_ssm: bool = False  # whether all channels share the parameters of one SSM
     gate: bool = False  # whether each block's output has adaLN-Zero's gate
     # How the SSM is computed; None takes what is fastest on the device.
@@ -104,3 +108,13 @@ class ModelConfig:
     def pattern(self) -> tuple[MixerName, ...]:
         """The mixers of the first layers of a DiT, which those of the others repeat."""
         return (self.mixer,) if self.mixers is None else self.mixers
+
+    @property
+    def has_ssm(self) -> bool:
+        """Whether layers scan the tokens by an SSM, whose steps are dt."""
+        return self.name == "diffussm" or "s4d" in self.pattern
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether the tokens are told where they are."""
+        return self.position != "none"

@@ -274,7 +274,8 @@ def _describe(hint: Any) -> str:
     if kind is Literal:
         return "one of " + ", ".join(repr(choice) for choice in items)
     if kind is tuple:
-        return "a tuple, each item " + _describe(items[0])
+        num = "" if items[-1] is Ellipsis else f" of {len(items)}"
+        return f"a tuple{num}, each item {_describe(items[0])}"
     if kind in (list, dict):
         return f"a {kind.__name__}, each value {_describe(items[-1])}"
     if hint == FilePath:

@@ -7,6 +7,7 @@ from diffussm_jax.config.learning_rules import check_distillation, check_guidanc
 from diffussm_jax.config.parsing import require
 from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.config.schema import Config
+from diffussm_jax.config.size_rules import check_sizes
 
 Number = int | float
 
@@ -61,7 +62,7 @@ def check(config: Config) -> None:
     """
     _check_values(config)
     require(config.data.name != FOLDER, "data.name", "name a folder", config.data.name)
-    _check_grid(config)
+    check_sizes(config)
     _check_model(config)
     _check_process(config)
     _check_sampling(config)
@@ -101,29 +102,9 @@ def _check_number(path: str, value: Number) -> None:
     require(value < 1 or path not in _ARE_BELOW_ONE, path, "be below 1", value)
 
 
-def _check_grid(config: Config) -> None:
-    data, factor, side = config.data, config.autoencoder.factor, config.grid[0]
-    fits = data.space == "pixels" or data.image_size % factor == 0
-    demand = f"be a multiple of autoencoder.factor = {factor}"
-    require(fits, "data.image_size", demand, data.image_size)
-    demand = "be 0 where data.space is latents, which are of whole crops"
-    require(data.space == "pixels" or not data.pad, "data.pad", demand, data.pad)
-    demand = f"leave pixels of data.image_size = {data.image_size} between the two edges"
-    require(2 * data.pad < data.image_size, "data.pad", demand, data.pad)
-    patch = config.model.patch_size
-    require(side % patch == 0, "model.patch_size", f"divide the grid's side {side}", patch)
-    is_colour = data.space == "latents" or data.channels in (1, 3)
-    require(is_colour, "data.channels", "be 1 (grey) or 3 (RGB)", data.channels)
-
-
 def _check_model(config: Config) -> None:
-    model, num_tokens = config.model, config.num_tokens
-    height, width, _ = config.grid
-    divides = num_tokens % model.m == 0 and 2 * model.width % model.m == 0
-    demand = (
-        f"divide the {num_tokens} tokens of a {height} x {width} grid and twice "
-        f"model.width = {model.width}"
-    )
+    model = config.model
+    divides, demand = 2 * model.width % model.m == 0, f"divide twice model.width = {model.width}"
     require(divides or model.name != "diffussm", "model.m", demand, model.m)
     divides = model.width % model.num_heads == 0
     demand = f"divide model.width = {model.width}"
@@ -142,14 +123,9 @@ def _check_model(config: Config) -> None:
     is_odd = model.kernel_size is None or model.kernel_size % 2 == 1
     require(is_odd, "model.kernel_size", "be odd", model.kernel_size)
     _check_levels(config)
-    side = model.patch_size * 2 ** (model.num_levels - 1)
-    rows, columns = height // side, width // side
-    demand = f"divide the {rows} x {columns} grid of tokens"
-    if model.levels is not None:
-        demand += " in the middle of model.levels"
-    divides = all(rows % factor == 0 == columns % factor for factor in model.pyramid)
-    is_shrunk = is_dit and "delta_conv" in pattern
-    require(divides or not is_shrunk, "model.pyramid", demand, model.pyramid)
+    demand = "be one number for model.name = 'diffussm', which scans along rows alone"
+    is_number = is_dit or not isinstance(model.dt_rate, tuple)
+    require(is_number, "model.dt_rate", demand, model.dt_rate)
     is_fused, demand = model.stack_implementation == "pallas_tpu", "be None or xla for a DiT"
     require(not is_fused or model.name != "dit", "model.stack_implementation", demand)
     require(model.width % 4 == 0, "model.width", "be a multiple of 4", model.width)
@@ -160,7 +136,7 @@ def _check_model(config: Config) -> None:
 
 
 def _check_levels(config: Config) -> None:
-    model, (height, width, _) = config.model, config.grid
+    model = config.model
     if model.levels is None:
         demand = "be 'narrow' where model.levels is None"
         require(model.last_stage == "narrow", "model.last_stage", demand, model.last_stage)
@@ -170,11 +146,6 @@ def _check_levels(config: Config) -> None:
     demand = "be an odd number of stages, at least 3: down, the middle one, and up again"
     num_stages = len(model.levels)
     require(num_stages % 2 == 1 and num_stages > 1, "model.levels", demand, model.levels)
-    rows, columns = height // model.patch_size, width // model.patch_size
-    halvings = model.num_levels - 1
-    demand = f"have fewer stages: the {rows} x {columns} grid of tokens halves {halvings} times"
-    fits = rows % 2**halvings == 0 == columns % 2**halvings
-    require(fits, "model.levels", demand, model.levels)
 
 
 def _check_process(config: Config) -> None:
@@ -282,3 +253,6 @@ def _check_inspection(config: Config) -> None:
     require(inspect.window % 2 == 1, "inspect.window", "be odd", inspect.window)
     demand = "be True where inspect.distance is"
     require(inspect.perturb or not inspect.distance, "inspect.perturb", demand)
+    demand = "be None where inspect.distance is True, which perturbs the model as it was trained"
+    is_trained = config.sample.image_size is None
+    require(is_trained or not inspect.distance, "sample.image_size", demand)

@@ -8,47 +8,11 @@ imported, so that models import without the tools of training.
 import dataclasses
 from typing import Literal
 
+from diffussm_jax.config.images import AutoencoderConfig, DataConfig
 from diffussm_jax.config.network import ModelConfig
 from diffussm_jax.config.objective import DiffusionConfig, DistillConfig, GuidanceConfig
 from diffussm_jax.config.paths import FilePath
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """The data set, what is taken from it, and how it is read."""
-
-    # A TFDS data set, `lsun/<category>`, or `folder:<path>`, whose sub-folders are the classes.
-    name: FilePath = "digits"
-    space: Literal["pixels", "latents"] = "pixels"  # in which the model denoises
-    image_size: int = 8  # side of an image in pixels: its centre crop and the padding around it
-    pad: int = 0  # black pixels along each edge, so that 28 x 28 images become 32 x 32 unscaled
-    channels: int = 1  # of an image; those of latents are the autoencoder's
-    num_classes: int = 10  # 0 trains without labels
-    split: str = "train"  # or a part of one, as train[1%:]
-    eval_split: str | None = "test"  # held out for the evaluation loss; None evaluates nothing
-    # Nothing may be written among the images: this folder, latents_dir and the work directory lie
-    # outside a folder that `name` has.
-    data_dir: FilePath | None = None  # folder of prepared data sets; None is TFDS's own default
-    latents_dir: FilePath | None = None  # folder of cached latents; None is `latents` in data_dir
-    shard_size: int = 1000  # images per file of cached latents
-    flip: bool = True  # whether half of the images are mirrored, at random
-    max_pixels: int = 180_000_000  # of a picture; a larger one is a bad record, and takes gigabytes
-    on_error: Literal["fail", "skip"] = "fail"  # at a bad record; skip allows 1 % of them
-    workers: int | None = None  # threads that read and decode; None is one per core, at most 16
-    in_memory: bool = False  # whether each host keeps all records in memory
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoencoderConfig:
-    """The autoencoder of a model in latent space; its files must have the same values."""
-
-    # A folder with config.json and safetensors in the layout of diffusers, or an id on the hub.
-    name: FilePath = "stabilityai/sd-vae-ft-ema"
-    factor: int = 8  # side of a latent position in pixels
-    channels: int = 4  # of latents
-    scale: float = 0.18215  # latents are multiplied by it, to have variance 1
-    dtype: Literal["bfloat16", "float32"] = "float32"  # of its activations
-    batch_size: int = 16  # images per call and device
+from diffussm_jax.config.sizes import Size, shortest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +111,14 @@ class SampleConfig:
     # Images in a device's call of the model, whatever batch_size is. With it no bit of an image
     # depends on the batch or on the devices; None calls the model with all that a device draws.
     microbatch: int | None = None
+    # Height and width in pixels, or the side of a square; None is data.image_size. Of another size
+    # than the model learnt from, `position` and `dt_rule` say how it is carried over.
+    image_size: Size | None = None
+    # Whether position codes are stretched over the new size, or count on beyond those of training.
+    position: Literal["interpolate", "extend"] = "interpolate"
+    # By which ratio of the trained size to this one dt is multiplied: that of the widths, of the
+    # numbers of pixels, or along each axis that is scanned that axis's own.
+    dt_rule: Literal["none", "width", "pixels", "axis"] = "axis"
     # The first four are of the gaussian process; flows have euler, euler_maruyama and heun, a
     # mean flow euler alone.
     sampler: Literal["ddpm", "ddim", "dpm_solver++", "heun", "euler", "euler_maruyama"] = "ddpm"
@@ -173,6 +145,10 @@ class SampleConfig:
     # to train on (docs/distillation.md).
     outputs: tuple[Literal["grid", "npz", "png", "classes", "latents"], ...] = ("grid", "npz")
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            object.__setattr__(self, "image_size", shortest(self.image_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,10 +222,17 @@ class Config:
     @property
     def grid(self) -> tuple[int, int, int]:
         """The shape (h, w, c) of what the model denoises: an image, or its latent."""
+        height, width = self.data.sides
         if self.data.space == "pixels":
-            return self.data.image_size, self.data.image_size, self.data.channels
-        side = self.data.image_size // self.autoencoder.factor
-        return side, side, self.autoencoder.channels
+            return height, width, self.data.channels
+        factor = self.autoencoder.factor
+        return height // factor, width // factor, self.autoencoder.channels
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """The rows and columns of tokens of an image."""
+        height, width, _ = self.grid
+        return height // self.model.patch_size, width // self.model.patch_size
 
     @property
     def decay_start(self) -> int | None:
@@ -263,8 +246,8 @@ class Config:
     @property
     def num_tokens(self) -> int:
         """The number of tokens of an image: patches of its grid."""
-        height, width, _ = self.grid
-        return height * width // self.model.patch_size**2
+        rows, columns = self.token_grid
+        return rows * columns
 
     @property
     def conditions(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from diffussm_jax.config import Config
 from diffussm_jax.config.parsing import ConfigError, from_object, get_field, read_as
+from diffussm_jax.config.sizes import size_name
 from diffussm_jax.data.at_hand import require_same_images
 from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.fingerprint import Fingerprint
@@ -98,7 +99,7 @@ def cache_folder(config: Config, split: str) -> Path:
         root = f"{config.data.data_dir or tfds.core.constants.DATA_DIR}/latents"
     name = re.sub(r"[^\w.-]+", "_", portable_name(config.data.name))
     part = re.sub(r"[^\w.-]+", "_", split).strip("_")
-    return Path(root) / f"{name}-{config.data.image_size}" / part
+    return Path(root) / f"{name}-{size_name(config.data.image_size)}" / part
 
 
 def shared_fields(config: Config, split: str) -> dict[str, Any]:
@@ -106,6 +107,8 @@ def shared_fields(config: Config, split: str) -> dict[str, Any]:
     values = {field: get_field(config, field) for field in SHARED_FIELDS}
     for field in ("data.name", "autoencoder.name"):
         values[field] = portable_name(values[field])
+    size = values["data.image_size"]
+    values["data.image_size"] = list(size) if isinstance(size, tuple) else size  # as JSON has it
     return values | {"data.split": split}
 
 
@@ -217,10 +220,10 @@ class LatentSource:
 def _finished_manifest(config: Config, split: str, folder: Path) -> Manifest:
     manifest = read_manifest(folder)
     if manifest is None:
-        size = config.data.image_size
+        height, width = config.data.sides
         raise UserError(
-            f"{config.data.name!r} at {size} x {size} trains on cached latents, and {folder} has "
-            f"none: {ENCODE_HINT} first"
+            f"{config.data.name!r} at {height} x {width} trains on cached latents, and {folder} "
+            f"has none: {ENCODE_HINT} first"
         )
     require_same(manifest.facts, shared_fields(config, split), folder)
     if not manifest.shards:

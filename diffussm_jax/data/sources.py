@@ -55,7 +55,7 @@ class Source(Protocol):
 
 
 class ImageSource:
-    """Images of a prepared TFDS data set, cropped to a square.
+    """Images of a prepared TFDS data set, cropped to one size.
 
     An example has `image`, uint8 [h, w, c], and `label`, int32: the class, also where the model
     takes no labels, or 0 where the data set has none.
@@ -78,7 +78,8 @@ class ImageSource:
                 record["image"], channels=self._config.channels, max_pixels=self._config.max_pixels
             )
             pad = self._config.pad
-            pixels = transforms.centre_crop(image, self._config.image_size - 2 * pad)
+            height, width = self._config.sides
+            pixels = transforms.centre_crop(image, (height - 2 * pad, width - 2 * pad))
             if pad:
                 pixels = transforms.pad_with_black(pixels, pad)
         # Pillow's decoders and the record reader raise anything at all for damaged bytes.

@@ -59,22 +59,23 @@ def _open(data: bytes) -> Image.Image:
         ) from error
 
 
-def centre_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "h w c"]:
-    """Crop as ADM does in `center_crop_arr`.
+def centre_crop(image: Image.Image, sides: tuple[int, int]) -> UInt8[np.ndarray, "h w c"]:
+    """Crop to a height and width, to a square as ADM does in `center_crop_arr`.
 
     The image is halved with a box filter while it is at least twice too large, resized with a
-    bicubic filter until its shorter side fits, and cut to its centre.
+    bicubic filter until it just covers the crop, and cut to its centre.
     """
+    height, width = sides
     image = _cut_strip(image)
-    while min(image.size) >= 2 * size:
+    while image.width >= 2 * width and image.height >= 2 * height:
         half = image.width // 2, image.height // 2
         image = image.resize(half, Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = round(image.width * scale), round(image.height * scale)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    cropped = image.crop((left, top, left + size, top + size))
-    return np.asarray(cropped).reshape(size, size, -1)
+    scale = max(width / image.width, height / image.height)
+    covering = round(image.width * scale), round(image.height * scale)
+    image = image.resize(covering, Image.Resampling.BICUBIC)
+    left, top = (covering[0] - width) // 2, (covering[1] - height) // 2
+    cropped = image.crop((left, top, left + width, top + height))
+    return np.asarray(cropped).reshape(height, width, -1)
 
 
 def pad_with_black(pixels: UInt8[np.ndarray, "h w c"], width: int) -> UInt8[np.ndarray, "_ _ c"]:

@@ -75,6 +75,12 @@ def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[st
     if workdir is None or not config.data.num_classes:
         lacks = "--workdir, where it is kept" if workdir is None else "data.num_classes"
         raise UserError(f"config.evaluate.features: the classifier needs {lacks}")
+    if config.sample.image_size is not None:
+        raise UserError(
+            "config.evaluate.features: the run's classifier knows images of data.image_size = "
+            f"{config.data.image_size} alone: leave sample.image_size out, take 'inception', or "
+            "name in config.evaluate.weights one that was trained on images of that size"
+        )
     path = workdir / "evaluation" / FILE
     if not path.exists() and is_first():
         with one_writer(path):
@@ -154,7 +160,7 @@ def train(config: Config) -> Params:
 
 def _init(config: Config) -> Params:
     init, params = jax.nn.initializers.he_normal(), {}
-    widths = _widths(config.data.image_size)
+    widths = _widths(max(config.data.sides))
     keys = iter(jax.random.split(jax.random.key(SEED), len(widths) + 1))
     before = config.data.channels
     for number, width in enumerate(widths):
@@ -166,9 +172,9 @@ def _init(config: Config) -> Params:
     return params
 
 
-def _widths(image_size: int) -> tuple[int, ...]:
+def _widths(longer: int) -> tuple[int, ...]:
     """Features of each convolution. The last of them see the whole image, whatever its size."""
-    side, num_stems = image_size // ceil_div(image_size, MAX_SIDE), 0
+    side, num_stems = longer // ceil_div(longer, MAX_SIDE), 0
     while side > STEM_SIDE:
         side, num_stems = ceil_div(side, 2), num_stems + 1
     return (STEM_WIDTH,) * num_stems + WIDTHS
@@ -194,8 +200,8 @@ def _forward(
 
 
 def _shrink(x: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-    """Average over squares until the side is at most `MAX_SIDE`; the far edges lose their rest."""
-    factor = ceil_div(x.shape[1], MAX_SIDE)
+    """Average over squares until a side is at most `MAX_SIDE`; the far edges lose their rest."""
+    factor = ceil_div(max(x.shape[1:3]), MAX_SIDE)
     height, width = (side // factor for side in x.shape[1:3])
     x = x[:, : height * factor, : width * factor]
     return x.reshape(len(x), height, factor, width, factor, -1).mean(axis=(2, 4))

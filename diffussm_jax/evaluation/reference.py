@@ -19,6 +19,7 @@ from jaxtyping import Float32
 
 from diffussm_jax.config import Config
 from diffussm_jax.config.parsing import from_json
+from diffussm_jax.config.sizes import size_name
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor
 from diffussm_jax.evaluation.image_sets import ImageSet, NpzImages, Rows, batches_of
@@ -188,7 +189,9 @@ def reference_path(config: Config, workdir: Path | None) -> Path:
     if workdir is None:
         raise UserError(f"{FIELD}: name a file, or give the --workdir that keeps it")
     features = config.evaluate.features.replace(":", "-")
-    return workdir / "evaluation" / f"reference-{features}.npz"
+    size = config.sample.image_size
+    at_size = "" if size is None else f"-{size_name(size)}"
+    return workdir / "evaluation" / f"reference-{features}{at_size}.npz"
 
 
 def note_other_images(reference: Reference, workdir: Path) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, SampleConfig
+from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.features import Extractor, make_extractor
 from diffussm_jax.evaluation.image_sets import ArrayImages, ImageSet
@@ -61,9 +62,10 @@ def score(
     return by_name
 
 
-def drawn_shape(config: Config) -> tuple[int, int, int]:
+def drawn_shape(config: Config, options: SampleConfig) -> tuple[int, int, int]:
     """The shape (h, w, c) of an image that a model of the config draws."""
-    return config.data.image_size, config.data.image_size, config.data.channels
+    data = as_drawn(options, config).data
+    return *data.sides, data.channels
 
 
 def make_scorer(config: Config, workdir: Path, generator: Generator) -> Scorer:
@@ -80,9 +82,9 @@ def make_scorer(config: Config, workdir: Path, generator: Generator) -> Scorer:
     path, batch_size = reference_path(config, workdir), config.evaluate.batch_size
     reference = read_reference(path, extractor, mesh, batch_size=batch_size)
     note_other_images(reference, workdir)
-    reference.require_shape(drawn_shape(config))
     num = config.evaluate.training_num
     options = dataclasses.replace(sample_options(config), num=num)
+    reference.require_shape(drawn_shape(config, options))
 
     def scorer(params: dict) -> dict[str, float]:
         images = ArrayImages(*generator.draw(params, options), facts={})

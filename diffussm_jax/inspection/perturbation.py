@@ -92,10 +92,10 @@ def make_error(
     config: Config, graphdef: nnx.GraphDef
 ) -> Callable[[dict, NoisedBatch, Array, Array], PerExample]:
     """Jit the squared error of each example's prediction, by (params, batch, layer, kind)."""
-    process, side = create_process(config.diffusion), config.grid[0] // config.model.patch_size
+    process, grid = create_process(config.diffusion), config.token_grid
 
     def error(params: dict, batch: NoisedBatch, layer: Array, kind: Array) -> PerExample:
-        model = perturbed(graphdef, params, layer, kind, (side, side))
+        model = perturbed(graphdef, params, layer, kind, grid)
         denoiser = model if batch.scale is None else told(model, batch.scale)
         return process.losses(denoiser, batch)["mse"]
 

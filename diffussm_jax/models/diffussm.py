@@ -18,7 +18,9 @@ class DiffuSSM(Isotropic):
     def __init__(
         self, config: ModelConfig, *, apply_s4d: Operator = s4d, rngs: nnx.Rngs, **options: Any
     ):
-        code = functools.partial(sincos2d, group_size=config.m, num_features=config.width)
+        code = functools.partial(
+            sincos2d, group_size=config.m, num_features=config.width, scale=config.position_scale
+        )
         super().__init__(
             config,
             group_size=config.m,

@@ -31,7 +31,9 @@ class DiT(Isotropic):
     def __init__(
         self, config: ModelConfig, *, functions: Functions, rngs: nnx.Rngs, **options: Any
     ):
-        code = functools.partial(position_code, num_features=config.width)
+        code = functools.partial(
+            position_code, num_features=config.width, scale=config.position_scale
+        )
         super().__init__(
             config,
             group_size=1,
@@ -123,8 +125,10 @@ def layer_name(index: int) -> str:
     return f"layer_{index}"
 
 
-def position_code(height: int, width: int, *, num_features: int) -> Float32[Array, "l d"]:
+def position_code(
+    height: int, width: int, *, num_features: int, scale: float | tuple[float, float] = 1.0
+) -> Float32[Array, "l d"]:
     """The code of `sincos2d` in the released order: column before row, sines before cosines."""
-    code = sincos2d(height, width, 1, num_features)
+    code = sincos2d(height, width, 1, num_features, scale=scale)
     row_cos, row_sin, column_cos, column_sin = jnp.split(code, 4, axis=-1)
     return jnp.concatenate([column_sin, column_cos, row_sin, row_cos], axis=-1)

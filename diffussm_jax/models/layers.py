@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Num
 
+from diffussm_jax.config.sizes import pair
 from diffussm_jax.shapes import Condition, Conditions, Groups, Labels
 
 SCALAR_FEATURES = 256  # ADM and DiT
@@ -148,13 +149,25 @@ def sinusoids(
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def sincos2d(height: int, width: int, group_size: int, num_features: int) -> Float32[Array, "j d"]:
+def sincos2d(
+    height: int,
+    width: int,
+    group_size: int,
+    num_features: int,
+    *,
+    scale: float | tuple[float, float] = 1.0,
+) -> Float32[Array, "j d"]:
     """2-D position code at the centre of each group of `group_size` tokens in raster order.
 
     Half of the features hold the row, half the column. The code is a function of the grid and not a
     table, so a model runs at any resolution.
+
+    Args:
+        scale: multiplies positions, or (rows, columns). They are those of the tokens' centres
+            counted from the edge, so that at 0.5 the codes of 2 h rows lie evenly among those of h.
     """
-    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    along = [(np.arange(n) + 0.5) * x - 0.5 for n, x in zip((height, width), pair(scale))]
+    rows, columns = np.meshgrid(*along, indexing="ij")
     centres = [axis.reshape(-1, group_size).mean(axis=1) for axis in (rows, columns)]
     codes = [sinusoids(jnp.asarray(axis, jnp.float32), num_features // 2) for axis in centres]
     return jnp.concatenate(codes, axis=-1)

@@ -15,7 +15,8 @@ from diffussm_jax.shapes import SSM, Tokens
 class S4D(nnx.Module):
     """Diagonal SSM over the sequence, one filter for each channel and direction.
 
-    The forward outputs come first. With `config.share_ssm` all channels share one filter.
+    The forward outputs come first. With `config.share_ssm` all channels share one filter, which a
+    pair as `config.dt_rate` gives two paces, one for each half of the channels.
     """
 
     def __init__(self, config: ModelConfig, *, apply_s4d: Operator, rngs: nnx.Rngs):
@@ -48,9 +49,15 @@ class S4D(nnx.Module):
             self.b[...],
             self.c[...],
             self.skip[...],
-            dt_rate=self.config.dt_rate,
+            dt_rate=self._dt_rate(),
         )
         if not self.config.share_ssm:
             return ssm
         d = self.config.width
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (x.shape[0], d, *x.shape[2:])), ssm)
+
+    def _dt_rate(self) -> float | Float[Array, " d"]:
+        rate = self.config.dt_rate
+        if not isinstance(rate, tuple):
+            return rate
+        return jnp.repeat(jnp.asarray(rate, jnp.float32), self.config.width // len(rate))

@@ -124,13 +124,14 @@ def discretize(
     c: Float32[Array, "r d n 2"],
     skip: Float32[Array, "r d"],
     *,
-    dt_rate: float = 1.0,
+    dt_rate: float | Float32[Array, " e"] = 1.0,
 ) -> SSM:
     """Discretise A = -exp(log_neg_a_re) + i a_im, B and C by zero-order hold (S4D, table 1).
 
     B and C meet in a product, since the state is diagonal: the gains are B C (exp(dt A) - 1) / A.
     `skip`, the direct term D, stays as it is. `dt_rate` multiplies the steps dt: 0.5 makes a model
-    trained on l tokens read 2 l tokens as the same signal.
+    trained on l tokens read 2 l tokens as the same signal. It may have one for each channel, also
+    where these share the parameters (d = 1).
     """
     dt = (dt_rate * jnp.exp(log_dt))[..., None]
     a = -jnp.exp(log_neg_a_re), a_im

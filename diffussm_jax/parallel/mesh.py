@@ -162,9 +162,14 @@ def check_divides(config: Config, mesh: Mesh) -> None:
         raise UserError(
             f"config.training.batch_size must be a multiple of {divisor}, got {training.batch_size}"
         )
+    check_rows(config, mesh)
+
+
+def check_rows(config: Config, mesh: Mesh) -> None:
+    """Raise UserError unless the mesh divides an image's rows of tokens."""
     model, num_parts = config.model, mesh.shape["sequence"]
     has_pyramid = model.name == "dit" and "delta_conv" in model.pattern
-    middle = config.grid[0] // model.patch_size // 2 ** (model.num_levels - 1)
+    middle = config.token_grid[0] // 2 ** (model.num_levels - 1)
     for factor in (1, *(model.pyramid if has_pyramid else ())):
         rows = middle // factor
         if rows % num_parts:

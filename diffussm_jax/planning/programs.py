@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from diffussm_jax.config import Config, StackImplementation
+from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.models.stack import refusal
 from diffussm_jax.ops.pallas_tpu import refusal as refusal_of_s4d
 from diffussm_jax.ops.pallas_tpu import tiling_for
@@ -23,7 +24,7 @@ from diffussm_jax.parallel.mesh import (
     split_over_batch,
     state_shardings,
 )
-from diffussm_jax.sampling.program import images_per_call, sampling_program, with_dtype_of
+from diffussm_jax.sampling.program import images_per_call, sampling_program
 from diffussm_jax.training.state import (
     TrainState,
     abstract_model,
@@ -76,7 +77,7 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
 
     Decoding and autoguidance are left out.
     """
-    config = with_dtype_of(config.sample, config)
+    config = as_drawn(config.sample, config)
     num = images_per_call(config.sample, mesh)
     operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
     stack = stack_on(config, mesh, config.model.stack_implementation)

@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from diffussm_jax.autoencoder.on_mesh import Autoencoder
 from diffussm_jax.config import Config, SampleConfig
+from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.data.transforms import to_uint8
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.feed import split_rows, to_host
 from diffussm_jax.sampling.images import ImageArray, LabelArray, LatentArray
 from diffussm_jax.sampling.inputs import image_labels
-from diffussm_jax.sampling.program import images_per_call, sampling_program, with_dtype_of
+from diffussm_jax.sampling.program import images_per_call, sampling_program
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.data_facts import read_data_facts
 from diffussm_jax.workdir.same_process import OF_THE_PROCESS, require_same
@@ -111,11 +112,11 @@ class Generator:
 
     def _compile(self, options: SampleConfig) -> Callable[..., jax.Array]:
         if options not in self._programs:
-            config, guide = with_dtype_of(options, self._config), self.guide(options)
+            config, guide = as_drawn(options, self._config), self.guide(options)
             graphdef = self._graphdef
             if config is not self._config:
                 graphdef, _ = abstract_model(config, self._mesh)
-            guide_config = None if guide is None else with_dtype_of(options, guide.config)
+            guide_config = None if guide is None else as_drawn(options, guide.config)
             self._programs[options] = sampling_program(
                 config, graphdef, self._mesh, options, guide_config
             )

@@ -32,7 +32,7 @@ def save_grid(
     Images below 32 pixels are enlarged.
     """
     num, height, width, channels = images.shape
-    num_columns = _num_columns(num, labels)
+    num_columns = _num_columns(num * height / width, labels)
     num_rows = ceil_div(num, num_columns)
     cell = (height + gap, width + gap, channels)
     cells = np.full((num_rows * num_columns, *cell), _GAP_COLOUR, np.uint8)
@@ -40,7 +40,7 @@ def save_grid(
     rows = cells.reshape(num_rows, num_columns, *cell).swapaxes(1, 2)
     grid = rows.reshape(num_rows * cell[0], num_columns * cell[1], channels)
     grid = grid[: len(grid) - gap, : grid.shape[1] - gap]
-    zoom = ceil_div(32, height)
+    zoom = ceil_div(32, min(height, width))
     grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
     target = epath.Path(path)  # a work directory may be in a bucket
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def _picture(pixels: UInt8[np.ndarray, "h w c"]) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def _num_columns(num: int, labels: LabelArray | None) -> int:
-    side = int(np.ceil(np.sqrt(num)))
+def _num_columns(num_squares: float, labels: LabelArray | None) -> int:
+    side = int(np.ceil(np.sqrt(num_squares)))
     period = 1 if labels is None else len(np.unique(labels))
     return period * max(1, round(side / period)) if period <= 3 * side else side

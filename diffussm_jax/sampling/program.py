@@ -1,6 +1,5 @@
 """The sampler, its guidance and the model as one program on a mesh."""
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -12,7 +11,7 @@ from diffussm_jax.config import Config, SampleConfig
 from diffussm_jax.diffusion import create_process, create_sampler
 from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, told, within
 from diffussm_jax.diffusion.process import Denoiser
-from diffussm_jax.parallel.mesh import num_batch_parts, split_over_batch
+from diffussm_jax.parallel.mesh import check_rows, num_batch_parts, split_over_batch
 from diffussm_jax.sampling.inputs import image_keys
 from diffussm_jax.shapes import Images, Labels, ceil_div
 from diffussm_jax.training.state import abstract_model
@@ -28,12 +27,17 @@ def sampling_program(
     """Jit the sampler that `options` describe, autoencoder excepted.
 
     Args:
+        config: of the model as it draws (`config.drawn`), as is `guide`.
         guide: the config of the model that autoguidance moves away from.
 
     Returns:
         A function of (params, the guide's params or None, seed, image indices [b], labels [b] or
         None) to what the model denoises, [b h w c], split over the batch axes of the mesh.
+
+    Raises:
+        UserError: the mesh does not divide the rows of tokens.
     """
+    check_rows(config, mesh)
     shape = config.grid
     draw = create_sampler(config.diffusion, options)
     guide_graphdef = None if guide is None else abstract_model(guide, mesh)[0]
@@ -76,13 +80,6 @@ def _guided(
     if options.cfg_interval is None:
         return guided
     return within(options.cfg_interval, guided, model, create_process(config.diffusion))
-
-
-def with_dtype_of(options: SampleConfig, config: Config) -> Config:
-    """The config, with the dtype of activations that `options` ask for."""
-    if options.dtype in (None, config.model.dtype):
-        return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=options.dtype))
 
 
 def images_per_call(options: SampleConfig, mesh: Mesh) -> int:

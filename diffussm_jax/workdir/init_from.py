@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from diffussm_jax.config import Config, parsing
+from diffussm_jax.config import Config, SampleConfig, parsing
+from diffussm_jax.config.drawn import carried_over, side_ratios
 from diffussm_jax.errors import UserError
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir.weights import Weights, load_weights
@@ -135,13 +136,27 @@ def _report_differences(config: Config, theirs: Config) -> None:
             "this model predicts %s of a %s and that one %s of a %s: its predictions begin wrong",
             *(word for predicted in map(_predicted, (config, theirs)) for word in predicted),
         )
-    ratio = theirs.num_tokens / config.num_tokens
-    fitting = theirs.model.dt_rate * ratio
-    if config.model.name == "diffussm" and config.model.dt_rate != fitting:
+    _report_size(config, theirs)
+
+
+def _report_size(config: Config, theirs: Config) -> None:
+    """Warn where steps and positions are not those of that model drawing at this size."""
+    here, there = config.token_grid, theirs.token_grid
+    fitting = carried_over(theirs.model, side_ratios(there, here), SampleConfig())
+    fields = ["dt_rate"] * config.model.has_ssm + ["position_scale"] * config.model.has_positions
+    options = [
+        f"--config.model.{field}={_as_option(getattr(fitting, field))}"
+        for field in fields
+        if getattr(config.model, field) != getattr(fitting, field)
+    ]
+    if options:
         logger.warning(
-            "this model has %g times the tokens: --config.model.dt_rate=%g gives each filter the "
-            "reach, as a share of all tokens, that it was trained with; now it is %g",
-            1 / ratio,
-            fitting,
-            config.model.dt_rate,
+            "this model has %d x %d tokens and that one %d x %d: it begins as that one draws at "
+            "this size with %s",
+            *(*here, *there),
+            " ".join(options),
         )
+
+
+def _as_option(value: float | tuple[float, float]) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -22,7 +22,7 @@ tags: [diffusion, {model}]
 | | |
 |---|---|
 | model | {layers}, {num_parameters:,} parameters |
-| denoises | {grid}, from {image_size} x {image_size} images |
+| denoises | {grid}, from {image_size} images |
 | data | {data}, split `{split}` |
 | source | {source} |
 | classes | {classes} |
@@ -65,7 +65,7 @@ def model_card(config: Config, facts: DataFacts, *, step: int, num_parameters: i
         layers=_layers(model),
         num_parameters=num_parameters,
         grid=f"{height} x {width} x {channels} {data.space}",
-        image_size=data.image_size,
+        image_size=" x ".join(map(str, data.sides)),
         data=data.name,
         split=data.split,
         source=facts.source,

@@ -206,7 +206,7 @@ def test_lsun_is_read_from_the_official_lmdb(lsun, tmp_path):
     assert len(source) == 3
     assert len(open_images(config, "validation")) == 1
     for index, photo in enumerate(lsun):
-        expected = centre_crop(Image.fromarray(photo), SIZE)
+        expected = centre_crop(Image.fromarray(photo), (SIZE, SIZE))
         np.testing.assert_array_equal(source.example(index)["image"], expected)
 
 

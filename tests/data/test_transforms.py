@@ -34,14 +34,14 @@ def adms_crop(image, size):
 def test_the_crop_is_adms(size, turned):
     photo = PHOTO.swapaxes(0, 1) if turned else PHOTO
     image = Image.fromarray(np.ascontiguousarray(photo))
-    actual, expected = transforms.centre_crop(image, size), adms_crop(image, size)
+    actual, expected = transforms.centre_crop(image, (size, size)), adms_crop(image, size)
     assert actual.shape == expected.shape == (size, size, 3)
     np.testing.assert_array_equal(actual, expected)
 
 
 def test_a_picture_of_the_right_size_is_left_alone():
     digit = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    (crop,) = np.moveaxis(transforms.centre_crop(Image.fromarray(digit), 8), -1, 0)
+    (crop,) = np.moveaxis(transforms.centre_crop(Image.fromarray(digit), (8, 8)), -1, 0)
     np.testing.assert_array_equal(crop, digit)
 
 
@@ -56,7 +56,7 @@ def test_padding_is_black_and_leaves_the_picture_alone():
 @pytest.mark.parametrize("size", [(1, 1), (1, 30_000), (30_000, 1), (3, 2)])
 def test_the_smallest_and_the_longest_pictures(size):
     image = transforms.decode_image(encode(Image.new("RGB", size, "red")), channels=3)
-    crop = transforms.centre_crop(image, 256)
+    crop = transforms.centre_crop(image, (256, 256))
     assert crop.shape == (256, 256, 3)
     assert (crop == (255, 0, 0)).all()
 

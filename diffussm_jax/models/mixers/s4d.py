@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
+from diffussm_jax.config.sizes import pair, shortest
 from diffussm_jax.models.layers import linear
 from diffussm_jax.models.s4d import S4D
 from diffussm_jax.ops.s4d import DIRECTIONS, Operator
@@ -31,9 +32,12 @@ class S4DMixer(nnx.Module):
         self.has_columns = config.scan_orders in ("columns", "both")
         num_orders = self.has_rows + self.has_columns
         self.uz = linear(d, 2 * d, dtype=dtype, rngs=rngs)
-        self.ssm = S4D(
-            dataclasses.replace(config, width=num_orders * d), apply_s4d=apply_s4d, rngs=rngs
+        along_rows, along_columns = pair(config.dt_rate)
+        rates = (along_rows,) * self.has_rows + (along_columns,) * self.has_columns
+        of_orders = dataclasses.replace(
+            config, width=num_orders * d, dt_rate=shortest((rates[0], rates[-1]))
         )
+        self.ssm = S4D(of_orders, apply_s4d=apply_s4d, rngs=rngs)
         self.out = linear(self.num_directions * d, d, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Groups, grid: Grid) -> Groups:
