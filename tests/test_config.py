@@ -252,6 +252,7 @@ GIVEN = {
     "model.levels": ((2, 4, 2), "2,4,2"),
     "model.mixers": (("s4d", "attention"), "s4d,attention"),
     "sample.dtype": ("float32", "float32"),
+    "sample.dt_rule": ("width", "width"),
     "sample.image_size": ((8, 16), "8,16"),
     "inspect.layers": ((0, 3), "0,3"),
     "evaluate.preset": ("fast", "fast"),

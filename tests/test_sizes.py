@@ -81,7 +81,9 @@ def test_sizes_that_do_not_fit_are_refused_in_one_line(options, message):
         ({}, "width", 0.5),
         ({}, "pixels", 0.25),
         ({}, "axis", 0.5),
-        ({"name": "dit", "mixer": "s4d"}, "axis", (0.5, 1.0)),
+        ({}, None, 0.25),
+        ({"name": "dit", "mixer": "s4d"}, None, (0.5, 1.0)),
+        ({"name": "dit", "mixer": "s4d", "scan_orders": "rows"}, None, 0.25),
         ({"name": "dit", "mixer": "s4d"}, "width", 0.5),
     ],
 )

@@ -39,12 +39,13 @@ def carried_over(
         ratios: of the height and the width that it was trained at to the new ones.
     """
     height, width = ratios
+    best = "axis" if model.scans_both else "pixels"  # as docs/sizes.md measures
     along_rows, along_columns = {
         "none": (1.0, 1.0),
         "width": (width, width),
         "pixels": (height * width, height * width),
         "axis": (width, height),  # a scan along rows steps over columns
-    }[options.dt_rule]
+    }[options.dt_rule or best]
     if model.name == "diffussm":  # which scans along rows alone
         along_columns = along_rows
     stretch = ratios if options.position == "interpolate" else (1.0, 1.0)

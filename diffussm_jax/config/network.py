@@ -115,6 +115,11 @@ class ModelConfig:
         return self.name == "diffussm" or "s4d" in self.pattern
 
     @property
+    def scans_both(self) -> bool:
+        """Whether a layer's SSM scans the tokens along rows and along columns."""
+        return self.name == "dit" and self.scan_orders == "both"
+
+    @property
     def has_positions(self) -> bool:
         """Whether the tokens are told where they are."""
         return self.position != "none"

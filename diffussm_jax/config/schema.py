@@ -117,8 +117,9 @@ class SampleConfig:
     # Whether position codes are stretched over the new size, or count on beyond those of training.
     position: Literal["interpolate", "extend"] = "interpolate"
     # By which ratio of the trained size to this one dt is multiplied: that of the widths, of the
-    # numbers of pixels, or along each axis that is scanned that axis's own.
-    dt_rule: Literal["none", "width", "pixels", "axis"] = "axis"
+    # numbers of pixels, or in a scan along rows that of the widths and along columns that of the
+    # heights. None takes axis where a model scans along both, and pixels where it does not.
+    dt_rule: Literal["none", "width", "pixels", "axis"] | None = None
     # The first four are of the gaussian process; flows have euler, euler_maruyama and heun, a
     # mean flow euler alone.
     sampler: Literal["ddpm", "ddim", "dpm_solver++", "heun", "euler", "euler_maruyama"] = "ddpm"

@@ -78,11 +78,11 @@ def test_another_resolution_loads_and_names_the_dt_rate(tiny_config, exported, c
     changes = {"data": {"image_size": 16}}
     state = begin(tiny_config, exported, changes)
     assert_equal(state.params, load_weights(exported).params)
-    options = "--config.model.dt_rate=0.5 --config.model.position_scale=0.5"
+    options = "--config.model.dt_rate=0.25 --config.model.position_scale=0.5"
     assert "16 x 16 tokens and that one 8 x 8: it begins as that one draws" in caplog.text
     assert options in caplog.text
     caplog.clear()
-    begin(tiny_config, exported, changes | {"model": {"dt_rate": 0.5, "position_scale": 0.5}})
+    begin(tiny_config, exported, changes | {"model": {"dt_rate": 0.25, "position_scale": 0.5}})
     assert not caplog.records
 
 
