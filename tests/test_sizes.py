@@ -8,18 +8,22 @@ import pytest
 from PIL import Image
 
 import diffussm_jax
+from benchmarks.sizes import read_size, real_digits, score
 from diffussm_jax.autoencoder.network import AutoencoderKLConfig
 from diffussm_jax.autoencoder.weights import save_autoencoder
-from diffussm_jax.config import Config, from_dict, to_json
+from diffussm_jax.config import Config, MeshConfig, from_dict, to_json
 from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.data.latents import LatentSource, cache_folder
 from diffussm_jax.data.transforms import centre_crop
 from diffussm_jax.encode import encode
+from diffussm_jax.errors import UserError
 from diffussm_jax.evaluate import evaluate
+from diffussm_jax.evaluation.classifier import find_or_train
 from diffussm_jax.export import export
 from diffussm_jax.models.layers import sincos2d
 from diffussm_jax.ops.s4d import discretize, s4d
+from diffussm_jax.parallel.mesh import check_rows, make_mesh
 from diffussm_jax.refstats import refstats
 from diffussm_jax.sample import sample
 from diffussm_jax.train import train
@@ -140,6 +144,25 @@ def test_a_crop_to_any_shape_is_the_centre(sides):
     assert abs(crop.mean() - 31.5) < 1
     span = 64 * min(1, height / width)  # rows of the picture that the crop shows
     assert abs(np.ptp(crop.astype(float)) - span * (1 - 1 / height)) < 3
+
+
+def test_the_runs_own_classifier_knows_one_size(tmp_path):
+    with pytest.raises(UserError, match="knows images of data.image_size = 8 alone: leave"):
+        find_or_train(from_dict({"sample": {"image_size": 16}}), tmp_path)
+
+
+def test_a_mesh_must_divide_the_rows_that_are_drawn():
+    config = from_dict({"model": {"m": 1}, "sample": {"image_size": (9, 8)}})
+    with pytest.raises(UserError, match="mesh.sequence must divide the 9 rows of tokens, got 2"):
+        check_rows(as_drawn(config.sample, config), make_mesh(MeshConfig(sequence=2)))
+
+
+def test_noise_is_what_averages_take_away():
+    images, labels = real_digits((16, 8), 50)
+    assert score(images, labels) == "98%, 0.00"
+    noisy = np.where(np.arange(16)[:, None, None] % 2 == 1, images, 0).astype(np.uint8)
+    assert float(score(noisy, labels).split(", ")[1]) > 0.3
+    assert read_size("8,16") == read_size("8x16") == (8, 16)
 
 
 @pytest.mark.slow
