@@ -91,9 +91,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10, help="of the run's sampler")
     parser.add_argument("--picture", type=Path, help="folder of a PNG of each run and way")
     flags = parser.parse_args()
-    rows: list[dict[str, Any]] = [
-        {"run": "real"} | {size_name(x): score(*real_digits(x, flags.num)) for x in flags.sizes}
-    ]
+    real = {size_name(size): score(*real_digits(size, flags.num)) for size in flags.sizes}
+    rows: list[dict[str, Any]] = [{"run": "real", "position": None, "dt_rule": None} | real]
     labels = np.arange(flags.num) % 10
     for workdir in flags.workdirs:
         model = diffussm_jax.load(workdir)

@@ -49,9 +49,7 @@ class UShaped(Backbone):
         features = config.patch_size**2
         conv = functools.partial(Conv3x3, convolve=functions.convolve, dtype=dtype, rngs=rngs)
         self.embed = conv(features * in_channels, d, init=XAVIER_OF_A_MATRIX)
-        code = functools.partial(
-            position_code, num_features=d, scale=config.position_scale
-        )
+        code = functools.partial(position_code, num_features=d, scale=config.position_scale)
         position = code if config.position == "sincos2d" else None
         super().__init__(config, group_size=1, position=position, rngs=rngs, **options)
         for level in range(1, config.num_levels):
