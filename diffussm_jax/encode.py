@@ -16,6 +16,7 @@ from tqdm import tqdm
 from diffussm_jax.autoencoder.on_mesh import Autoencoder
 from diffussm_jax.config import Config
 from diffussm_jax.config.parsing import read_as
+from diffussm_jax.data.buckets import of_bucket
 from diffussm_jax.data.faults import BadRecordError, Faults
 from diffussm_jax.data.latent_shards import Sides, finish, shard_name, summary_path, write_shard
 from diffussm_jax.data.latents import (
@@ -29,7 +30,7 @@ from diffussm_jax.data.latents import (
     shared_fields,
 )
 from diffussm_jax.data.pipeline import read_options
-from diffussm_jax.data.sources import ImageSource, open_images
+from diffussm_jax.data.sources import Buckets, Source, open_images
 from diffussm_jax.data.transforms import describe_crop
 from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.files import require_only, sha256_of, write_json, writing_to
@@ -67,6 +68,16 @@ def _encode_split(
     config: Config, split: str, autoencoder: Autoencoder, notice: PreemptionNotice
 ) -> None:
     source = open_images(config, split)
+    if isinstance(source, Buckets):
+        for sides, bucket in zip(config.data.bucket_sides, source.sources):
+            _encode_source(of_bucket(config, sides), split, bucket, autoencoder, notice)
+    else:
+        _encode_source(config, split, source, autoencoder, notice)
+
+
+def _encode_source(
+    config: Config, split: str, source: Source, autoencoder: Autoencoder, notice: PreemptionNotice
+) -> None:
     folder = cache_folder(config, split)
     facts = _facts(config, split, source, autoencoder)
     _require_same_cache_or_new(config, split, facts)
@@ -78,7 +89,7 @@ def _encode_to(
     folder: Path,
     config: Config,
     split: str,
-    source: ImageSource,
+    source: Source,
     facts: dict[str, Any],
     autoencoder: Autoencoder,
     notice: PreemptionNotice,
@@ -115,9 +126,7 @@ def _until(notice: PreemptionNotice, records: Iterator[Sides], folder: Path) -> 
         yield record
 
 
-def _facts(
-    config: Config, split: str, source: ImageSource, autoencoder: Autoencoder
-) -> dict[str, Any]:
+def _facts(config: Config, split: str, source: Source, autoencoder: Autoencoder) -> dict[str, Any]:
     """Everything that a shard depends on, for the manifest."""
     dtype = record_dtype(config)
     facts = shared_fields(config, split) | source.facts
@@ -147,7 +156,7 @@ def _require_same_cache_or_new(config: Config, split: str, facts: dict[str, Any]
 
 
 def _records(
-    config: Config, source: ImageSource, indices: range, autoencoder: Autoencoder, faults: Faults
+    config: Config, source: Source, indices: range, autoencoder: Autoencoder, faults: Faults
 ) -> Iterator[Sides]:
     """Yield the records of each good image and its mirror.
 
@@ -157,7 +166,7 @@ def _records(
 
     def read(index: int) -> dict[str, Any]:
         try:
-            return {"index": int(index), **source.example(int(index))}
+            return {"index": int(index), **source.example(int(index), mirrored=False)}
         except BadRecordError as error:
             faults.note(int(index), error)
             return {}

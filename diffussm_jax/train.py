@@ -15,8 +15,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
-from diffussm_jax.data.latents import LatentSource, require_images_at_hand
-from diffussm_jax.data.pipeline import eval_batches, open_source, train_batches
+from diffussm_jax.data.latents import encoded_from, require_images_at_hand
+from diffussm_jax.data.pipeline import eval_batches, open_source, stacks_of, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.errors import Preempted
 from diffussm_jax.evaluation.score import make_scorer
@@ -108,7 +108,7 @@ def train(config: Config, workdir: Path) -> None:
         if is_first():
             drop_after(start_step, workdir)
         logger.info("\n%s", get_parameter_overview(run.abstract.params, include_stats=False))
-        log = TrainingLog(config, workdir, record, num_examples=len(run.source))
+        log = TrainingLog(config, workdir, record, stacks_of(run.source))
         stack.enter_context(log)
         stack.enter_context(dump_at_nonfinite(config, workdir, run.source, lambda: state))
         batches = log.timed(batches_from(run, start_step))
@@ -158,18 +158,16 @@ def set_up(config: Config, workdir: Path) -> Run:
 
 
 def _open_source_of_run(config: Config, workdir: Path) -> Source:
-    """Open the training split.
-
-    Latents must be of the images at hand, and where a run goes on, its data what it began with.
-    """
+    """Open the training split: of the images at hand, and of those that the run began with."""
     goes_on = layout.holds_run(workdir)
     if goes_on:
         layout.require_same_run(workdir, config)
         same_data.require_same_folder(workdir, config)
     source = open_source(config, config.data.split)
-    if isinstance(source, LatentSource) and source.is_encoded and is_first():
-        mend = same_data.mend_of_run(workdir, source.fingerprint) if goes_on else None
-        require_images_at_hand(config, config.data.split, source.fingerprint, mend=mend)
+    encoded = encoded_from(source)
+    if encoded is not None and is_first():
+        mend = same_data.mend_of_run(workdir, encoded) if goes_on else None
+        require_images_at_hand(config, config.data.split, encoded, mend=mend)
     if goes_on:
         same_data.require_same_data(workdir, config, source.facts)
     return source

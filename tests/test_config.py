@@ -244,6 +244,7 @@ GIVEN = {
     "sample.cfg_interval": ((0.5, 2.0), "0.5,2"),
     "sample.classes": ((1, 2), "(1, 2)"),
     "distill.blocks": ((1, 2), "1,2"),
+    "data.buckets": (("8x8", "4x16"), "8x8,4x16"),
     "plan.topologies": (("v5e:4x4", "v6e:4x4"), "v5e:4x4,v6e:4x4"),
     "plan.search_batch_sizes": ((256, 512), "256,512"),
     "model.ssm_implementation": ("fft", "fft"),

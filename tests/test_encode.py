@@ -1,5 +1,6 @@
 """`--mode=encode`: moments of every image and its mirror; kills, damage and other settings."""
 
+import itertools
 import json
 import random
 import shutil
@@ -18,8 +19,10 @@ import diffussm_jax
 from diffussm_jax import encode as encode_lib
 from diffussm_jax.autoencoder.network import AutoencoderKLConfig
 from diffussm_jax.autoencoder.weights import load_autoencoder, save_autoencoder
+from diffussm_jax.data.buckets import of_bucket
 from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.latents import LatentSource, cache_folder
+from diffussm_jax.data.pipeline import open_source, train_batches
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.encode import encode
 from diffussm_jax.errors import Preempted, UserError
@@ -28,6 +31,7 @@ from diffussm_jax.workdir.data_facts import read_data_facts, write_data_facts
 from diffussm_jax.workdir.lock import held
 from examples.photos import random_autoencoder
 from tests.conftest import merge
+from tests.data.test_buckets import SHAPES, write_pictures
 from tests.disks import disk_of
 from tests.fuzz.one_line import error_of, files_of
 
@@ -83,6 +87,30 @@ def test_moments_are_the_autoencoders(config, weights):
             cached = np.stack([e[name] for e in examples])
             np.testing.assert_allclose(cached, expected, rtol=2e-3, atol=2e-3)
         assert [e["label"] for e in examples] == [x["label"] for x in sides]
+
+
+@pytest.mark.slow
+def test_each_bucket_has_a_cache_of_its_own(tiny_config, weights, tmp_path):
+    write_pictures(tmp_path / "shapes")
+    folder = {"name": f"folder:{tmp_path / 'shapes'}", "num_classes": 0, "split": "train"}
+    data = folder | {"image_size": 8, "buckets": ("8x8", "4x16", "16x4")}
+    config = with_data(tiny_config, weights, tmp_path, **data)
+    encode(config)
+    source = open_source(config, "train")
+    assert [len(run) for run in source.runs] == list(SHAPES.values())
+    images = open_images(config, "train")
+    for latents, pictures, sides in zip(source.sources, images.sources, SHAPES):
+        mean = latents.example(1, mirrored=False)["mean"]
+        assert mean.shape == (sides[0] // 2, sides[1] // 2, 4)
+        alone = with_data(tiny_config, weights, tmp_path, **folder, image_size=sides)
+        with pytest.raises(UserError, match=r"holds latents of data.buckets = \['8x8', "):
+            open_source(alone, "train")
+        assert len(pictures) == len(latents)
+    batches = itertools.islice(train_batches(config, source), 8)
+    assert len({batch["mean"].shape for batch in batches}) == 3
+    damaged = cache_folder(of_bucket(config, (4, 16)), "train") / "manifest.json"
+    damaged.unlink()
+    assert "4 x 16 trains on cached latents" in error_of(lambda: open_source(config, "train"))
 
 
 def test_a_kill_between_shards_repeats_nothing_that_is_finished(config, monkeypatch):

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from diffussm_jax.config.paths import FilePath
-from diffussm_jax.config.sizes import Size, pair, shortest
+from diffussm_jax.config.sizes import Size, pair, parse_size, shortest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +17,9 @@ class DataConfig:
     # Of an image in pixels, its centre crop and the padding around it: height and width, as 8,16,
     # or the side of a square.
     image_size: Size = 8
+    # Shapes of about equal area, as 256x256,208x320,320x208, for a folder of images of any shape:
+    # each is cropped to that nearest its own. image_size is one of them, and what is drawn.
+    buckets: tuple[str, ...] | None = None
     pad: int = 0  # black pixels along each edge, so that 28 x 28 images become 32 x 32 unscaled
     channels: int = 1  # of an image; those of latents are the autoencoder's
     num_classes: int = 10  # 0 trains without labels
@@ -40,6 +43,11 @@ class DataConfig:
     def sides(self) -> tuple[int, int]:
         """The height and width of an image in pixels."""
         return pair(self.image_size)
+
+    @property
+    def bucket_sides(self) -> list[tuple[int, int]]:
+        """The height and width of each bucket's images in pixels."""
+        return [parse_size(text) for text in self.buckets or ()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,15 @@
 """Rules of the sizes of images, those to train on and those to draw."""
 
 import dataclasses
+import re
 from typing import Any
 
 from diffussm_jax.config.parsing import require
+from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.config.schema import Config
 from diffussm_jax.config.sizes import Size, pair
+
+MAX_AREA_RATIO = 1.5  # of two buckets
 
 
 def check_sizes(config: Config) -> None:
@@ -20,15 +24,46 @@ def check_sizes(config: Config) -> None:
         require(is_met, name, demand, value)
     is_colour = data.space == "latents" or data.channels in (1, 3)
     require(is_colour, "data.channels", "be 1 (grey) or 3 (RGB)", data.channels)
-    if sample.image_size is None:
+    _check_buckets(config)
+    if sample.image_size is not None:
+        field, size = "sample.image_size", sample.image_size
+        _require_multiple(config, field, size)
+        _require_divided(_of_size(config, size), field, size)
+
+
+def _check_buckets(config: Config) -> None:
+    """Check that each bucket is a size to train on, and that all are nearly equally large."""
+    data, field = config.data, "data.buckets"
+    if data.buckets is None:
         return
-    _require_multiple(config, "sample.image_size", sample.image_size)
-    drawn = dataclasses.replace(
-        config, data=dataclasses.replace(data, image_size=sample.image_size)
-    )
-    for name, value, demand, is_met in _demands(drawn):
-        demand = f"be another: at this size {name} = {value} would have to {demand}"
-        require(is_met, "sample.image_size", demand, sample.image_size)
+    fits = data.name.startswith(FOLDER)
+    require(fits, field, "be None unless data.name is folder:PATH", data.buckets)
+    fits = all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", text) for text in data.buckets)
+    require(fits, field, "be heights and widths as 256x256,208x320", data.buckets)
+    sides = data.bucket_sides
+    fits = data.sides in sides and len(set(sides)) == len(sides)
+    size = "x".join(map(str, data.sides))
+    demand = f"have no shape twice and that of data.image_size, {size}"
+    require(fits, field, demand, data.buckets)
+    areas = [height * width for height, width in sides]
+    demand = f"have areas that differ by no more than a factor of {MAX_AREA_RATIO}"
+    require(max(areas) <= MAX_AREA_RATIO * min(areas), field, demand, data.buckets)
+    require(config.mesh.sequence == 1, field, "be None where mesh.sequence is not 1", data.buckets)
+    require(2 * data.pad < min(map(min, sides)), field, "be larger than twice data.pad")
+    for bucket in sides:
+        _require_multiple(config, field, bucket)
+        _require_divided(_of_size(config, bucket), field, data.buckets)
+
+
+def _of_size(config: Config, size: Size) -> Config:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=size))
+
+
+def _require_divided(config: Config, field: str, value: Any) -> None:
+    """Raise ConfigError naming the field that has this config's size, if it does not fit."""
+    for name, number, demand, is_met in _demands(config):
+        demand = f"be another: at this size {name} = {number} would have to {demand}"
+        require(is_met, field, demand, value)
 
 
 def _require_multiple(config: Config, field: str, size: Size) -> None:

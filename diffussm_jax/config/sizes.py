@@ -21,3 +21,9 @@ def shortest(value: Number | tuple[Number, Number]) -> Number | tuple[Number, Nu
 def size_name(size: Size) -> str:
     """A size in the name of a file: `256`, or `256x384` for 256 rows of 384 pixels."""
     return "x".join(map(str, pair(size))) if isinstance(size, tuple) else str(size)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """The height and width in a text such as `256x384`; raises ValueError for another."""
+    height, width = text.split("x")
+    return int(height), int(width)

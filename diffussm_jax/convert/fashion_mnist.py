@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.image_classification import mnist
 
 from diffussm_jax.convert import command
-from diffussm_jax.data.sources import ARRAY_RECORD
+from diffussm_jax.data.builders import ARRAY_RECORD
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import writing_to
 

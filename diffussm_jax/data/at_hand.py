@@ -6,10 +6,11 @@ from pathlib import Path
 from diffussm_jax.config import Config, DataConfig
 from diffussm_jax.config.parsing import from_object
 from diffussm_jax.config.paths import FOLDER
+from diffussm_jax.data.builders import make_builder
 from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
 from diffussm_jax.data.fingerprint import Fingerprint
 from diffussm_jax.data.image_files import has_images
-from diffussm_jax.data.sources import make_builder, open_images
+from diffussm_jax.data.sources import open_images
 from diffussm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)

@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import json
 import logging
 import re
 import resource
@@ -20,10 +21,11 @@ from diffussm_jax.config import Config
 from diffussm_jax.config.parsing import ConfigError, from_object, get_field, read_as
 from diffussm_jax.config.sizes import size_name
 from diffussm_jax.data.at_hand import require_same_images
+from diffussm_jax.data.buckets import of_bucket
 from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.fingerprint import Fingerprint
 from diffussm_jax.data.names import portable_name
-from diffussm_jax.data.sources import Example, check_num_classes
+from diffussm_jax.data.sources import Buckets, Example, Source, check_num_classes
 from diffussm_jax.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ SHARED_FIELDS = (
     "data.name",
     "data.split",
     "data.image_size",
+    "data.buckets",
     "data.channels",
     "autoencoder.name",
     "autoencoder.factor",
@@ -107,8 +110,8 @@ def shared_fields(config: Config, split: str) -> dict[str, Any]:
     values = {field: get_field(config, field) for field in SHARED_FIELDS}
     for field in ("data.name", "autoencoder.name"):
         values[field] = portable_name(values[field])
-    size = values["data.image_size"]
-    values["data.image_size"] = list(size) if isinstance(size, tuple) else size  # as JSON has it
+    for field in ("data.image_size", "data.buckets"):  # tuples are lists in JSON
+        values[field] = json.loads(json.dumps(values[field]))
     return values | {"data.split": split}
 
 
@@ -197,11 +200,6 @@ class LatentSource:
     def __len__(self) -> int:
         return len(self._records) // 2
 
-    @property
-    def is_encoded(self) -> bool:
-        """Whether these are latents of images, not those that a model drew."""
-        return DRAWN not in self.facts
-
     def example(self, index: int, *, mirrored: bool) -> Example:
         try:
             data = self._records[2 * index + mirrored]
@@ -215,6 +213,28 @@ class LatentSource:
                 f"data.num_classes = {self._num_classes}"
             )
         return {"mean": record["mean"], "std": record["std"], "label": label}
+
+
+def open_latents(config: Config, split: str) -> LatentSource | Buckets:
+    """Open the latents of a split: one cache, or one for each bucket; raises as `LatentSource`."""
+    if config.data.buckets is None:
+        return LatentSource(config, split)
+    sources = [LatentSource(of_bucket(config, x), split) for x in config.data.bucket_sides]
+    for latents in sources:
+        if latents.fingerprint != sources[0].fingerprint:
+            raise UserError(
+                f"{cache_folder(config, split).parent.parent} has buckets of unlike images: remove "
+                f"it and {ENCODE_HINT}"
+            )
+    return Buckets(sources)
+
+
+def encoded_from(source: Source) -> Fingerprint | None:
+    """Which images a source has latents of; None where it has images, or drawn latents."""
+    first = source.sources[0] if isinstance(source, Buckets) else source
+    if isinstance(first, LatentSource) and DRAWN not in first.facts:
+        return first.fingerprint
+    return None
 
 
 def _finished_manifest(config: Config, split: str, folder: Path) -> Manifest:

@@ -1,8 +1,9 @@
 """Examples to batches, in an order that is a pure function of (seed, epoch, index).
 
-The stream of examples is shuffled, repeated and cut into batches. A process reads those rows of a
-batch that its devices hold. The examples of a step are therefore the same for any number of
-processes, and the only state of the input is the step.
+The stream of examples is shuffled, repeated and cut into batches; with buckets each has a stream of
+its own, and they take turns. A process reads those rows of a batch that its devices hold. The
+examples of a step are therefore the same for any number of processes, and the only state of the
+input is the step.
 """
 
 import os
@@ -14,8 +15,8 @@ from jaxtyping import Int
 
 from diffussm_jax.config import Config
 from diffussm_jax.data.faults import BadRecordError, Faults
-from diffussm_jax.data.latents import LatentSource
-from diffussm_jax.data.sources import Example, Source, open_images
+from diffussm_jax.data.latents import open_latents
+from diffussm_jax.data.sources import Buckets, Example, Source, open_images
 from diffussm_jax.data.transforms import mirrored
 
 Batch = dict[str, np.ndarray]
@@ -30,8 +31,21 @@ def open_source(config: Config, split: str) -> Source:
         UserError: it is missing, damaged, or does not fit the config.
     """
     if config.data.space == "latents":
-        return LatentSource(config, split)
+        return open_latents(config, split)
     return open_images(config, split)
+
+
+def open_of_one_size(config: Config, split: str) -> Source:
+    """As `open_source`, but of several buckets that of `data.image_size` alone."""
+    source = open_source(config, split)
+    if isinstance(source, Buckets):
+        return source.sources[config.data.bucket_sides.index(config.data.sides)]
+    return source
+
+
+def stacks_of(source: Source) -> Sequence[range]:
+    """The runs of a source's examples that fit into one batch: those of a bucket, or all."""
+    return source.runs if isinstance(source, Buckets) else [range(len(source))]
 
 
 def train_batches(
@@ -54,23 +68,32 @@ def train_batches(
             flips = mirrored(config.seed, start=step * size, num=size)
         return _stack(source, indices[rows], flips[rows], faults)
 
-    batches = _order(config, len(source)).map_with_index(read)[start_step:]
+    batches = _order(config, stacks_of(source)).map_with_index(read)[start_step:]
     # Each thread prepares a batch, so memory holds as many batches, and one more that waits.
     return iter(batches.to_iter_dataset(read_options(config, ahead=1)))
 
 
-def example_indices(config: Config, *, num_examples: int, step: int) -> Int[np.ndarray, " b"]:
+def example_indices(config: Config, runs: Sequence[range], *, step: int) -> Int[np.ndarray, " b"]:
     """The indices of the examples in the batch after `step` steps.
 
     Where one of them is bad, `train_batches` takes the next good one instead.
+
+    Args:
+        runs: those of the source, as `stacks_of` gives them.
     """
-    return _order(config, num_examples)[step]
+    return _order(config, runs)[step]
 
 
-def _order(config: Config, num_examples: int) -> grain.MapDataset:
-    """The indices of the examples of every batch."""
-    order = grain.MapDataset.range(num_examples).seed(config.seed).shuffle().repeat()
-    return order.batch(config.training.batch_size)
+def _order(config: Config, runs: Sequence[range], *, shuffled: bool = True) -> grain.MapDataset:
+    """The indices of the examples of every batch, without end."""
+    batches = []
+    for run in runs:
+        order = grain.MapDataset.range(run.start, run.stop).seed(config.seed)
+        order = order.shuffle() if shuffled else order
+        batches.append(order.repeat().batch(config.training.batch_size))
+    if len(batches) == 1:
+        return batches[0]
+    return grain.MapDataset.mix(batches, weights=[len(run) for run in runs])
 
 
 def read_options(config: Config, *, ahead: int) -> grain.ReadOptions:
@@ -93,13 +116,14 @@ def eval_batches(
     They are the same at every evaluation. A source with fewer images gives fewer batches; one that
     is smaller than a batch is repeated to fill it.
     """
-    size = config.training.batch_size
+    size, runs = config.training.batch_size, stacks_of(source)
     rows = np.arange(size) if rows is None else rows
-    num_batches = max(1, min(config.training.eval_batches, len(source) // size))
+    num_batches = sum(len(run) // size for run in runs)
+    num_batches = max(1, min(config.training.eval_batches, num_batches))
     faults = Faults(config.data.on_error, num_records=len(source))
-    starts = size * np.arange(num_batches)[:, None]
+    order = _order(config, runs, shuffled=False)
     flips = np.zeros(len(rows), bool)
-    return [_stack(source, indices, flips, faults) for indices in (starts + rows) % len(source)]
+    return [_stack(source, order[i][rows], flips, faults) for i in range(num_batches)]
 
 
 def _stack(source: Source, indices: np.ndarray, flips: np.ndarray, faults: Faults) -> Batch:
@@ -122,4 +146,5 @@ def read_good(source: Source, index: int, flip: bool, faults: Faults) -> Example
             return source.example(index, mirrored=flip)
         except BadRecordError as error:
             faults.note(index, error)
-            index = (index + 1) % len(source)
+            run = next(run for run in stacks_of(source) if index in run)
+            index = run[(run.index(index) + 1) % len(run)]

@@ -1,35 +1,30 @@
 """Data sets as random-access sources of examples: images through TFDS, or cached latents."""
 
-import contextlib
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Int
 
 from diffussm_jax.config import Config, DataConfig
-from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.data import transforms
-from diffussm_jax.data.datasets.digits import digits_dataset_builder
+from diffussm_jax.data.buckets import Sizes, assign, read_sizes
+from diffussm_jax.data.builders import make_builder, prepare
 from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
-from diffussm_jax.data.datasets.lsun import lsun_dataset_builder
 from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.fingerprint import of_records
 from diffussm_jax.data.names import portable_name
-from diffussm_jax.data.placement import require_outside
-from diffussm_jax.data.prepared import damaged, require_complete, require_description
+from diffussm_jax.data.prepared import require_complete, require_description
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import one_writer, writing_to
 
 Example = dict[str, np.ndarray]
 
 logger = logging.getLogger(__name__)
-
-ARRAY_RECORD = "array_record"
 
 
 @runtime_checkable
@@ -59,19 +54,29 @@ class ImageSource:
 
     An example has `image`, uint8 [h, w, c], and `label`, int32: the class, also where the model
     takes no labels, or 0 where the data set has none.
+
+    Args:
+        indices: the records that are read; None is all.
     """
 
     def __init__(
-        self, records: Sequence[dict[str, Any]], config: DataConfig, *, facts: dict[str, Any]
+        self,
+        records: Sequence[dict[str, Any]],
+        config: DataConfig,
+        *,
+        facts: dict[str, Any],
+        indices: Int[np.ndarray, " n"] | None = None,
     ):
         self.facts = facts
         self._records, self._config = records, config
+        self._indices = np.arange(len(records)) if indices is None else indices
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._indices)
 
     def example(self, index: int, *, mirrored: bool = False) -> Example:
         record: dict[str, Any] = {}
+        index = int(self._indices[index])
         try:
             record = self._records[index]
             image = transforms.decode_image(
@@ -102,7 +107,27 @@ class ImageSource:
         return f"{where} ({file.decode(errors='backslashreplace')})" if file else where
 
 
-def open_images(config: Config, split: str) -> ImageSource:
+class Buckets:
+    """Sources of one shape each, one after the other, as one source.
+
+    Attributes:
+        runs: the indices of the examples of each.
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        ends = np.cumsum([len(x) for x in sources]).tolist()
+        self.sources, self.facts = sources, sources[0].facts
+        self.runs = [range(end - len(x), end) for x, end in zip(sources, ends)]
+
+    def __len__(self) -> int:
+        return self.runs[-1].stop
+
+    def example(self, index: int, *, mirrored: bool = False) -> Example:
+        source, run = next(x for x in zip(self.sources, self.runs) if index in x[1])
+        return source.example(run.index(index), mirrored=mirrored)
+
+
+def open_images(config: Config, split: str) -> ImageSource | Buckets:
     """Open the images of a data set's split, also where the model trains on latents.
 
     Reading a prepared data set needs no TensorFlow.
@@ -112,7 +137,7 @@ def open_images(config: Config, split: str) -> ImageSource:
             config.
     """
     builder = make_builder(config.data)
-    _prepare(config.data, builder)
+    prepare(config.data, builder)
     require_description(builder)
     try:
         num_images = builder.info.splits[split].num_examples
@@ -139,101 +164,28 @@ def open_images(config: Config, split: str) -> ImageSource:
         "class_names": _class_names(config.data, builder),
         "fingerprint": dataclasses.asdict(fingerprint),
     }
-    return ImageSource(records, config.data, facts=facts)
+    if config.data.buckets is None:
+        return ImageSource(records, config.data, facts=facts)
+    name = re.sub(r"\W+", "_", split)
+    kept = Path(builder.data_dir) / f"sizes-{name}.npy"
+    sizes = read_sizes(records, kept, field="config.data.data_dir")
+    return Buckets(list(_buckets(records, sizes, config.data, facts)))
 
 
-def make_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
-    """Make the builder of a data set. A folder, LSUN or the digits may not be prepared yet.
-
-    Raises:
-        UserError: there is no such data set, or it is TFDS's own and not prepared.
-    """
-    name, _, category = config.name.partition("/")
-    options = {"data_dir": config.data_dir, "file_format": ARRAY_RECORD}
-    if config.name.startswith(FOLDER):
-        folder = Path(config.name.removeprefix(FOLDER))
-        builder = image_folder_dataset_builder.Builder(
-            folder, allow_empty_classes=config.on_error == "skip", **options
-        )
-        require_outside(folder, builder.data_dir, field="config.data.data_dir")  # the default too
-        return builder
-    if name == "lsun":
-        return lsun_dataset_builder.open_builder(category, **options)
-    if name == "digits":
-        return digits_dataset_builder.Builder(**options)
-    return _tfds_builder(config)
-
-
-def _prepare(config: DataConfig, builder: tfds.core.DatasetBuilder) -> None:
-    """Prepare a data set on its first use, if that downloads nothing.
-
-    Of the processes that share a disk one does it, and the others wait.
-    """
-    folder = Path(builder.data_dir)
-    if not builder.is_prepared():
-        with writing_to(folder, field="config.data.data_dir"), one_writer(folder):
-            if not builder.is_prepared():
-                logger.info("preparing %s in %s (once)", config.name, folder)
-                tfds.disable_progress_bar()
-                with contextlib.redirect_stdout(None):  # it would speak of a download
-                    builder.download_and_prepare()
-    # Another process may have prepared it after this builder had been made.
-    if not builder.info.splits and (folder / "dataset_info.json").is_file():
-        builder.info.read_from_directory(folder)
-
-
-def _tfds_builder(config: DataConfig) -> tfds.core.DatasetBuilder:
-    name, data_dir = config.name, config.data_dir
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except Exception as error:
-        folder = _prepared_folder(name, data_dir)
-        if folder is not None:  # TFDS raises anything at all for a damaged description
-            raise damaged(folder, error, is_local=False) from error
-        if isinstance(error, tfds.core.registered.DatasetNotFoundError):
-            raise UserError(f"config.data.name: TFDS has no data set {name!r}") from error
-        if isinstance(error, ValueError):  # a page on how names are written
+def _buckets(
+    records: Sequence[dict[str, Any]], sizes: Sizes, config: DataConfig, facts: dict[str, Any]
+) -> Iterator[ImageSource]:
+    shapes = config.bucket_sides
+    for sides, indices in zip(shapes, assign(sizes, shapes)):
+        if not len(indices):
+            height, width = sides
             raise UserError(
-                f"config.data.name: {name!r} is no name of a TFDS data set, folder:<path> or "
-                "lsun/<category>"
-            ) from error
-        raise
-    where = f", data_dir={data_dir!r}" if data_dir else ""
-    if not builder.is_prepared():
-        raise UserError(
-            f'data set {name!r} is not prepared under {builder.data_dir}: run python -c "import '
-            f"tensorflow_datasets as tfds; tfds.builder({name!r}, "
-            f"file_format='{ARRAY_RECORD}'{where}).download_and_prepare()\""
-            + _without_download(config)
-        )
-    formats = builder.info.available_file_formats()
-    if tfds.core.FileFormat.ARRAY_RECORD not in formats:
-        names = ", ".join(sorted(x.value for x in formats))
-        folder = Path(builder.data_dir).parents[len(name.split("/")) - 1]
-        raise UserError(
-            f"data set {name!r} is prepared as {names}, which has no random access: pip install "
-            f"apache-beam mlcroissant && tfds convert_format --dataset_dir={folder} "
-            f"--out_file_format={ARRAY_RECORD} --out_dir=NEW/{folder.name}, then "
-            "--config.data.data_dir=NEW"
-        )
-    return builder
-
-
-def _without_download(config: DataConfig) -> str:
-    if config.name != "fashion_mnist":
-        return ""
-    target = config.data_dir or tfds.core.constants.DATA_DIR
-    return (
-        f"; or, with its four files in FOLDER: python -m diffussm_jax.convert.fashion_mnist FOLDER "
-        f"{target}"
-    )
-
-
-def _prepared_folder(name: str, data_dir: str | None) -> Path | None:
-    """The folder of a TFDS data set of this name, prepared or begun; None if there is none."""
-    word = re.match(r"\w+", name)
-    folder = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
-    return folder / word[0] if word and (folder / word[0]).is_dir() else None
+                f"config.data.buckets: no image of {config.name!r} is nearest to {height}x{width}: "
+                "leave that shape out"
+            )
+        logger.info("%d images are cropped to %d x %d", len(indices), *sides)
+        bucket = dataclasses.replace(config, image_size=sides)
+        yield ImageSource(records, bucket, facts=facts, indices=indices)
 
 
 def _class_names(config: DataConfig, builder: tfds.core.DatasetBuilder) -> list[str] | None:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from diffussm_jax.config import Config, DataConfig
+from diffussm_jax.data.buckets import of_one_size
 from diffussm_jax.data.faults import Faults
 from diffussm_jax.data.image_files import find_images, read_file, readable, sha256_of_image
 from diffussm_jax.data.pipeline import MAX_WORKERS, read_good
@@ -231,7 +232,7 @@ def _has_colours(image: UInt8[np.ndarray, "h w 3"]) -> bool:
 
 
 class SourceImages(ImageSet):
-    """The images of a split of the config's data, in its order, cropped as for training.
+    """The images of a split of the config's data, in its order, cropped to `data.image_size`.
 
     Their labels are read with them, by `examples`.
 
@@ -240,7 +241,7 @@ class SourceImages(ImageSet):
     """
 
     def __init__(self, config: Config, split: str):
-        self._source = open_images(config, split)
+        self._source = open_images(of_one_size(config), split)
         self._faults = Faults(config.data.on_error, num_records=len(self._source))
         self._facts = {
             "source": self._source.facts["source"],

@@ -11,7 +11,7 @@ from jaxtyping import Array, Num
 
 from diffussm_jax.config import Config, DiffusionConfig
 from diffussm_jax.data.faults import Faults
-from diffussm_jax.data.pipeline import open_source, read_good
+from diffussm_jax.data.pipeline import open_of_one_size, read_good
 from diffussm_jax.diffusion import create_process
 from diffussm_jax.diffusion.process import NoisedBatch
 from diffussm_jax.errors import UserError
@@ -43,7 +43,7 @@ def clean_images(config: Config, model: TrainedModel) -> CleanImages:
     """
     split = config.data.eval_split or config.data.split
     try:
-        source = open_source(config, split)
+        source = open_of_one_size(config, split)
     except UserError as error:
         logger.info("the model draws the images, since its data is not here: %s", error)
         return _drawn(config, model)

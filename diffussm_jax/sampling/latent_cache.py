@@ -33,7 +33,7 @@ def save_latents(config: Config, samples: Samples, folder: Path, known: DataFact
     Raises:
         UserError: the folder holds anything else.
     """
-    data = dataclasses.replace(config.data, latents_dir=str(folder))
+    data = dataclasses.replace(config.data, latents_dir=str(folder), buckets=None)
     config = dataclasses.replace(config, data=data)
     place = cache_folder(config, data.split).relative_to(folder)
     require_only(folder, lambda name: name == place.parts[0], named=str(folder))

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,15 +58,15 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
 
     Args:
         record: record of the checkpoint that the run goes on from.
-        num_examples: number of examples in the data.
+        runs: those of the data's examples (`pipeline.stacks_of`).
     """
 
     def __init__(
-        self, config: Config, workdir: Path, record: Mapping[str, Any], *, num_examples: int
+        self, config: Config, workdir: Path, record: Mapping[str, Any], runs: Sequence[range]
     ):
         start_step: int = record["step"]
         self._config, self._step = config, start_step
-        self._monitor = NumericsMonitor(config, num_examples=num_examples)
+        self._monitor = NumericsMonitor(config, runs)
         self._pending: list[dict] = [
             {name: _DTYPES[type(x)](x) for name, x in metrics.items()}
             for metrics in record["unreported"]

@@ -27,8 +27,8 @@ StepMetrics = Mapping[str, Any]  # numbers by name, on the host
 class NumericsMonitor:
     """Watches each step's metrics: warns of skipped updates and loss spikes, or stops the run."""
 
-    def __init__(self, config: Config, *, num_examples: int):
-        self._config, self._num_examples = config, num_examples
+    def __init__(self, config: Config, runs: Sequence[range]):
+        self._config, self._runs = config, runs
         self._losses: deque[float] = deque(maxlen=WINDOW)
 
     def check(self, first_step: int, steps: Sequence[StepMetrics]) -> list[StepMetrics]:
@@ -52,7 +52,7 @@ class NumericsMonitor:
 
     def examples(self, step: int) -> str:
         """The examples of a step's batch, by their indices in the data."""
-        indices = example_indices(self._config, num_examples=self._num_examples, step=step - 1)
+        indices = example_indices(self._config, self._runs, step=step - 1)
         return f"examples {', '.join(map(str, indices))} of {self._config.data.name}"
 
     def _report_skipped(self, step: int, metrics: StepMetrics) -> None:

@@ -98,11 +98,12 @@ def noise_batch(
     def noise_example(index: Array, example: DeviceBatch) -> NoisedBatch:
         keys = jax.random.split(jax.random.fold_in(key, index), 4)
         t = process.draw_time(keys[0])
-        eps = jax.random.normal(keys[1], config.grid)
+        x0 = clean_example(config, keys[3], example)
+        eps = jax.random.normal(keys[1], x0.shape)
         is_dropped = jax.random.bernoulli(keys[2], label_dropout)
         y = jnp.where(is_dropped, num_classes, example["label"])
         scale = draw_scale(config.guidance, jax.random.fold_in(keys[0], 1))
-        return NoisedBatch(clean_example(config, keys[3], example), t, eps, y, scale)
+        return NoisedBatch(x0, t, eps, y, scale)
 
     noised = jax.vmap(noise_example)(jnp.arange(len(batch["label"])), batch)
     return noised if num_classes else noised._replace(y=None)
@@ -113,4 +114,4 @@ def clean_example(config: Config, key: Array, example: DeviceBatch) -> Array:
     if config.data.space == "pixels":
         return from_uint8(example["image"])
     mean, std = (example[name].astype(jnp.float32) for name in ("mean", "std"))
-    return config.autoencoder.scale * (mean + std * jax.random.normal(key, config.grid))
+    return config.autoencoder.scale * (mean + std * jax.random.normal(key, mean.shape))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffussm_jax.config import Config, from_dict, parsing
-from diffussm_jax.data.pipeline import Batch, example_indices, train_batches
+from diffussm_jax.data.pipeline import Batch, example_indices, stacks_of, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.errors import CheckpointError, NonFiniteError, UserError
 from diffussm_jax.files import write_json
@@ -91,7 +91,7 @@ def _write(
         return
     start_step = error.step - 1
     batch = next(train_batches(config, source, start_step=start_step))
-    indices = example_indices(config, num_examples=len(source), step=start_step)
+    indices = example_indices(config, stacks_of(source), step=start_step)
     arrays: dict[str, Any] = batch | {INDICES: indices}
     with (folder / BATCH_FILE).open("wb") as file:  # the folder may be in a bucket
         np.savez(file, **arrays)

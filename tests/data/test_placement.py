@@ -2,7 +2,7 @@
 
 import pytest
 
-from diffussm_jax.data.sources import make_builder
+from diffussm_jax.data.builders import make_builder
 from diffussm_jax.main import MODES
 from tests.command_line import read
 from tests.data.test_sources import write_image

@@ -7,7 +7,7 @@ import pytest
 
 from diffussm_jax import train as train_lib
 from diffussm_jax.config import from_dict
-from diffussm_jax.data.pipeline import example_indices, open_source, train_batches
+from diffussm_jax.data.pipeline import example_indices, open_source, stacks_of, train_batches
 from diffussm_jax.errors import NonFiniteError
 from diffussm_jax.training.monitor import NumericsMonitor
 from diffussm_jax.training.optimizer import make_optimizer
@@ -104,13 +104,13 @@ def metrics_of(losses, *, limit=99):
 
 def test_skipped_steps_are_named_with_their_examples(tiny_config, caplog):
     config = from_dict(tiny_config)
-    monitor = NumericsMonitor(config, num_examples=1498)
+    monitor = NumericsMonitor(config, runs=[range(1498)])
     made = monitor.check(1, metrics_of([1.0, np.nan, 2.0]))
     assert [row["loss"] for row in made] == [1.0, 2.0]
     (record,) = caplog.records
     assert "step 2: loss is nan; its batch is examples" in record.message
     assert "its update was skipped, 1 in a row, 1 in all" in record.message
-    indices = example_indices(config, num_examples=1498, step=1)
+    indices = example_indices(config, [range(1498)], step=1)
     assert f"examples {', '.join(map(str, indices))} of digits" in record.message
 
 
@@ -118,7 +118,7 @@ def test_the_named_examples_are_those_of_the_batch(tiny_config):
     config = from_dict(tiny_config)
     source = open_source(config, "train")
     batch = next(train_batches(config, source, start_step=4))
-    indices = example_indices(config, num_examples=len(source), step=4)
+    indices = example_indices(config, stacks_of(source), step=4)
     for row, index in enumerate(indices):
         example = source.example(int(index), mirrored=False)
         np.testing.assert_array_equal(batch["image"][row], example["image"])
@@ -135,13 +135,13 @@ def test_too_many_in_a_row_stop_the_run(tiny_config, training, losses, step):
     config = merge(tiny_config, {"training": training})
     rows = metrics_of(losses, limit=training.get("max_nonfinite", 1))
     with pytest.raises(NonFiniteError, match=rf"^step {step}: loss is (nan|inf)") as error:
-        NumericsMonitor(config, num_examples=1498).check(1, rows)
+        NumericsMonitor(config, runs=[range(1498)]).check(1, rows)
     assert error.value.step == step
 
 
 def test_a_spike_warns_and_noise_does_not(tiny_config, caplog):
     config = from_dict(tiny_config)
-    monitor = NumericsMonitor(config, num_examples=1498)
+    monitor = NumericsMonitor(config, runs=[range(1498)])
     losses = np.random.default_rng(0).normal(0.3, 0.02, 1000)
     monitor.check(1, metrics_of(losses))
     assert not caplog.records
@@ -155,9 +155,9 @@ def test_a_spike_warns_and_noise_does_not(tiny_config, caplog):
 def test_a_steep_descent_and_a_constant_are_no_spikes(tiny_config, caplog):
     config = from_dict(tiny_config)
     descent = np.exp(-np.arange(300) / 30) + 0.1
-    NumericsMonitor(config, num_examples=1498).check(1, metrics_of(descent))
+    NumericsMonitor(config, runs=[range(1498)]).check(1, metrics_of(descent))
     constant = [0.5] * 100 + [0.52]
-    NumericsMonitor(config, num_examples=1498).check(1, metrics_of(constant))
+    NumericsMonitor(config, runs=[range(1498)]).check(1, metrics_of(constant))
     assert not caplog.records
 
 
