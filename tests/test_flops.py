@@ -74,7 +74,7 @@ def test_convolutional_mixers_are_their_formulas(mixer):
     assert counts.without_ssm == counts.total
 
 
-IN_THE_QUICK_TIER = ("DiT", "DiffuSSM", "FCDM-XL", "DiCo-XL")
+IN_THE_QUICK_TIER = ("DiT", "DiffuSSM", "FCDM-XL")
 
 
 @pytest.mark.parametrize(
