@@ -31,6 +31,7 @@ Times = Num[Array, "b *k"]  # as a process draws them: a step, t in [0, 1], or (
 Conditions = Num[Array, "b *k"]  # what a model is told besides x_t and the label
 Labels = Int[Array, " b"]
 Grid = tuple[int, int]  # height and width of an image in tokens
+Closed = tuple[bool, bool]  # whether an image's bottom meets its top, and its right side its left
 ImageKeys = Key[Array, " b"]
 
 State = Float32[Array, "r b d n 2"]

@@ -47,7 +47,16 @@ def test_every_config_builds_and_runs_abstractly(name):
 
 
 # Those of small images, and those of other objectives than the paper's.
-OWN_RECIPES = {"common", "digits", "fashion_mnist", "flow256", "mean_flow256", "one_step", "photos"}
+OWN_RECIPES = {
+    "common",
+    "digits",
+    "fashion_mnist",
+    "flow256",
+    "mean_flow256",
+    "one_step",
+    "photos",
+    "textures",
+}
 
 
 @pytest.mark.parametrize("name", [f for f in FILES if f not in OWN_RECIPES])
@@ -191,6 +200,20 @@ MEAN_FLOW = {"process": "mean_flow", "prediction": "v", "variance": "none"}
             "config.distill.train must be 'all' for model.name = 'diffussm'",
         ),
         ({"guidance": {"scale": 2.0, "max_scale": 4.0}}, "config.guidance.scale must be 1 where"),
+        ({"sample": {"window_overlap": 0.5}}, "config.sample.window_overlap must be None where"),
+        (
+            {"sample": {"window_overlap": 0.5, "image_size": (16, 4)}},
+            "config.sample.image_size must hold a window of data.image_size = 8",
+        ),
+        (
+            {"sample": {"window_overlap": 1.0, "wrap": "x"}},
+            "config.sample.window_overlap must be below 1",
+        ),
+        ({"sample": {"wrap": "x", "steps": 19}}, "config.sample.steps must be at least 20 where"),
+        (
+            {"sample": {"wrap": "x"}, "inspect": {"distance": True}},
+            "config.sample.wrap must be None where inspect.distance is True",
+        ),
         (
             {"guidance": {"max_scale": 4.0}, "sample": {"cfg_scale": 5.0}},
             "config.sample.cfg_scale must be between 1 and guidance.max_scale = 4.0",
@@ -255,6 +278,7 @@ GIVEN = {
     "sample.dtype": ("float32", "float32"),
     "sample.dt_rule": ("width", "width"),
     "sample.image_size": ((8, 16), "8,16"),
+    "sample.wrap": ("xy", "xy"),
     "inspect.layers": ((0, 3), "0,3"),
     "evaluate.preset": ("fast", "fast"),
 }

@@ -6,6 +6,7 @@ weights, so that a parameter's path in the network is its key in their file (wei
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -38,6 +39,18 @@ class AutoencoderKLConfig:
     def factor(self) -> int:
         """Pixels per latent position and side."""
         return 2 ** (len(self.block_out_channels) - 1)  # each level but the last halves the side
+
+    @property
+    def decoder_reach(self) -> int:
+        """Latent positions on each side that convolutions bring into a pixel, rounded up.
+
+        Attention and the norms of groups see all positions, wherever they are.
+        """
+        levels = range(len(self.block_out_channels))
+        residual_blocks = sum(2 * (self.layers_per_block + 1) / 2**level for level in levels)
+        upsamplers = sum(1 / 2**level for level in levels[1:])
+        ends = 1 + 4 + 1 / self.factor  # conv_in, mid_block, conv_out
+        return math.ceil(ends + residual_blocks + upsamplers)
 
 
 @dataclasses.dataclass(frozen=True)

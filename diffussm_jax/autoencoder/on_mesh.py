@@ -18,6 +18,7 @@ from diffussm_jax.config.parsing import get_field
 from diffussm_jax.data.transforms import from_uint8
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import BATCH_AXES, replicated, split_over_batch
+from diffussm_jax.shapes import Closed
 
 
 class Autoencoder:
@@ -36,6 +37,7 @@ class Autoencoder:
         model = load_autoencoder(folder, dtype=config.autoencoder.dtype)
         _require_same(config, model.config)
         self._config, self._mesh = config.autoencoder, mesh
+        self._reach = model.config.decoder_reach
         self._graphdef, params = nnx.split(model, nnx.Param)
         self._params = jax.device_put(params, replicated(mesh))
 
@@ -48,12 +50,22 @@ class Autoencoder:
         """
         return self._encode(self._params, images)
 
-    def decode(self, latents: Float[Array, "b _ _ z"]) -> Float[Array, "b _ _ 3"]:
+    def decode(
+        self, latents: Float[Array, "b _ _ z"], closed: Closed = (False, False)
+    ) -> Float[Array, "b _ _ 3"]:
         """Decode scaled latents to images in about [-1, 1].
 
-        Each device decodes `autoencoder.batch_size` of them at a time.
+        Each device decodes `autoencoder.batch_size` of them at a time. Along closed axes the
+        latents go on beyond their edges as far as the decoder's convolutions reach, and the pixels
+        are cut: both edges are then the inside of one picture.
         """
-        return self._decode(self._params, latents)
+        reach, factor = self._reach, self._config.factor
+        rows, columns = (reach * is_closed for is_closed in closed)
+        around = ((0, 0), (rows, rows), (columns, columns), (0, 0))
+        images = self._decode(self._params, jnp.pad(latents, around, mode="wrap"))
+        height, width = (side * factor for side in latents.shape[1:3])
+        top, left = rows * factor, columns * factor
+        return images[:, top : top + height, left : left + width]
 
     @functools.cached_property
     def _encode(self) -> Callable[[Any, np.ndarray], Array]:

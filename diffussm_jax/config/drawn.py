@@ -25,6 +25,13 @@ def as_drawn(options: SampleConfig, config: Config) -> Config:
     return dataclasses.replace(config, model=model, data=data)
 
 
+def as_called(options: SampleConfig, config: Config) -> Config:
+    """The config of a model as it is called to draw: in windows, at the size it learnt from."""
+    if options.window_overlap is not None:
+        options = dataclasses.replace(options, image_size=None)
+    return as_drawn(options, config)
+
+
 def side_ratios(old: tuple[int, int], new: tuple[int, int]) -> tuple[float, float]:
     """The ratios of an old height and width to the new ones."""
     return old[0] / new[0], old[1] / new[1]

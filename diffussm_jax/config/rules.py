@@ -8,11 +8,13 @@ from diffussm_jax.config.parsing import require
 from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.config.schema import Config
 from diffussm_jax.config.size_rules import check_sizes
+from diffussm_jax.config.sizes import pair
 
 Number = int | float
 
 # No average is wider than the plain mean of all steps, whose relative width is 0.289.
 MAX_EMA_LENGTH = 0.25
+MIN_WRAPPED_STEPS = 20  # by the table of docs/sizes.md
 MAX_INTEGER = 2**31 - 1  # steps, seeds and indices are int32 on the devices
 
 SAMPLERS = {
@@ -45,13 +47,19 @@ _MAY_BE_ZERO = {
     "sample.seed",
     "sample.cfg_scale",
     "sample.cfg_interval",
+    "sample.window_overlap",
     "sample.classes",
     "inspect.layers",
 }
 _MAY_BE_NEGATIVE = {"diffusion.time_mean"}
 _MAY_BE_EMPTY = {"training.ema_lengths"}
 _MAY_BE_INFINITE = {"sample.cfg_interval", "guidance.max_noise"}
-_ARE_BELOW_ONE = {"training.ema_decay", "training.label_dropout", "optimizer.betas"}
+_ARE_BELOW_ONE = {
+    "training.ema_decay",
+    "training.label_dropout",
+    "optimizer.betas",
+    "sample.window_overlap",
+}
 
 
 def check(config: Config) -> None:
@@ -66,6 +74,7 @@ def check(config: Config) -> None:
     _check_model(config)
     _check_process(config)
     _check_sampling(config)
+    _check_canvas(config)
     check_guidance(config)
     check_distillation(config)
     _check_schedule(config)
@@ -205,6 +214,28 @@ def _check_sampling(config: Config) -> None:
     low, high = sample.cfg_interval or (0, 1)
     demand = "be (low, high) with 0 <= low < high"
     require(0 <= low < high, "sample.cfg_interval", demand, sample.cfg_interval)
+
+
+def _check_canvas(config: Config) -> None:
+    sample = config.sample
+    demand = "be None where sample.wrap and sample.image_size are: one window covers the image"
+    is_larger = sample.wrap is not None or sample.image_size is not None
+    is_free = is_larger or sample.window_overlap is None
+    require(is_free, "sample.window_overlap", demand, sample.window_overlap)
+    drawn = pair(sample.image_size or config.data.image_size)
+    fits = all(new >= old for new, old in zip(drawn, config.data.sides, strict=True))
+    demand = f"hold a window of data.image_size = {config.data.image_size}"
+    is_free = fits or sample.window_overlap is None
+    require(is_free, "sample.image_size", demand, sample.image_size)
+    demand = (
+        f"be at least {MIN_WRAPPED_STEPS} where sample.wrap is given: each step moves the place "
+        "where the model sees an edge, and a few leave a trace of it"
+    )
+    is_enough = sample.wrap is None or sample.steps >= MIN_WRAPPED_STEPS
+    require(is_enough, "sample.steps", demand, sample.steps)
+    demand = "be None where inspect.distance is True, whose images have edges"
+    is_free = sample.wrap is None or not config.inspect.distance
+    require(is_free, "sample.wrap", demand, sample.wrap)
 
 
 def _check_schedule(config: Config) -> None:

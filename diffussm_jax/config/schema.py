@@ -135,6 +135,11 @@ class SampleConfig:
     # A work directory or an export of a worse version of the model. Guidance then leads away from
     # its prediction instead of away from the prediction without label.
     autoguidance: FilePath | None = None
+    # Edges that meet, so that images are tiles: those along x, left and right, and along y.
+    wrap: Literal["x", "y", "xy"] | None = None
+    # Draws in windows of the trained size and averages their predictions: the least share of a
+    # window that the next one covers. None calls the model with the whole image.
+    window_overlap: float | None = None
     # Of activations while sampling; None is that of the run.
     dtype: Literal["bfloat16", "float32"] | None = None
     # Balanced takes every class in turn, list the `classes` below in turn.
@@ -150,6 +155,11 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.image_size is not None:
             object.__setattr__(self, "image_size", shortest(self.image_size))
+
+    @property
+    def closed(self) -> tuple[bool, bool]:
+        """Whether the bottom of an image meets its top, and the right side its left."""
+        return "y" in (self.wrap or ""), "x" in (self.wrap or "")
 
 
 @dataclasses.dataclass(frozen=True)

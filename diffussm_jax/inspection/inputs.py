@@ -63,7 +63,9 @@ def clean_images(config: Config, model: TrainedModel) -> CleanImages:
 
 
 def _drawn(config: Config, model: TrainedModel) -> CleanImages:
-    options = dataclasses.replace(config.sample, num=config.inspect.num)
+    options = dataclasses.replace(
+        config.sample, num=config.inspect.num, wrap=None, window_overlap=None
+    )
     if options.autoguidance is not None:
         options = dataclasses.replace(options, autoguidance=None, cfg_scale=1.0)
     indices = np.arange(config.inspect.num, dtype=np.int32)

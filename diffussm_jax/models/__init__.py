@@ -6,7 +6,7 @@ from typing import Any
 
 from flax import nnx
 
-from diffussm_jax.config import AttentionImplementation, Config
+from diffussm_jax.config import AttentionImplementation, Config, ModelConfig
 from diffussm_jax.models import stack
 from diffussm_jax.models.backbone import Backbone, Fuse
 from diffussm_jax.models.diffussm import DiffuSSM
@@ -17,6 +17,7 @@ from diffussm_jax.ops import depthwise
 from diffussm_jax.ops.attention import Attend, attention
 from diffussm_jax.ops.depthwise import Convolve
 from diffussm_jax.ops.s4d import Operator, s4d
+from diffussm_jax.shapes import Closed
 
 
 def create_model(
@@ -55,6 +56,18 @@ def create_model(
             functions = Functions(attend, apply_s4d, convolve or depthwise.convolve)
             backbone = DiT if config.model.levels is None else UShaped
             return backbone(config.model, functions=functions, **options)
+
+
+def closed_scans(config: ModelConfig, closed: Closed) -> tuple[bool, ...]:
+    """Whether each order of scanning is a closed sequence in an image that is closed along axes.
+
+    Row after row a scan goes on from the last row to the first, and so closes y; the ends of a row
+    meet those of its neighbours, whether x is closed or not. Column after column it closes x.
+    """
+    along_y, along_x = closed
+    if config.name == "diffussm":
+        return (along_y,)
+    return {"rows": (along_y,), "columns": (along_x,), "both": closed}[config.scan_orders]
 
 
 def attention_of(config: Config) -> AttentionImplementation | None:

@@ -40,6 +40,12 @@ def convolve(
     return convolution(x, kernel, has_halo=has_halo)
 
 
+def wrapped(x: Images, halo: int, *, axis: int) -> Float[Array, "b i o c"]:
+    """Put `halo` rows, or columns, from the other edge beyond each edge."""
+    width = [(halo, halo) if index == axis else (0, 0) for index in range(x.ndim)]
+    return jnp.pad(x, width, mode="wrap")
+
+
 def convolution(x: Rows, kernel: Kernel, *, has_halo: bool = False) -> Convolved:
     """`convolve` as XLA's convolution, by depthwise kernels in as many groups as channels."""
     halo = kernel.shape[0] // 2

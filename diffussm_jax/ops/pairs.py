@@ -84,6 +84,19 @@ def long_power(poles: Pair, steps: int) -> Pair:
     return multiply(whole, exp(poles)) if steps % 2 else whole
 
 
+def long_expm1(poles: Pair, steps: int) -> Pair:
+    """exp(poles * steps) - 1 for any number of steps, without the cancellation near 0."""
+    if steps < 4096:
+        count = jnp.asarray(steps, jnp.float32)
+        return expm1((poles[0] * count, _phase(poles[1], count)))
+    half = long_expm1(poles, steps // 2)
+    whole = add(multiply(half, half), each(lambda x: 2 * x, half))
+    if steps % 2 == 0:
+        return whole
+    one = expm1(poles)
+    return add(add(whole, one), multiply(whole, one))
+
+
 @jax.custom_jvp
 def _phase(angle: jax.Array, steps: jax.Array) -> jax.Array:
     """angle * steps modulo 2 pi, by Cody and Waite's split of both factors."""

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.ops import pairs
+from diffussm_jax.ops.circular import ClosedParts, circular_s4d, one_turn, periodic_state
 from diffussm_jax.ops.s4d import (
     DIRECTIONS,
     Direction,
@@ -67,6 +68,35 @@ def shard_s4d_with_state(
     return _on_mesh(run, mesh, tokens, states, out_specs=(tokens, states))
 
 
+def shard_circular_s4d(
+    mesh: Mesh,
+    *,
+    batch_axis: BatchAxis = "data",
+    sequence_axis: str | None = None,
+    implementation: ImplementationName | Implementation | None = None,
+    closed: ClosedParts = (True,),
+) -> Operator:
+    """`circular_s4d` of the SSM's `one_turn`, in the same way, on the whole sequence."""
+    run: Callable = circular_s4d
+    if sequence_axis is not None:
+        run = functools.partial(_circular_s4d_of_part, axis=sequence_axis)
+    run = functools.partial(run, implementation=implementation, closed=closed)
+    tokens = PartitionSpec(batch_axis, sequence_axis)
+
+    def sharded(u: Tokens, ssm: SSM, *, direction: Direction = "both") -> Float[Array, "b l e"]:
+        # Pallas calls do not say how their outputs vary over the mesh.
+        on_mesh = jax.shard_map(
+            functools.partial(run, direction=direction),
+            mesh=mesh,
+            in_specs=(tokens, PartitionSpec()),
+            out_specs=tokens,
+            check_vma=False,
+        )
+        return on_mesh(u, one_turn(ssm, u.shape[1], closed))
+
+    return sharded
+
+
 def _on_mesh(
     run: Callable, mesh: Mesh, tokens: PartitionSpec, states: PartitionSpec, *, out_specs: Any
 ) -> Callable[..., Any]:
@@ -100,16 +130,10 @@ def _s4d_of_part_with_state(
     implementation: ImplementationName | Implementation | None,
 ) -> tuple[Float[Array, "b l e"], State]:
     """This device's part: first the states that all parts add, then the outputs."""
-    # Only the state is used, so XLA drops what makes the outputs.
-    _, added = s4d_with_state(u, ssm, direction=direction, implementation="chunked")
+    added, decay = _added_by_all(u, ssm, axis, direction)
     if initial_state is None:
-        initial_state = jnp.zeros_like(added)
-    entering, last = _chain(
-        jax.lax.all_gather(added, axis),
-        initial_state,
-        pairs.long_power(pairs.unpack(ssm.poles), u.shape[1]),
-        DIRECTIONS[direction],
-    )
+        initial_state = jnp.zeros_like(added[0])
+    entering, last = _chain(added, initial_state, decay, DIRECTIONS[direction])
     y = s4d(
         u,
         ssm,
@@ -118,6 +142,34 @@ def _s4d_of_part_with_state(
         implementation=implementation,
     )
     return y, last
+
+
+def _circular_s4d_of_part(
+    u: Tokens,
+    ssm: SSM,
+    *,
+    axis: str,
+    direction: Direction,
+    implementation: ImplementationName | Implementation | None,
+    closed: ClosedParts,
+) -> Float[Array, "b l e"]:
+    """This device's part: all parts from zero give the state that enters the first one read."""
+    added, decay = _added_by_all(u, ssm, axis, direction)
+    _, left = _chain(added, jnp.zeros_like(added[0]), decay, DIRECTIONS[direction])
+    state = periodic_state(left, ssm, len(added) * u.shape[1], closed)
+    entering, _ = _chain(added, state, decay, DIRECTIONS[direction])
+    state = entering[jax.lax.axis_index(axis)]
+    return s4d(u, ssm, direction=direction, initial_state=state, implementation=implementation)
+
+
+def _added_by_all(
+    u: Tokens, ssm: SSM, axis: str, direction: Direction
+) -> tuple[Float32[Array, "k r b d n 2"], pairs.Pair]:
+    """The state that each part alone would leave, and how much of a state outlives a part."""
+    # Only the state is used, so XLA drops what makes the outputs.
+    _, added = s4d_with_state(u, ssm, direction=direction, implementation="chunked")
+    decay = pairs.long_power(pairs.unpack(ssm.poles), u.shape[1])
+    return jax.lax.all_gather(added, axis), decay
 
 
 def _chain(

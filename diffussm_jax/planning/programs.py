@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from diffussm_jax.config import Config, StackImplementation
-from diffussm_jax.config.drawn import as_drawn
+from diffussm_jax.config.drawn import as_called
 from diffussm_jax.models.stack import refusal
 from diffussm_jax.ops.pallas_tpu import refusal as refusal_of_s4d
 from diffussm_jax.ops.pallas_tpu import tiling_for
@@ -24,7 +24,12 @@ from diffussm_jax.parallel.mesh import (
     split_over_batch,
     state_shardings,
 )
-from diffussm_jax.sampling.program import images_per_call, sampling_program
+from diffussm_jax.sampling.program import (
+    closed_for_model,
+    images_per_call,
+    sampling_program,
+    windows_per_image,
+)
 from diffussm_jax.training.state import (
     TrainState,
     abstract_model,
@@ -77,11 +82,12 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
 
     Decoding and autoguidance are left out.
     """
-    config = as_drawn(config.sample, config)
+    config = as_called(config.sample, config)
     num = images_per_call(config.sample, mesh)
     operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
     stack = stack_on(config, mesh, config.model.stack_implementation)
-    graphdef, _ = abstract_model(config, mesh, implementation=operator, stack=stack)
+    closed = closed_for_model(config.sample)
+    graphdef, _ = abstract_model(config, mesh, implementation=operator, stack=stack, closed=closed)
     params = abstract_state(config, mesh).ema
     indices = _array((num,), jnp.int32, split_over_batch(mesh))
     labels = indices if config.data.num_classes else None
@@ -91,12 +97,13 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
 
 
 def rows_of_a_call(config: Config, mesh: Mesh) -> int:
-    """The size of the model's batch in the sampler: classifier-free guidance doubles it."""
+    """The size of the model's batch in the sampler, with its windows; guidance doubles it."""
     sample = config.sample
     is_told = config.guidance.max_scale is not None  # its scale, and so is called once
     guided = config.data.num_classes and sample.cfg_scale != 1 and not sample.autoguidance
     guided = guided and not is_told
-    return images_per_call(config.sample, mesh) * (2 if guided else 1)
+    rows = images_per_call(config.sample, mesh) * windows_per_image(config, config.sample)
+    return rows * (2 if guided else 1)
 
 
 def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:

@@ -13,19 +13,20 @@ from tqdm import tqdm
 
 from diffussm_jax.autoencoder.on_mesh import Autoencoder
 from diffussm_jax.config import Config, SampleConfig
-from diffussm_jax.config.drawn import as_drawn
+from diffussm_jax.config.drawn import as_called
 from diffussm_jax.data.transforms import to_uint8
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.feed import split_rows, to_host
 from diffussm_jax.sampling.images import ImageArray, LabelArray, LatentArray
 from diffussm_jax.sampling.inputs import image_labels
-from diffussm_jax.sampling.program import images_per_call, sampling_program
+from diffussm_jax.sampling.program import closed_for_model, images_per_call, sampling_program
+from diffussm_jax.shapes import Closed
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.data_facts import read_data_facts
 from diffussm_jax.workdir.same_process import OF_THE_PROCESS, require_same
 from diffussm_jax.workdir.weights import Weights, load_weights
 
-Decoder = Callable[[jax.Array], jax.Array]
+Decoder = Callable[[jax.Array, Closed], jax.Array]  # of images that are closed along these axes
 Drawn = ImageArray | LatentArray
 
 
@@ -36,7 +37,7 @@ def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
         UserError: the autoencoder is missing, or is not the one that encoded the run's latents.
     """
     if config.data.space == "pixels":
-        return lambda pixels: pixels
+        return lambda pixels, closed: pixels
     autoencoder = Autoencoder(config, mesh)
     encoded_by = read_data_facts(workdir).autoencoder_sha256
     if encoded_by not in (None, autoencoder.sha256):
@@ -81,12 +82,12 @@ class Generator:
             labels = image_labels(options, num_classes, batch)
             inputs = (split_rows(self._mesh, x) for x in (batch, labels))
             x0 = run(params, guide and guide.params, options.seed, *inputs)
-            images.append(self._finished(x0))
+            images.append(self._finished(x0, options.closed))
         return np.concatenate(images)[: len(indices)]
 
-    def _finished(self, x0: jax.Array) -> Drawn:
+    def _finished(self, x0: jax.Array, closed: Closed) -> Drawn:
         if self._decode is not None:
-            return to_uint8(to_host(self._decode(x0)))
+            return to_uint8(to_host(self._decode(x0, closed)))
         with np.errstate(over="ignore"):
             latents = (to_host(x0) / self._config.autoencoder.scale).astype(np.float16)
         if not np.isfinite(latents).all():
@@ -112,11 +113,11 @@ class Generator:
 
     def _compile(self, options: SampleConfig) -> Callable[..., jax.Array]:
         if options not in self._programs:
-            config, guide = as_drawn(options, self._config), self.guide(options)
-            graphdef = self._graphdef
-            if config is not self._config:
-                graphdef, _ = abstract_model(config, self._mesh)
-            guide_config = None if guide is None else as_drawn(options, guide.config)
+            config, guide = as_called(options, self._config), self.guide(options)
+            graphdef, closed = self._graphdef, closed_for_model(options)
+            if config is not self._config or any(closed):
+                graphdef, _ = abstract_model(config, self._mesh, closed=closed)
+            guide_config = None if guide is None else as_called(options, guide.config)
             self._programs[options] = sampling_program(
                 config, graphdef, self._mesh, options, guide_config
             )

@@ -8,12 +8,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from diffussm_jax.config import Config, SampleConfig
+from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.diffusion import create_process, create_sampler
+from diffussm_jax.diffusion.canvas import rolled, window_places, windowed
 from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, told, within
 from diffussm_jax.diffusion.process import Denoiser
 from diffussm_jax.parallel.mesh import check_rows, num_batch_parts, split_over_batch
 from diffussm_jax.sampling.inputs import image_keys
-from diffussm_jax.shapes import Images, Labels, ceil_div
+from diffussm_jax.shapes import Closed, Images, Labels, ceil_div
 from diffussm_jax.training.state import abstract_model
 
 
@@ -27,7 +29,8 @@ def sampling_program(
     """Jit the sampler that `options` describe, autoencoder excepted.
 
     Args:
-        config: of the model as it draws (`config.drawn`), as is `guide`.
+        config: of the model as it is called (`config.drawn`), as is `guide`.
+        graphdef: of the model, on the axes that `closed_for_model` names.
         guide: the config of the model that autoguidance moves away from.
 
     Returns:
@@ -38,12 +41,14 @@ def sampling_program(
         UserError: the mesh does not divide the rows of tokens.
     """
     check_rows(config, mesh)
-    shape = config.grid
+    shape = as_drawn(options, config).grid
     draw = create_sampler(config.diffusion, options)
-    guide_graphdef = None if guide is None else abstract_model(guide, mesh)[0]
+    guide_graphdef = None
+    if guide is not None:
+        guide_graphdef, _ = abstract_model(guide, mesh, closed=closed_for_model(options))
 
     def prepare(graphdef: nnx.GraphDef, params: dict) -> Denoiser:
-        height, width, _ = shape
+        height, width, _ = config.grid
         return nnx.merge(graphdef, params).prepare(height, width)
 
     def run(
@@ -57,7 +62,7 @@ def sampling_program(
         worse = None
         if guide_graphdef is not None and guide_params is not None:
             worse = prepare(guide_graphdef, guide_params)
-        denoiser = _guided(config, options, model, worse)
+        denoiser = _on_canvas(config, options, _guided(config, options, model, worse))
         keys = image_keys(seed, indices)
         return draw(denoiser, keys, labels, shape=shape)
 
@@ -80,6 +85,26 @@ def _guided(
     if options.cfg_interval is None:
         return guided
     return within(options.cfg_interval, guided, model, create_process(config.diffusion))
+
+
+def _on_canvas(config: Config, options: SampleConfig, denoiser: Denoiser) -> Denoiser:
+    closed, overlap = options.closed, options.window_overlap
+    if overlap is not None:
+        denoiser = windowed(denoiser, config.grid[:2], overlap=overlap, closed=closed)
+    return rolled(denoiser, closed) if any(closed) else denoiser
+
+
+def windows_per_image(config: Config, options: SampleConfig) -> int:
+    """The number of windows that the model is called with for an image, of its config as called."""
+    if options.window_overlap is None:
+        return 1
+    canvas, window = (x.grid[:2] for x in (as_drawn(options, config), config))
+    return len(window_places(canvas, window, options.window_overlap, options.closed))
+
+
+def closed_for_model(options: SampleConfig) -> Closed:
+    """The axes that are closed for the model itself; windows have edges."""
+    return options.closed if options.window_overlap is None else (False, False)
 
 
 def images_per_call(options: SampleConfig, mesh: Mesh) -> int:

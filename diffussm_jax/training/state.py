@@ -11,15 +11,16 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config, StackImplementation
-from diffussm_jax.models import attention_of, create_model
+from diffussm_jax.models import attention_of, closed_scans, create_model
 from diffussm_jax.models.stack import fuse as fuse_on_device
 from diffussm_jax.ops.s4d import Implementation
 from diffussm_jax.ops.stack_tpu.choose import StackTiling
 from diffussm_jax.parallel.attention import shard_attention
 from diffussm_jax.parallel.depthwise import shard_convolve
 from diffussm_jax.parallel.mesh import BATCH_AXES, gather_layer, state_shardings
-from diffussm_jax.parallel.s4d import shard_s4d
+from diffussm_jax.parallel.s4d import shard_circular_s4d, shard_s4d
 from diffussm_jax.parallel.stack import shard_stack
+from diffussm_jax.shapes import Closed
 from diffussm_jax.training.optimizer import make_optimizer
 
 
@@ -51,6 +52,7 @@ def abstract_model(
     *,
     implementation: Implementation | None = None,
     stack: StackImplementation | StackTiling | None = None,
+    closed: Closed = (False, False),
 ) -> tuple[nnx.GraphDef, dict]:
     """The model's structure and the shapes of its parameters, without allocating them.
 
@@ -59,18 +61,25 @@ def abstract_model(
             sequence.
         implementation: of the SSM on that mesh; by default the config's.
         stack: the implementation of the stack of blocks; by default the config's.
+        closed: axes along which an image has no edge for SSMs and convolutions, on a mesh. Where
+            that closes an SSM the stack is a loop.
     """
     apply_s4d = gather = attend = convolve = None
-    stack = stack or config.model.stack_implementation
+    scans = closed_scans(config.model, closed)
+    # The kernels of the stack know no closed sequence.
+    stack = "xla" if any(scans) else stack or config.model.stack_implementation
     fuse: Any = functools.partial(fuse_on_device, config.model, stack)
     if mesh is not None:
         fuse = shard_stack(mesh, fuse)
         attend = shard_attention(mesh, implementation=attention_of(config))
-        convolve = shard_convolve(mesh)
+        convolve = shard_convolve(mesh, closed=closed)
     if mesh is not None and mesh.shape["fsdp"] > 1:
         gather = functools.partial(gather_layer, mesh)
-    if mesh is not None and (mesh.size > 1 or implementation is not None):
-        apply_s4d = shard_s4d(
+    if mesh is not None and (mesh.size > 1 or implementation is not None or any(scans)):
+        shard: Any = shard_s4d
+        if any(scans):
+            shard = functools.partial(shard_circular_s4d, closed=scans)
+        apply_s4d = shard(
             mesh,
             batch_axis=BATCH_AXES,
             sequence_axis="sequence" if mesh.shape["sequence"] > 1 else None,

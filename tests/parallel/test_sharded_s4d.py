@@ -1,14 +1,17 @@
 """The sharded operator equals that of one device, on 8 fake devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from diffussm_jax.ops.circular import circular_s4d, one_turn
 from diffussm_jax.ops.pallas_tpu import Tiling
 from diffussm_jax.ops.s4d import Implementation, s4d, s4d_with_state
-from diffussm_jax.parallel.s4d import shard_s4d, shard_s4d_with_state
+from diffussm_jax.parallel.s4d import shard_circular_s4d, shard_s4d, shard_s4d_with_state
 from tests.ops.s4d_reference import error, make_input, make_ssm
 
 PALLAS = Implementation("pallas_tpu", tiling=Tiling(channels=2, interpret=True))
@@ -51,6 +54,29 @@ def test_values_states_and_gradients(mesh_shape, length, implementation):
     on_mesh, on_one_device = value_and_vjp(sharded), value_and_vjp(s4d_with_state)
     for actual, expected in zip(jax.tree.leaves(on_mesh), jax.tree.leaves(on_one_device)):
         assert error(actual, np.asarray(expected)) < 1e-5
+
+
+@pytest.mark.parametrize("sequence_axis", ["sequence", pytest.param(None, marks=pytest.mark.slow)])
+def test_a_closed_sequence_is_closed_over_the_devices(sequence_axis):
+    """Sequences that are not closed begin with nothing, as ever."""
+    ssm, u, dy = make_ssm(2, 4, 8), make_input(8, 80, 4), make_input(8, 80, 8, seed=6)
+    closed = (True, False)
+    sharded = shard_circular_s4d(make_mesh(2, 4), sequence_axis=sequence_axis, closed=closed)
+
+    def alone(u, ssm):
+        return circular_s4d(u, one_turn(ssm, 80, closed), closed=closed)
+
+    def value_and_vjp(operator):
+        y, vjp = jax.vjp(operator, u, ssm)
+        return y, vjp(dy)
+
+    runs = [jax.jit(functools.partial(value_and_vjp, x))() for x in (sharded, alone)]
+    for actual, expected in zip(*map(jax.tree.leaves, runs)):
+        assert error(actual, np.asarray(expected)) < 1e-5
+    plain = np.asarray(s4d(u, ssm)).reshape(8, 80, 2, 4)
+    y = np.asarray(runs[0][0]).reshape(plain.shape)
+    assert error(y[..., 2:], plain[..., 2:]) < 1e-6
+    assert error(y[..., :2], plain[..., :2]) > 0.1
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])

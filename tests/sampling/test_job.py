@@ -214,9 +214,19 @@ def test_batch_and_devices_change_no_image(weights):
         assert np.abs(others - images).max() <= 1
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "heun"])
-def test_with_one_microbatch_not_one_bit_changes(weights, sampler):
-    same = {"microbatch": 8, "sampler": sampler}
+TILES = {"wrap": "xy", "steps": 20}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "heun"},
+        pytest.param(TILES | {"sampler": "ddpm"}, marks=pytest.mark.slow),
+        pytest.param(TILES | {"window_overlap": 0.5}, marks=pytest.mark.slow),
+    ],
+)
+def test_with_one_microbatch_not_one_bit_changes(weights, options):
+    same = {"microbatch": 8} | options
     images, _ = draw_on(weights, 1, batch_size=1, **same)
     for num_devices, batch_size in ((2, 8), (8, 64)):
         others, _ = draw_on(weights, num_devices, batch_size=batch_size, **same)
