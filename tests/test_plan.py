@@ -47,6 +47,15 @@ def split_plan(tiny_config):
 
 
 @pytest.mark.slow
+def test_the_operator_in_a_dit_is_the_chips_own(tiny_config):
+    """Not that of the machine which compiles."""
+    model = {"name": "dit", "mixer": "s4d", "num_heads": 4, "depth": 2, "state_size": 16}
+    plan = estimate(small(tiny_config, model=model), "v5e:1x1")
+    names = {kernel.name for kernel in plan.speed.cycles.kernels}
+    assert {"s4d_forward", "s4d_backward"} <= names
+
+
+@pytest.mark.slow
 def test_the_parts_of_a_plan_agree(split_plan):
     memory, speed = split_plan.memory, split_plan.speed
     assert split_plan.fits

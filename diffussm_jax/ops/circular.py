@@ -10,7 +10,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from diffussm_jax.ops import pairs
-from diffussm_jax.ops.s4d import Direction, Implementation, ImplementationName, s4d, s4d_with_state
+from diffussm_jax.ops.s4d import (
+    Direction,
+    Implementation,
+    ImplementationName,
+    as_implementation,
+    s4d,
+    s4d_with_state,
+)
 from diffussm_jax.shapes import SSM, State, Tokens
 
 # For each of several equal parts of the channels, whether its sequence is closed.
@@ -30,8 +37,8 @@ def circular_s4d(
     Args:
         closed: the parts of the channels for which it is so; the others are `s4d`'s.
     """
-    # Only the state is used, so XLA drops what makes the outputs.
-    _, left = s4d_with_state(u, ssm, direction=direction, implementation="chunked")
+    of_states = as_implementation(implementation).of_states
+    _, left = s4d_with_state(u, ssm, direction=direction, implementation=of_states)
     state = periodic_state(left, ssm, u.shape[1], closed)
     return s4d(u, ssm, direction=direction, initial_state=state, implementation=implementation)
 

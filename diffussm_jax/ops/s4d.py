@@ -51,11 +51,16 @@ class Operator(Protocol):
 class Implementation:
     """An implementation with its sizes; None takes the default for backend and shape."""
 
-    name: ImplementationName
+    name: ImplementationName | None = None
     chunk_size: int | None = None  # of "chunked"
     num_blocks: int | None = None  # of "chunked"
-    backend: str | None = None  # whose form "chunked" takes
+    backend: str | None = None  # that it is for; by default JAX's own
     tiling: Tiling | None = None  # of "pallas_tpu"
+
+    @property
+    def of_states(self) -> "Implementation":
+        """What computes the last state alone fastest: XLA drops what makes the outputs."""
+        return Implementation("chunked", backend=self.backend)
 
 
 def s4d(
@@ -102,7 +107,7 @@ def s4d_with_state(
     return run(u, ssm, initial_state, reverse=DIRECTIONS[direction], return_state=True)
 
 
-def choose(backend: str, u: Any, ssm: SSM) -> Implementation:
+def choose(backend: str, u: Any, ssm: SSM, tiling: Tiling | None = None) -> Implementation:
     """Choose the fastest implementation for these shapes, by measurement (docs/benchmarks.md).
 
     `u` and the arrays of `ssm` may be anything that has the shapes and dtypes of `s4d`'s. A
@@ -110,10 +115,10 @@ def choose(backend: str, u: Any, ssm: SSM) -> Implementation:
     padding.
     """
     if backend == "tpu" and u.shape[1] >= Tiling().chunk_size:
-        tiling = tiling_for(jax.devices()[0].device_kind)
+        tiling = tiling or tiling_for(jax.devices()[0].device_kind)
         if refusal(tiling, u, ssm) is None:
             return Implementation("pallas_tpu", tiling=tiling)
-    return Implementation("chunked")
+    return Implementation("chunked", backend=backend)
 
 
 def discretize(
@@ -153,14 +158,21 @@ def abstract_ssm(num_directions: int, num_channels: int, num_pairs: int) -> SSM:
     return jax.eval_shape(zeros)
 
 
+def as_implementation(implementation: ImplementationName | Implementation | None) -> Implementation:
+    """The implementation that a name or None stands for."""
+    if isinstance(implementation, Implementation):
+        return implementation
+    return Implementation(implementation)
+
+
 def _operator(
     u: Array, ssm: SSM, implementation: ImplementationName | Implementation | None
 ) -> Callable[..., Any]:
     """The implementation as run(u, ssm, state, reverse=..., return_state=...) -> (y, state)."""
-    if implementation is None:
-        implementation = choose(jax.default_backend(), u, ssm)
-    elif not isinstance(implementation, Implementation):
-        implementation = Implementation(implementation)
+    implementation = as_implementation(implementation)
+    if implementation.name is None:
+        backend = implementation.backend or jax.default_backend()
+        implementation = choose(backend, u, ssm, implementation.tiling)
     match implementation.name:
         case "chunked":
             return functools.partial(
@@ -173,6 +185,7 @@ def _operator(
             tiling = implementation.tiling or tiling_for(jax.devices()[0].device_kind)
             return functools.partial(pallas_tpu, tiling=tiling)
         case name:
+            assert name is not None
             return functools.partial(_each_direction, _ONE_DIRECTION[name])
 
 

@@ -22,6 +22,7 @@ from diffussm_jax.ops.s4d import (
     Implementation,
     ImplementationName,
     Operator,
+    as_implementation,
     s4d,
     s4d_with_state,
 )
@@ -130,7 +131,8 @@ def _s4d_of_part_with_state(
     implementation: ImplementationName | Implementation | None,
 ) -> tuple[Float[Array, "b l e"], State]:
     """This device's part: first the states that all parts add, then the outputs."""
-    added, decay = _added_by_all(u, ssm, axis, direction)
+    of_states = as_implementation(implementation).of_states
+    added, decay = _added_by_all(u, ssm, axis, direction, of_states)
     if initial_state is None:
         initial_state = jnp.zeros_like(added[0])
     entering, last = _chain(added, initial_state, decay, DIRECTIONS[direction])
@@ -154,7 +156,8 @@ def _circular_s4d_of_part(
     closed: ClosedParts,
 ) -> Float[Array, "b l e"]:
     """This device's part: all parts from zero give the state that enters the first one read."""
-    added, decay = _added_by_all(u, ssm, axis, direction)
+    of_states = as_implementation(implementation).of_states
+    added, decay = _added_by_all(u, ssm, axis, direction, of_states)
     _, left = _chain(added, jnp.zeros_like(added[0]), decay, DIRECTIONS[direction])
     state = periodic_state(left, ssm, len(added) * u.shape[1], closed)
     entering, _ = _chain(added, state, decay, DIRECTIONS[direction])
@@ -163,11 +166,10 @@ def _circular_s4d_of_part(
 
 
 def _added_by_all(
-    u: Tokens, ssm: SSM, axis: str, direction: Direction
+    u: Tokens, ssm: SSM, axis: str, direction: Direction, implementation: Implementation
 ) -> tuple[Float32[Array, "k r b d n 2"], pairs.Pair]:
     """The state that each part alone would leave, and how much of a state outlives a part."""
-    # Only the state is used, so XLA drops what makes the outputs.
-    _, added = s4d_with_state(u, ssm, direction=direction, implementation="chunked")
+    _, added = s4d_with_state(u, ssm, direction=direction, implementation=implementation)
     decay = pairs.long_power(pairs.unpack(ssm.poles), u.shape[1])
     return jax.lax.all_gather(added, axis), decay
 

@@ -13,23 +13,16 @@ from jax.sharding import Mesh, NamedSharding
 from diffussm_jax.config import Config, StackImplementation
 from diffussm_jax.config.drawn import as_called
 from diffussm_jax.models.stack import refusal
-from diffussm_jax.ops.pallas_tpu import refusal as refusal_of_s4d
 from diffussm_jax.ops.pallas_tpu import tiling_for
-from diffussm_jax.ops.s4d import Implementation, abstract_ssm
+from diffussm_jax.ops.s4d import Implementation
 from diffussm_jax.ops.stack_tpu.choose import StackTiling, stack_tiling_for
 from diffussm_jax.parallel.mesh import (
     batch_shardings,
-    num_batch_parts,
     replicated,
     split_over_batch,
     state_shardings,
 )
-from diffussm_jax.sampling.program import (
-    closed_for_model,
-    images_per_call,
-    sampling_program,
-    windows_per_image,
-)
+from diffussm_jax.sampling.program import closed_for_model, images_per_call, sampling_program
 from diffussm_jax.training.state import (
     TrainState,
     abstract_model,
@@ -68,11 +61,10 @@ def train_step(config: Config, mesh: Mesh) -> TrainProgram:
 
 def _network(run: Config, config: Config, mesh: Mesh) -> tuple[nnx.GraphDef, dict]:
     """The network of a config, as it would be chosen for these chips in the step of a run."""
-    rows = run.training.batch_size // run.training.num_microbatches
     return abstract_model(
         config,
         mesh,
-        implementation=operator_on(config, mesh, rows),
+        implementation=operator_on(config, mesh),
         stack=stack_on(config, mesh, stack_in_training(config)),
     )
 
@@ -84,7 +76,7 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
     """
     config = as_called(config.sample, config)
     num = images_per_call(config.sample, mesh)
-    operator = operator_on(config, mesh, rows_of_a_call(config, mesh))
+    operator = operator_on(config, mesh)
     stack = stack_on(config, mesh, config.model.stack_implementation)
     closed = closed_for_model(config.sample)
     graphdef, _ = abstract_model(config, mesh, implementation=operator, stack=stack, closed=closed)
@@ -96,42 +88,17 @@ def sampler(config: Config, mesh: Mesh) -> tuple[Any, tuple]:
     return run, (params, None, seed, indices, labels)
 
 
-def rows_of_a_call(config: Config, mesh: Mesh) -> int:
-    """The size of the model's batch in the sampler, with its windows; guidance doubles it."""
-    sample = config.sample
-    is_told = config.guidance.max_scale is not None  # its scale, and so is called once
-    guided = config.data.num_classes and sample.cfg_scale != 1 and not sample.autoguidance
-    guided = guided and not is_told
-    rows = images_per_call(config.sample, mesh) * windows_per_image(config, config.sample)
-    return rows * (2 if guided else 1)
+def operator_on(config: Config, mesh: Mesh) -> Implementation | None:
+    """The operator's implementation on these chips, chosen at each call by its shapes.
 
-
-def local_tokens(config: Config, mesh: Mesh, rows: int) -> tuple[int, int, int]:
-    """b, l and d of one call of the operator on one chip, for a batch of `rows` examples."""
-    b = rows // num_batch_parts(mesh)
-    return b, config.num_tokens // mesh.shape["sequence"], config.model.width
-
-
-def operator_on(config: Config, mesh: Mesh, rows: int) -> Implementation | None:
-    """The operator's implementation that a run on these chips would choose.
-
-    The default of this machine's backend may be another. None is that default: the mesh is of
-    CPUs, or the model has no such operator.
+    The default of this machine's backend may be another. None is that default.
     """
-    device, name = mesh.devices.flat[0], config.model.ssm_implementation
-    if device.platform == "cpu" or config.model.name != "diffussm":
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
         return None
-    b, l, d = local_tokens(config, mesh, rows)
-    if device.platform != "tpu":
-        return Implementation(name or "chunked", backend=device.platform)
-    r = 2 if config.model.direction == "both" else 1
-    u = jax.ShapeDtypeStruct((b, l, d), config.model.dtype)
-    ssm = abstract_ssm(r, d, config.model.state_size // 2)
-    tiling = tiling_for(device.device_kind)
-    usable = l >= tiling.chunk_size and refusal_of_s4d(tiling, u, ssm) is None
-    if name == "pallas_tpu" or (name is None and usable):
-        return Implementation("pallas_tpu", tiling=tiling)
-    return Implementation(name or "chunked", backend="tpu")
+    tiling = tiling_for(device.device_kind) if device.platform == "tpu" else None
+    name = config.model.ssm_implementation
+    return Implementation(name, backend=device.platform, tiling=tiling)
 
 
 def stack_on(
@@ -164,8 +131,8 @@ def stack_refusal(config: Config, mesh: Mesh) -> str | None:
     if mesh.devices.flat[0].platform != "tpu":
         return "the fused blocks are for TPUs"
     tiling = stack_tiling_for(mesh.devices.flat[0].device_kind)
-    _, l, _ = local_tokens(config, mesh, rows=0)
-    return refusal(config.model, l // config.model.m, tiling)
+    num_groups = config.num_tokens // mesh.shape["sequence"] // config.model.m
+    return refusal(config.model, num_groups, tiling)
 
 
 def _batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int
 from diffussm_jax.config import Config, SampleConfig
 from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.diffusion import create_process, create_sampler
-from diffussm_jax.diffusion.canvas import rolled, window_places, windowed
+from diffussm_jax.diffusion.canvas import rolled, windowed
 from diffussm_jax.diffusion.guidance import autoguidance, classifier_free, told, within
 from diffussm_jax.diffusion.process import Denoiser
 from diffussm_jax.parallel.mesh import check_rows, num_batch_parts, split_over_batch
@@ -92,14 +92,6 @@ def _on_canvas(config: Config, options: SampleConfig, denoiser: Denoiser) -> Den
     if overlap is not None:
         denoiser = windowed(denoiser, config.grid[:2], overlap=overlap, closed=closed)
     return rolled(denoiser, closed) if any(closed) else denoiser
-
-
-def windows_per_image(config: Config, options: SampleConfig) -> int:
-    """The number of windows that the model is called with for an image, of its config as called."""
-    if options.window_overlap is None:
-        return 1
-    canvas, window = (x.grid[:2] for x in (as_drawn(options, config), config))
-    return len(window_places(canvas, window, options.window_overlap, options.closed))
 
 
 def closed_for_model(options: SampleConfig) -> Closed:
