@@ -21,7 +21,9 @@ MODELS = {
     "columns": DIT | {"mixer": "s4d", "scan_orders": "columns"},
     "convnext": DIT | {"mixer": "convnext"},
     "delta_conv": DIT | {"mixer": "delta_conv", "pyramid": (1,)},
+    "levels": DIT | {"mixer": "convnext", "levels": (1, 1, 1)},
 }
+SHIFT = 4  # pixels, a whole number of tokens at every level
 CASES = [
     ("diffussm", (True, False), 1),
     pytest.param("rows", (True, True), 1, marks=pytest.mark.slow),
@@ -29,6 +31,8 @@ CASES = [
     pytest.param("convnext", (True, True), 1, marks=pytest.mark.slow),
     ("convnext", (False, True), 2),
     pytest.param("delta_conv", (True, True), 2, marks=pytest.mark.slow),
+    pytest.param("levels", (True, True), 1, marks=pytest.mark.slow),
+    pytest.param("levels", (False, True), 2, marks=pytest.mark.slow),
 ]
 
 
@@ -41,8 +45,8 @@ def test_a_rolled_image_comes_out_rolled(name, closed, axis):
     def roll(closed):
         graphdef, _ = abstract_model(config, make_mesh(devices=jax.devices()[:1]), closed=closed)
         model = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, t, y))
-        rolled = model(params, jnp.roll(x, 3, axis))
-        return np.asarray(jnp.roll(rolled, -3, axis) - model(params, x))
+        rolled = model(params, jnp.roll(x, SHIFT, axis))
+        return np.asarray(jnp.roll(rolled, -SHIFT, axis) - model(params, x))
 
     assert np.abs(roll(closed)).max() < 1e-3
     assert np.abs(roll((False, False))).max() > 0.05
