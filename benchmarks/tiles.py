@@ -73,6 +73,7 @@ def sampler_of(model: TrainedModel, *, steps: int) -> Callable[..., np.ndarray]:
     """draw(make_denoiser, shape) of NUM images, the classes in turn; it denoises a structure."""
     config = model.config
     run = create_sampler(config.diffusion, SampleConfig(sampler="ddim", steps=steps))
+    params = jax.device_put(model.params, jax.devices()[0])
 
     def draw(
         graphdef: nnx.GraphDef,
@@ -89,7 +90,7 @@ def sampler_of(model: TrainedModel, *, steps: int) -> Callable[..., np.ndarray]:
             return run(denoiser, image_keys(0, indices), labels, shape=shape)
 
         parts = np.arange(NUM, dtype=np.int32).reshape(-1, 32)
-        drawn = [np.asarray(images(model.params, jnp.asarray(part))) for part in parts]
+        drawn = [np.asarray(images(params, jnp.asarray(part))) for part in parts]
         return np.clip(np.concatenate(drawn), -1, 1)
 
     return draw

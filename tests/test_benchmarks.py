@@ -1,15 +1,21 @@
 """The benchmark of the operator measures what it says."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import configs.textures
 import diffussm_jax
-from benchmarks import residual, sampling
+from benchmarks import residual, sampling, tiles
 from benchmarks.ssm import __main__ as ssm
 from benchmarks.ssm import host
+from diffussm_jax.config import from_dict
+from diffussm_jax.train import train
+from examples import textures
 from tests.ops.s4d_reference import error, make_input, make_ssm, recurrence
 
 
@@ -52,3 +58,22 @@ def test_figures_of_samplers(trained):
     assert sampling.frechet_distance(real, real) < 1e-6
     images = model.sample(num=70, batch_size=70, steps=4)
     assert sampling.frechet_distance(sampling.moments(images), real) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.nightly
+def test_the_table_and_the_pictures_of_tiles(tmp_path, monkeypatch, capsys):
+    """By the commands of docs/sizes.md, on a model that has hardly begun."""
+    monkeypatch.chdir(tmp_path)
+    textures.main(Path("runs/textures"), num=20)
+    config = configs.textures.get_config()
+    config.model.update({"depth": 1, "width": 16, "state_size": 4})
+    config.training.num_steps = config.training.sample_every = 1
+    train(from_dict(config.to_dict()), Path("runs/textures/run"))
+    monkeypatch.setattr(tiles, "NUM", 32)
+    tiles.main(Path("runs/textures/run"))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * (8 + 4)
+    assert all(re.search(r"seam [.\d]+ [.\d]+ worst [.\d]+ inside", line) for line in lines)
+    for name in ("tiles.png", "strips.png"):
+        assert Path("runs/textures/run", name).stat().st_size > 1000

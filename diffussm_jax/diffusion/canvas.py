@@ -21,8 +21,8 @@ Windows = list[tuple[Places, Places]]  # rows and columns of each
 def rolled(model: Denoiser, closed: Closed) -> Denoiser:
     """Roll x_t along the closed axes before the model is called, and its output back.
 
-    By a place drawn for each time, so that over the steps no place of the canvas is at an edge of
-    the network's for long. It is a function of the time alone, and so the same for all images.
+    The offset is drawn for each time, so that over the steps no place of the canvas is at an edge
+    of the network's for long. It is a function of the time alone, and so the same for all images.
     """
 
     def denoise(x_t: Images, t: Conditions, y: Labels | None) -> Array:
