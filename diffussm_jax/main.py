@@ -56,6 +56,7 @@ MODES = {
     "export": Mode("needed"),
     "replay": Mode("needed"),
     "inspect": Mode("needed", is_alone=True),
+    "edit": Mode("needed"),
     "encode": Mode("unused"),
     "plan": Mode("optional", is_alone=True),
     "flops": Mode("unused", is_alone=True),

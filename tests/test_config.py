@@ -281,6 +281,8 @@ GIVEN = {
     "sample.wrap": ("xy", "xy"),
     "inspect.layers": ((0, 3), "0,3"),
     "evaluate.preset": ("fast", "fast"),
+    "edit.rectangle": ((0, 2, 4, 4), "0,2,4,4"),
+    "edit.classes": ((1, 2), "1,2"),
 }
 OPTIONAL = [name for name in field_names(Config) if type(None) in get_args(hint_of(name))]
 
@@ -355,6 +357,7 @@ def test_there_are_paths_in_all_these_sections():
         "sample",
         "evaluate",
         "export",
+        "edit",
     }
 
 

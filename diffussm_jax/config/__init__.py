@@ -1,9 +1,9 @@
 """The configuration of a run.
 
 `schema` has every field (those of the network come from `network`, of what is learned from
-`objective`, of the data from `images`), `rules` what a type cannot say, and `parsing` builds a
-config and names its mistakes. `config_file` reads one of `configs/`, and `drawn` says what the
-config of a model becomes at another size.
+`objective`, of the data from `images`, of edits from `editing`), `rules` what a type cannot say,
+and `parsing` builds a config and names its mistakes. `config_file` reads one of `configs/`, and
+`drawn` says what the config of a model becomes at another size.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffussm_jax.config import parsing, rules
+from diffussm_jax.config.editing import EditConfig
 from diffussm_jax.config.images import AutoencoderConfig, DataConfig
 from diffussm_jax.config.network import (
     DICO_SIZES,
@@ -51,6 +52,7 @@ __all__ = [
     "DeltaGate",
     "DiffusionConfig",
     "DistillConfig",
+    "EditConfig",
     "EvaluateConfig",
     "ExportConfig",
     "GuidanceConfig",

@@ -3,6 +3,7 @@
 import math
 
 from diffussm_jax.config import parsing
+from diffussm_jax.config.editing_rules import check_editing
 from diffussm_jax.config.learning_rules import check_distillation, check_guidance
 from diffussm_jax.config.parsing import require
 from diffussm_jax.config.paths import FOLDER
@@ -50,6 +51,10 @@ _MAY_BE_ZERO = {
     "sample.window_overlap",
     "sample.classes",
     "inspect.layers",
+    "edit.strength",
+    "edit.rectangle",
+    "edit.classes",
+    "edit.target",
 }
 _MAY_BE_NEGATIVE = {"diffusion.time_mean"}
 _MAY_BE_EMPTY = {"training.ema_lengths"}
@@ -81,6 +86,7 @@ def check(config: Config) -> None:
     _check_averages(config)
     _check_labels(config)
     _check_inspection(config)
+    check_editing(config)
     demand = "be None where plan.search is False"
     is_searched = config.plan.search or config.plan.search_batch_sizes is None
     require(is_searched, "plan.search_batch_sizes", demand, config.plan.search_batch_sizes)

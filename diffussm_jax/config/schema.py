@@ -8,6 +8,7 @@ imported, so that models import without the tools of training.
 import dataclasses
 from typing import Literal
 
+from diffussm_jax.config.editing import EditConfig
 from diffussm_jax.config.images import AutoencoderConfig, DataConfig
 from diffussm_jax.config.network import ModelConfig
 from diffussm_jax.config.objective import DiffusionConfig, DistillConfig, GuidanceConfig
@@ -229,6 +230,7 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     inspect: InspectConfig = InspectConfig()
+    edit: EditConfig = EditConfig()
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from diffussm_jax.config import Config
 from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.errors import UserError
 
-SAMPLES_FOLDER = "samples"  # of a work directory
+SAMPLES_FOLDER, EDITS_FOLDER = "samples", "edit"  # of a work directory
 
 
 def require_apart(config: Config, workdir: Path | None) -> None:
@@ -16,8 +16,16 @@ def require_apart(config: Config, workdir: Path | None) -> None:
 
     What a run writes there would become images of its own data, or a class of them.
     """
-    if config.evaluate.images is not None and workdir is not None:
-        require_outside(config.evaluate.images, workdir, field="--workdir")
+    for images in (config.evaluate.images, config.edit.images):
+        if images is not None and workdir is not None:
+            require_outside(images, workdir, field="--workdir")
+    if config.edit.images is not None and _contains(
+        f"{workdir}/{EDITS_FOLDER}", config.edit.images
+    ):
+        raise UserError(
+            f"config.edit.images: {config.edit.images} lies in the folder of the results, which "
+            "are replaced: copy the images elsewhere first"
+        )
     if not config.data.name.startswith(FOLDER):
         return
     images = config.data.name.removeprefix(FOLDER)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffussm_jax.config import DiffusionConfig
 from diffussm_jax.diffusion.flow import Flow
 from diffussm_jax.diffusion.mean_flow import MeanFlow
 from diffussm_jax.diffusion.process import Denoiser, shifted
@@ -97,6 +98,15 @@ def make_step(name: str, *, form: Form = "sigma") -> Step:
     return {"euler": euler, "heun": heun}[name]
 
 
+def sampling_times(config: DiffusionConfig, num_steps: int) -> Float[Array, " times"]:
+    """The times from 1 to 0 that `num_steps` steps lead through.
+
+    The steps are of equal length, but those of shifted times are as short as these are dense.
+    """
+    t = jnp.linspace(1, 0, num_steps + 1)
+    return shifted(t, config.time_shift) if config.time_sampling == "shifted" else t
+
+
 def run_sampler(
     step: Step,
     flow: Flow | MeanFlow,
@@ -109,8 +119,6 @@ def run_sampler(
 ) -> Images:
     """Draw noise and apply `step` from t = 1 to t = 0, in `num_steps` steps.
 
-    The steps are of equal length, but those of shifted times are as short as these are dense.
-
     Args:
         step: a sampler's step, as `make_step` gives it.
         keys: the key of each image.
@@ -118,9 +126,7 @@ def run_sampler(
         shape: (h, w, c) of an image.
     """
     problem = Problem(flow, model, keys, y)
-    t = jnp.linspace(1, 0, num_steps + 1)
-    if flow.config.time_sampling == "shifted":
-        t = shifted(t, flow.config.time_shift)
+    t = sampling_times(flow.config, num_steps)
     intervals = Interval(t[:-1], t[1:], jnp.arange(num_steps)[::-1])
     x_1 = image_noise(keys, START, shape)
     return jax.lax.scan(lambda x, i: (step(problem, x, i), None), x_1, intervals)[0]

@@ -34,10 +34,24 @@ def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
     """The function from what the model denoises to images in [-1, 1]: the identity for pixels.
 
     Raises:
-        UserError: the autoencoder is missing, or is not the one that encoded the run's latents.
+        UserError: as `open_autoencoder`.
+    """
+    return decoder_of(open_autoencoder(config, workdir, mesh))
+
+
+def decoder_of(autoencoder: Autoencoder | None) -> Decoder:
+    """What an autoencoder makes of what the model denoises; without one, the identity."""
+    return (lambda pixels, closed: pixels) if autoencoder is None else autoencoder.decode
+
+
+def open_autoencoder(config: Config, workdir: Path, mesh: Mesh) -> Autoencoder | None:
+    """The autoencoder of a run; None for a model of pixels.
+
+    Raises:
+        UserError: it is missing, or is not the one that encoded the run's latents.
     """
     if config.data.space == "pixels":
-        return lambda pixels, closed: pixels
+        return None
     autoencoder = Autoencoder(config, mesh)
     encoded_by = read_data_facts(workdir).autoencoder_sha256
     if encoded_by not in (None, autoencoder.sha256):
@@ -46,7 +60,7 @@ def make_decoder(config: Config, workdir: Path, mesh: Mesh) -> Decoder:
             f"that the latents of {workdir} were encoded with (sha256 {encoded_by[:12]}, now "
             f"{autoencoder.sha256[:12]})"
         )
-    return autoencoder.decode
+    return autoencoder
 
 
 class Generator:
@@ -71,7 +85,7 @@ class Generator:
     def draw_range(self, params: dict, options: SampleConfig, indices: range) -> Drawn:
         """The images at consecutive indices."""
         size = images_per_call(options, self._mesh)
-        run, guide = self._compile(_static_options(options)), self.guide(options)
+        run, guide = self._compile(static_options(options)), self.guide(options)
         num_classes = self._config.data.num_classes
         images = []
         starts = range(indices.start, indices.stop, size)
@@ -113,18 +127,20 @@ class Generator:
 
     def _compile(self, options: SampleConfig) -> Callable[..., jax.Array]:
         if options not in self._programs:
-            config, guide = as_called(options, self._config), self.guide(options)
-            graphdef, closed = self._graphdef, closed_for_model(options)
-            if config is not self._config or any(closed):
-                graphdef, _ = abstract_model(config, self._mesh, closed=closed)
-            guide_config = None if guide is None else as_called(options, guide.config)
-            self._programs[options] = sampling_program(
-                config, graphdef, self._mesh, options, guide_config
-            )
+            config, graphdef, guide = self.called(options)
+            self._programs[options] = sampling_program(config, graphdef, self._mesh, options, guide)
         return self._programs[options]
 
+    def called(self, options: SampleConfig) -> tuple[Config, nnx.GraphDef, Config | None]:
+        """The model as it is called to draw (`config.drawn`), and its guide's config."""
+        config, guide = as_called(options, self._config), self.guide(options)
+        graphdef, closed = self._graphdef, closed_for_model(options)
+        if config is not self._config or any(closed):
+            graphdef, _ = abstract_model(config, self._mesh, closed=closed)
+        return config, graphdef, None if guide is None else as_called(options, guide.config)
 
-def _static_options(options: SampleConfig) -> SampleConfig:
+
+def static_options(options: SampleConfig) -> SampleConfig:
     """Reset the options that are arguments of the program, so that it compiles once."""
     default, arguments = SampleConfig(), ("num", "batch_size", "seed", "labels", "classes")
     return dataclasses.replace(options, **{name: getattr(default, name) for name in arguments})

@@ -48,6 +48,13 @@ def save_grid(
         _picture(grid).save(file, format="png")
 
 
+def save_png(image: UInt8[np.ndarray, "h w c"], path: Path) -> None:
+    """Write one image as a PNG; its folder is made, and the file appears when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        _picture(image).save(temporary, format="png")
+
+
 def is_numbered_png(name: str) -> bool:
     """Whether a file has a name that `save_pngs` gives."""
     return re.fullmatch(r"\d{6,}\.png", name) is not None

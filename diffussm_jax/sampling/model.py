@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import operator
 from collections.abc import Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
@@ -16,15 +15,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffussm_jax.autoencoder.weights import find_autoencoder, weights_sha256
-from diffussm_jax.config import Config, SampleConfig, from_dict
-from diffussm_jax.config.parsing import ConfigError
+from diffussm_jax.config import Config, SampleConfig
+from diffussm_jax.config.editing_rules import require_editable
 from diffussm_jax.config.paths import expand
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.settings import start_jax
-from diffussm_jax.sampling.generator import Drawn, Generator, make_decoder
+from diffussm_jax.sampling.edit_sources import Sources, make_sources, num_results
+from diffussm_jax.sampling.editor import Editor
+from diffussm_jax.sampling.generator import Drawn, Generator, decoder_of, open_autoencoder
+from diffussm_jax.sampling.images import ImageArray
 from diffussm_jax.sampling.inputs import image_labels
 from diffussm_jax.sampling.job import Samples, draw_to
+from diffussm_jax.sampling.options import EDIT_OPTIONS, with_edit, with_sample
 from diffussm_jax.sampling.program import images_per_call
 from diffussm_jax.shapes import ceil_div
 from diffussm_jax.training.state import abstract_model
@@ -49,14 +52,17 @@ class TrainedModel:
         step: the step of its checkpoint.
         class_names: None where the run had no labels.
         generator: what draws images with `params`.
+        editor: what edits images with them.
     """
 
     def __init__(self, weights: Weights, workdir: Path, mesh: Mesh, *, latents: bool = False):
         self.config, self.params, self.step, self.class_names = weights
         self._mesh, self._draws_latents = mesh, latents
         graphdef, _ = abstract_model(self.config, mesh)
-        decode = None if latents else make_decoder(self.config, workdir, mesh)
+        autoencoder = None if latents else open_autoencoder(self.config, workdir, mesh)
+        decode = None if latents else decoder_of(autoencoder)
         self.generator = Generator(self.config, graphdef, mesh, decode)
+        self.editor = Editor(self.config, mesh, self.generator, autoencoder)
 
     def sample(self, classes: Iterable[SupportsIndex] | None = None, **options: Any) -> Drawn:
         """Draw one image for each class of `classes`, or `num` images.
@@ -71,28 +77,82 @@ class TrainedModel:
             ConfigError: `classes` are no integers, or an option is unknown or does not fit them or
                 the model.
         """
-        # NumPy's numbers are numbers too.
-        options = {k: x.item() if isinstance(x, np.generic) else x for k, x in options.items()}
-        if classes is not None:
-            options = _in_turn(classes, options)
-        values = dataclasses.asdict(self.config)
-        values["sample"] |= options
-        images, _ = self.generator.draw(self.params, from_dict(values).sample)
+        sample = with_sample(self.config, classes, options).sample
+        images, _ = self.generator.draw(self.params, sample)
         return images
+
+    def edit(
+        self,
+        images: np.ndarray,
+        kind: str = "img2img",
+        *,
+        masks: np.ndarray | None = None,
+        classes: Iterable[SupportsIndex] | None = None,
+        **options: Any,
+    ) -> ImageArray:
+        """Edit images of the model's size; docs/editing.md says what each kind does.
+
+        Args:
+            images: uint8 [num h w c].
+            kind: img2img, inpaint, outpaint (with images of the rectangle's size), invert,
+                interpolate or vary.
+            masks: bool [num h w], True where inpainting draws; without them `rectangle` is drawn.
+            classes: the class of each image; None for no label.
+            **options: fields of the edit section (strength, num, target, rectangle, resamplings
+                ...) and of the sample section (sampler, steps, cfg_scale, seed ...).
+
+        Returns:
+            `num` results of each image, or with "interpolate" between each image and the next.
+
+        Raises:
+            ConfigError: an option is unknown, or does not fit the others or the model.
+            UserError: the images or the masks are of another form.
+        """
+        config = with_edit(self.config, kind, classes, options)
+        sources = make_sources(config, images, masks)
+        num = num_results(config.edit, len(sources.images))
+        sample = dataclasses.replace(config.sample, num=num)
+        return self.editor.edit_range(self.params, sources, sample, config.edit, range(num))
+
+    def edit_to(self, folder: Path, sources: Sources, config: Config) -> Samples:
+        """Edit images as a config's edit section says into a folder; raises as `draw_to`.
+
+        Args:
+            sources: as `make_sources` makes them.
+        """
+        edit, num = config.edit, num_results(config.edit, len(sources.images))
+        options = dataclasses.replace(config.sample, num=num)
+        require_editable(dataclasses.replace(self.config, sample=options, edit=edit))
+        used = {name: getattr(edit, name) for name in ("kind", *sorted(EDIT_OPTIONS))}
+        facts = {"edit": used, "sources.sha256": sources.sha256()}
+        return draw_to(
+            folder,
+            lambda indices: self.editor.edit_range(self.params, sources, options, edit, indices),
+            num=num,
+            range_size=self._range_size(options),
+            facts=self._facts_of_a_job(options) | facts,
+            labels=None,
+        )
 
     def sample_to(self, folder: Path, options: SampleConfig) -> Samples:
         """Draw the images that a sample section asks for into a folder; raises as `draw_to`."""
-        call = images_per_call(options, self._mesh)
-        values = dataclasses.asdict(options)
-        used = {name: x for name, x in values.items() if name not in _FREE_OPTIONS}
         return draw_to(
             folder,
             lambda indices: self.generator.draw_range(self.params, options, indices),
             num=options.num,
-            range_size=ceil_div(min(options.batch_size, options.num), call) * call,
-            facts={"model": self.facts(options), "sample": used},
+            range_size=self._range_size(options),
+            facts=self._facts_of_a_job(options),
             labels=image_labels(options, self.config.data.num_classes, np.arange(options.num)),
         )
+
+    def _range_size(self, options: SampleConfig) -> int:
+        call = images_per_call(options, self._mesh)
+        return ceil_div(min(options.batch_size, options.num), call) * call
+
+    def _facts_of_a_job(self, options: SampleConfig) -> dict[str, Any]:
+        values = dataclasses.asdict(options)
+        used = {name: x for name, x in values.items() if name not in _FREE_OPTIONS}
+        return {"model": self.facts(options), "sample": used}
 
     def facts(self, options: SampleConfig) -> dict[str, Any]:
         """What the images depend on besides the sample section, as JSON.
@@ -119,23 +179,6 @@ class TrainedModel:
     @functools.cached_property
     def _sha256(self) -> str:
         return params_sha256(self.params)
-
-
-def _in_turn(classes: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Options that draw one image of each class; they may not ask for something else."""
-    try:
-        # The config refuses bools.
-        in_turn = tuple(y if isinstance(y, bool) else operator.index(y) for y in classes)
-    except TypeError:
-        in_turn = ()
-    if not in_turn:
-        demand = "classes must be a sequence of integers, one for each image"
-        raise ConfigError(f"{demand}, got {classes!r}")
-    given = {"labels": "list", "classes": in_turn, "num": len(in_turn)}
-    for name, value in options.items():
-        if given.get(name, value) != value:
-            raise ConfigError(f"{name} = {value!r} contradicts the {len(in_turn)} classes given")
-    return options | given
 
 
 def load(

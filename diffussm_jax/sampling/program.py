@@ -43,13 +43,7 @@ def sampling_program(
     check_rows(config, mesh)
     shape = as_drawn(options, config).grid
     draw = create_sampler(config.diffusion, options)
-    guide_graphdef = None
-    if guide is not None:
-        guide_graphdef, _ = abstract_model(guide, mesh, closed=closed_for_model(options))
-
-    def prepare(graphdef: nnx.GraphDef, params: dict) -> Denoiser:
-        height, width, _ = config.grid
-        return nnx.merge(graphdef, params).prepare(height, width)
+    denoiser = make_denoiser(config, graphdef, mesh, options, guide)
 
     def run(
         params: dict,
@@ -58,15 +52,38 @@ def sampling_program(
         indices: Int[Array, " b"],
         labels: Labels | None,
     ) -> Images:
-        model = prepare(graphdef, params)
-        worse = None
-        if guide_graphdef is not None and guide_params is not None:
-            worse = prepare(guide_graphdef, guide_params)
-        denoiser = _on_canvas(config, options, _guided(config, options, model, worse))
         keys = image_keys(seed, indices)
-        return draw(denoiser, keys, labels, shape=shape)
+        return draw(denoiser(params, guide_params), keys, labels, shape=shape)
 
     return jax.jit(run, out_shardings=split_over_batch(mesh))
+
+
+def make_denoiser(
+    config: Config,
+    graphdef: nnx.GraphDef,
+    mesh: Mesh,
+    options: SampleConfig,
+    guide: Config | None = None,
+) -> Callable[[dict, dict | None], Denoiser]:
+    """The function from the model's and its guide's parameters to the denoiser that is sampled.
+
+    Args:
+        config, graphdef: as of `sampling_program`.
+        guide: the config of the model that autoguidance moves away from.
+    """
+    height, width, _ = config.grid
+    guide_graphdef = None
+    if guide is not None:
+        guide_graphdef, _ = abstract_model(guide, mesh, closed=closed_for_model(options))
+
+    def denoiser(params: dict, guide_params: dict | None) -> Denoiser:
+        model = nnx.merge(graphdef, params).prepare(height, width)
+        worse = None
+        if guide_graphdef is not None and guide_params is not None:
+            worse = nnx.merge(guide_graphdef, guide_params).prepare(height, width)
+        return _on_canvas(config, options, _guided(config, options, model, worse))
+
+    return denoiser
 
 
 def _guided(

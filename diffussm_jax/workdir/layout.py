@@ -5,6 +5,7 @@ data.json               what the images are and the names of their classes, writ
 checkpoints/<step>/     what a run resumes from
 metrics.jsonl           one line per log event; TensorBoard events beside it
 samples/                grids of the training run and what --mode=sample draws
+edit/                   what --mode=edit makes of images
 inspect/                what --mode=inspect measures and draws
 .lock                   names the process that trains here, while it does
 """
@@ -25,7 +26,7 @@ CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 EXPORT_FILE, WEIGHTS_FILE = "export.json", "model.safetensors"  # of an export
 # What modes other than training write into a run or an export.
-OUTPUTS = ("evaluation", "inspect", "plan.json", "samples", "search.json")
+OUTPUTS = ("edit", "evaluation", "inspect", "plan.json", "samples", "search.json")
 
 # Fields and complete sections that may change while a run stays the same run: how and where it is
 # computed, where its files are, what is logged, kept, measured and drawn. A change of any other
@@ -68,6 +69,7 @@ MAY_DIFFER = frozenset(
         "evaluate",
         "export",
         "inspect",
+        "edit",
     }
 )
 

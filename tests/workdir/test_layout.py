@@ -53,7 +53,7 @@ def candidates(value, hint):
     elif isinstance(value, tuple):
         yield value[:1]
         yield tuple(x / 2 for x in value if isinstance(x, float))
-    yield from ("other", 7, 0.5, (3, 1), ("v5e:4x4",), ("s4d",), ("8x8",))
+    yield from ("other", 7, 0.5, (3, 1), (0, 0, 1, 1), ("v5e:4x4",), ("s4d",), ("8x8",))
 
 
 @pytest.mark.parametrize("field", FIELDS)
