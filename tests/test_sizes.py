@@ -9,6 +9,7 @@ from PIL import Image
 
 import diffussm_jax
 from benchmarks.sizes import read_size, real_digits, score
+from configs import common
 from diffussm_jax.autoencoder.network import AutoencoderKLConfig
 from diffussm_jax.autoencoder.weights import save_autoencoder
 from diffussm_jax.config import Config, MeshConfig, from_dict, to_json
@@ -40,6 +41,13 @@ def test_a_size_is_one_number_or_two(text, size, grid):
     assert config.data.image_size == config.sample.image_size == size
     assert config.grid == grid
     assert from_dict(json.loads(to_json(config))) == config
+
+
+@pytest.mark.parametrize("size", [16, (8, 16)])
+def test_a_config_file_gives_either(size):
+    values = common.get_config()
+    values.data.image_size = size
+    assert from_dict(values.to_dict()).data.image_size == size
 
 
 LATENTS = {"data.space": "latents", "data.image_size": "64"}
