@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--positions", nargs="+", default=["interpolate", "extend"])
     parser.add_argument("--num", type=int, default=100, help="images of each cell")
     parser.add_argument("--steps", type=int, default=10, help="of the run's sampler")
-    parser.add_argument("--picture", type=Path, help="folder of a PNG of each run and way")
+    parser.add_argument("--picture", type=Path, help="folder for a PNG of each cell")
     flags = parser.parse_args()
     real = {size_name(size): score(*real_digits(size, flags.num)) for size in flags.sizes}
     rows: list[dict[str, Any]] = [{"run": "real", "position": None, "dt_rule": None} | real]
@@ -97,14 +97,15 @@ def main() -> None:
     for workdir in flags.workdirs:
         model = diffussm_jax.load(workdir)
         for way in ways(model.config, flags.sizes, flags.positions):
-            row = {"run": workdir.name} | way
+            row = {"run": str(workdir)} | way
             for size in flags.sizes:
                 images = model.sample(
                     labels, image_size=size, steps=flags.steps, batch_size=flags.num, **way
                 )
                 row[size_name(size)] = score(images, labels)
                 if flags.picture is not None:
-                    name = "-".join((workdir.name, *way.values(), size_name(size)))
+                    run = "-".join(workdir.parts[-2:])
+                    name = "-".join((run, *way.values(), size_name(size)))
                     diffussm_jax.save_grid(images[:NUM_SHOWN], flags.picture / f"{name}.png")
             rows.append(row)
             print(row, flush=True)
