@@ -18,7 +18,7 @@ from diffussm_jax.shapes import ImageKeys, Images
 # place of a step.
 MOVES, KNOWN, UP = 2**31 - 3, 2**31 - 4, 2**31 - 5
 
-Mask = Bool[Array, "b h w 1"]  # True is drawn anew
+Mask = Bool[Array, "b h w _"]  # True is drawn anew; of all channels together, or of each
 
 
 def inpaint(

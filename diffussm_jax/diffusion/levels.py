@@ -40,7 +40,8 @@ class Levels:
     """The levels that a sampler passes, and its step.
 
     Attributes:
-        alpha, sigma: of each level from the image on, [levels], float64.
+        alpha: of each level from the image on, float64.
+        sigma: the same.
         step: leads from a level, 1 or more, to the one below.
         ends_in_noise: whether nothing of an image is left at the last level.
     """

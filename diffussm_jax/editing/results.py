@@ -22,7 +22,7 @@ from diffussm_jax.editing.folder import FolderToEdit
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_json, writing_to
 from diffussm_jax.sampling.edit_sources import Sources
-from diffussm_jax.sampling.images import save_grid, save_png
+from diffussm_jax.sampling.images import ImageArray, save_grid, save_png
 from diffussm_jax.sampling.job import Samples
 from diffussm_jax.workdir.lock import is_lock
 
@@ -53,8 +53,9 @@ def write_results(folder: Path, job: Samples, edited: FolderToEdit, config: Conf
         for entry, image in zip(entries, _each(job), strict=True):
             save_png(image, folder / entry["file"])
             if config.edit.kind == "invert" and config.edit.target is None:
-                before = edited.sources.images[entry["index"] // config.edit.num]
-                entry["psnr"] = round(float(psnr(before, image)), 2)
+                row = entry["index"] // config.edit.num
+                before = edited.sources.images[row : row + 1]
+                entry["psnr"] = round(float(psnr(before, image[None])[0]), 2)
         _write_grid(folder / GRID_FILE, job, edited.sources, config.edit)
         write_json(folder / RESULTS_FILE, job.facts | {"results": entries})
     errors = [entry["psnr"] for entry in entries if "psnr" in entry]
@@ -64,11 +65,9 @@ def write_results(folder: Path, job: Samples, edited: FolderToEdit, config: Conf
     logger.info("wrote %d images and %s", len(files), folder / GRID_FILE)
 
 
-def psnr(
-    image: UInt8[np.ndarray, "*b h w c"], other: UInt8[np.ndarray, "*b h w c"]
-) -> Float[np.ndarray, "*b"]:
+def psnr(images: ImageArray, others: ImageArray) -> Float[np.ndarray, " b"]:
     """Peak signal-to-noise ratio of images of 8 bits in dB; that of equal ones is 58.9."""
-    error = np.mean(np.square(image.astype(np.float64) - other), axis=(-3, -2, -1))
+    error = np.mean(np.square(images.astype(np.float64) - others), axis=(1, 2, 3))
     return 10 * np.log10(255**2 / np.maximum(error, MIN_SQUARE_ERROR))
 
 

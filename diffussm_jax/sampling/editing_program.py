@@ -52,8 +52,9 @@ def editing_program(
     """Jit an edit, autoencoder excepted.
 
     Args:
-        config, graphdef: as of `sampling_program`.
-        options, edit: the sections of the config that describe it.
+        config: as of `sampling_program`, as is `graphdef`.
+        options: the sampler, and which part of the images the model sees at once.
+        edit: the kind of the edit, and its options.
         guide: the config of the model that autoguidance moves away from.
 
     Returns:

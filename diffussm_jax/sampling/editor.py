@@ -131,7 +131,7 @@ class Editor:
         return self._programs[key]
 
 
-def _on_grid(masks: MaskArray, config: Config) -> Bool[np.ndarray, "b h w 1"]:
+def _on_grid(masks: MaskArray, config: Config) -> Bool[np.ndarray, "b _ _ 1"]:
     """Masks of what the model denoises: a latent is drawn anew if any of its pixels is."""
     height, width, _ = config.grid
     num, rows, columns = masks.shape

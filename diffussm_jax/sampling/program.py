@@ -68,7 +68,7 @@ def make_denoiser(
     """The function from the model's and its guide's parameters to the denoiser that is sampled.
 
     Args:
-        config, graphdef: as of `sampling_program`.
+        config: as of `sampling_program`, as is `graphdef`.
         guide: the config of the model that autoguidance moves away from.
     """
     height, width, _ = config.grid

@@ -29,6 +29,9 @@ def velocity(x_t, t, y):
 
 PROCESSES = {"gaussian": (GAUSSIAN, mixture_oracle(GAUSSIAN)), "flow": (FLOW, velocity)}
 STEP = {"gaussian": "ddim", "flow": "euler"}
+ONE_IN_THE_QUICK_TIER = pytest.mark.parametrize(
+    "process", [pytest.param("gaussian", marks=pytest.mark.slow), "flow"]
+)
 
 
 def points(num):
@@ -39,7 +42,7 @@ def points(num):
     return jnp.asarray(drawn, jnp.float32).reshape(-1, *SHAPE)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@ONE_IN_THE_QUICK_TIER
 def test_all_steps_from_noise_are_sampling(process):
     """And fewer begin at the image, noised less."""
     config, model = PROCESSES[process]
@@ -55,6 +58,7 @@ def test_all_steps_from_noise_are_sampling(process):
     assert moved == sorted(moved)
 
 
+@pytest.mark.slow
 def test_a_multistep_solver_may_begin_at_an_image():
     """Its first step has no estimate before it, wherever that is."""
     options = SampleConfig(sampler="dpm_solver++", steps=30)
@@ -65,7 +69,7 @@ def test_a_multistep_solver_may_begin_at_an_image():
     assert np.abs(drawn.std(0) - x0.std(0)).max() < 0.05
 
 
-@pytest.mark.parametrize("process", PROCESSES)
+@ONE_IN_THE_QUICK_TIER
 def test_images_come_back_from_their_noise(process):
     """And nearer by three calls for a step than by DDIM's inversion, which makes one."""
     config, model = PROCESSES[process]
