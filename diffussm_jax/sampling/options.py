@@ -2,8 +2,7 @@
 
 import dataclasses
 import operator
-from collections.abc import Iterable
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +21,7 @@ EDIT_OPTIONS = {
 }
 
 
-def with_sample(
-    config: Config, classes: Iterable[SupportsIndex] | None, options: dict[str, Any]
-) -> Config:
+def with_sample(config: Config, classes: Any, options: dict[str, Any]) -> Config:
     """The config with these fields of the sample section, and one image of each class given.
 
     Raises:
@@ -38,9 +35,7 @@ def with_sample(
     return from_dict(values)
 
 
-def with_edit(
-    config: Config, kind: str, classes: Iterable[SupportsIndex] | None, options: dict[str, Any]
-) -> Config:
+def with_edit(config: Config, kind: str, classes: Any, options: dict[str, Any]) -> Config:
     """The config with an edit section of this kind, and with these fields of it and of `sample`.
 
     Raises:
