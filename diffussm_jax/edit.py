@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from diffussm_jax.config import Config
+from diffussm_jax.config.editing_rules import require_fitting
 from diffussm_jax.editing.folder import read_folder
 from diffussm_jax.editing.results import FOLDER, PARTS_FOLDER, is_result, write_results
 from diffussm_jax.files import require_only
@@ -25,6 +26,7 @@ def edit(config: Config, workdir: Path) -> None:
             the sampler cannot make such an edit, or another job is editing here.
     """
     folder, options = workdir / FOLDER, config.sample
+    require_fitting(config)
     if is_first():
         require_only(folder, lambda name: is_result(folder, name), named=str(folder))
     with held(folder, named=str(folder)):

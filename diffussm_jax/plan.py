@@ -33,6 +33,7 @@ def plan(config: Config, workdir: Path | None) -> None:
     """
     if workdir is not None:
         require_ours(workdir)
+    config = _of_largest_bucket(config)
     topologies = config.plan.topologies or (config.plan.topology,)
     if config.plan.search:
         _search(config, topologies, workdir)
@@ -44,6 +45,12 @@ def plan(config: Config, workdir: Path | None) -> None:
         plans.append(make_plan(config, topology))
         logger.info("%s", report(plans[-1]))
     _write([plan.to_dict() for plan in plans], workdir, "plan.json")
+
+
+def _of_largest_bucket(config: Config) -> Config:
+    """The config with the bucket of most pixels as its size, whose step takes the most memory."""
+    sides = max(config.data.bucket_sides, key=math.prod, default=config.data.image_size)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=sides))
 
 
 def _search(config: Config, topologies: Sequence[str], workdir: Path | None) -> None:

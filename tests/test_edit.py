@@ -139,7 +139,15 @@ def test_wrong_arrays_and_options_are_named(model):
 
     assert "images must be uint8 [num, 8, 8, 1], got uint8 [3, 4, 8, 1]" in line_of(PICTURES[:, :4])
     assert "edit.kind = 'interpolate' needs 2 images" in line_of(PICTURES[:1], "interpolate")
-    assert "edit.rectangle or masks must be given" in line_of()
+    assert "either edit.rectangle or masks must be given" in line_of()
+    assert "either edit.rectangle or masks" in line_of(masks=~mask, rectangle=(0, 0, 2, 2))
+    assert "config.edit.rectangle must be None unless edit.kind is inpaint or outpaint" in line_of(
+        kind="vary", rectangle=(0, 0, 2, 2)
+    )
+    assert "classes must be 3, one of each image, got 2" in line_of(kind="vary", classes=[1, 2])
+    assert "config.sample.wrap must be None in an edit" in line_of(
+        kind="img2img", wrap="x", steps=20
+    )
     assert "the mask of image 0 covers nothing" in line_of(masks=mask)
     assert "masks must be bool [3, 8, 8]" in line_of(masks=mask[:2])
     assert "masks must be left out for edit.kind = 'vary'" in line_of(kind="vary", masks=mask)

@@ -15,10 +15,13 @@ def as_drawn(options: SampleConfig, config: Config) -> Config:
     model, data = config.model, config.data
     if options.dtype is not None:
         model = dataclasses.replace(model, dtype=options.dtype)
-    if options.image_size not in (None, data.image_size):
-        ratios = side_ratios(data.sides, pair(options.image_size))
+    size = options.image_size
+    if size is not None and pair(size) in data.bucket_sides:  # as it was learnt from
+        data = dataclasses.replace(data, image_size=size)
+    elif size not in (None, data.image_size):
+        ratios = side_ratios(data.sides, pair(size))
         pad = round(data.pad / max(ratios))
-        data = dataclasses.replace(data, image_size=options.image_size, pad=pad)
+        data = dataclasses.replace(data, image_size=size, pad=pad)
         model = carried_over(model, ratios, options)
     if (model, data) == (config.model, config.data):
         return config

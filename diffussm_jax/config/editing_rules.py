@@ -14,11 +14,9 @@ def check_editing(config: Config) -> None:
     """Check the values of the edit section."""
     edit, num_classes = config.edit, config.data.num_classes
     require(edit.strength <= 1, "edit.strength", "be at most 1", edit.strength)
-    height, width = as_drawn(config.sample, config).data.sides
-    top, left, rows, columns = edit.rectangle or (0, 0, height, width)
-    demand = f"be (top, left, height, width) of pixels in an image of {height} x {width}"
-    fits = rows > 0 and top + rows <= height and columns > 0 and left + columns <= width
-    require(fits, "edit.rectangle", demand, edit.rectangle)
+    has_place = edit.kind in ("inpaint", "outpaint")
+    demand = "be None unless edit.kind is inpaint or outpaint"
+    require(has_place or edit.rectangle is None, "edit.rectangle", demand, edit.rectangle)
     demand = "be given for edit.kind = 'outpaint': the place of the image among what is drawn"
     is_placed = edit.rectangle is not None or edit.kind != "outpaint"
     require(is_placed, "edit.rectangle", demand)
@@ -34,6 +32,15 @@ def check_editing(config: Config) -> None:
     require(is_below, "edit.target", demand, edit.target)
 
 
+def require_fitting(config: Config) -> None:
+    """Raise ConfigError if the rectangle leaves the images that are drawn."""
+    height, width = as_drawn(config.sample, config).data.sides
+    top, left, rows, columns = config.edit.rectangle or (0, 0, height, width)
+    demand = f"be (top, left, height, width) of pixels in an image of {height} x {width}"
+    fits = rows > 0 and top + rows <= height and columns > 0 and left + columns <= width
+    require(fits, "edit.rectangle", demand, config.edit.rectangle)
+
+
 def require_editable(config: Config) -> None:
     """Check what an edit needs of the sampler and the model.
 
@@ -42,6 +49,8 @@ def require_editable(config: Config) -> None:
     """
     edit, sample, process = config.edit, config.sample, config.diffusion.process
     named = f"for edit.kind = {edit.kind!r}"
+    demand = "be None in an edit: the images that it begins with have edges"
+    require(sample.wrap is None, "sample.wrap", demand, sample.wrap)
     if edit.kind in INVERTING:
         samplers = _REVERSIBLE[process]
         demand = f"be {' or '.join(samplers)} {named}, which reverses the sampler's steps"

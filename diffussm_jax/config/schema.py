@@ -248,6 +248,12 @@ class Config:
         return height // self.model.patch_size, width // self.model.patch_size
 
     @property
+    def drawn_size(self) -> Size | None:
+        """The size of images that are drawn; None where it is that of `data.image_size`."""
+        size = self.sample.image_size
+        return None if size == self.data.image_size else size
+
+    @property
     def decay_start(self) -> int | None:
         """The number of steps after which the learning rate falls; None if it stays."""
         if self.optimizer.schedule == "cosine":

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.config.parsing import require
 from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.config.schema import Config
@@ -28,7 +29,11 @@ def check_sizes(config: Config) -> None:
     if sample.image_size is not None:
         field, size = "sample.image_size", sample.image_size
         _require_multiple(config, field, size)
-        _require_divided(_of_size(config, size), field, size)
+        if sample.window_overlap is None:  # else the network sees windows of the trained size
+            _require_divided(_of_size(config, size), field, size)
+        drawn = as_drawn(sample, config).data
+        demand = f"leave pixels between two edges of {drawn.pad}, which data.pad is at this size"
+        require(2 * drawn.pad < min(drawn.sides), field, demand, size)
 
 
 def _check_buckets(config: Config) -> None:
@@ -49,7 +54,8 @@ def _check_buckets(config: Config) -> None:
     demand = f"have areas that differ by no more than a factor of {MAX_AREA_RATIO}"
     require(max(areas) <= MAX_AREA_RATIO * min(areas), field, demand, data.buckets)
     require(config.mesh.sequence == 1, field, "be None where mesh.sequence is not 1", data.buckets)
-    require(2 * data.pad < min(map(min, sides)), field, "be larger than twice data.pad")
+    demand = f"have sides above twice data.pad = {data.pad}"
+    require(2 * data.pad < min(map(min, sides)), field, demand, data.buckets)
     for bucket in sides:
         _require_multiple(config, field, bucket)
         _require_divided(_of_size(config, bucket), field, data.buckets)

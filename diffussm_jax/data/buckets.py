@@ -58,11 +58,11 @@ def read_sizes(records: Sequence[Record], path: Path, *, field: str) -> Sizes:
     Raises:
         UserError: the file cannot be written.
     """
+    if path.exists():
+        return np.load(path)
     with writing_to(path, field=field), one_writer(path):
-        if path.exists():
-            sizes = np.load(path)
-            if sizes.shape == (len(records), 2):
-                return sizes
+        if path.exists():  # by now: another process read them
+            return np.load(path)
         logger.info("reading the sizes of %d images (once)", len(records))
         with ThreadPoolExecutor() as pool:
             rows = pool.map(lambda index: _size(records, index), range(len(records)))
@@ -74,9 +74,10 @@ def read_sizes(records: Sequence[Record], path: Path, *, field: str) -> Sizes:
 
 def _size(records: Sequence[Record], index: int) -> tuple[int, int]:
     set_up_pillow()
+    data = records[index]["image"]
     # The reader of the image names what is wrong with it; here Pillow raises anything at all.
     try:
-        with Image.open(io.BytesIO(records[index]["image"])) as image:
+        with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             orientation = image.getexif().get(EXIF_ORIENTATION)
     except Exception:  # noqa: BLE001

@@ -2,10 +2,10 @@
 
 import dataclasses
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import quote
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -166,8 +166,7 @@ def open_images(config: Config, split: str) -> ImageSource | Buckets:
     }
     if config.data.buckets is None:
         return ImageSource(records, config.data, facts=facts)
-    name = re.sub(r"\W+", "_", split)
-    kept = Path(builder.data_dir) / f"sizes-{name}.npy"
+    kept = Path(builder.data_dir) / f"sizes-{quote(split, safe='')}.npy"
     sizes = read_sizes(records, kept, field="config.data.data_dir")
     return Buckets(list(_buckets(records, sizes, config.data, facts)))
 

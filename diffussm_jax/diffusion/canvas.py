@@ -89,7 +89,7 @@ def _shares(canvas: Grid, windows: Windows) -> list[Float32[np.ndarray, "h w 1"]
 
 def _along(size: int, window: int, is_closed: bool, *, overlap: float) -> list[Places]:
     """The places of each window along an axis, which they cover evenly."""
-    stride = max(1, int(window * (1 - overlap)))
+    stride = max(1, int(round(window * (1 - overlap), 6)))  # not 1.999... of 2
     if is_closed:
         num = ceil_div(size, stride)
         starts = np.arange(num) * size // num

@@ -81,7 +81,8 @@ class Levels:
     def redraw(self, given: Given, x0: Images) -> Images:
         """Noise images to the last level and draw them anew from there.
 
-        SDEdit (Meng et al. 2022, arXiv 2108.01073). From the level of noise alone it is sampling.
+        SDEdit (Meng et al. 2022, arXiv 2108.01073). At the schedule's last level this is
+        sampling, and x0 is not read.
         """
         eps = image_noise(given.keys, START, x0.shape[1:])
         return self.descend(given, eps if self.ends_in_noise else self.mix(x0, self.last, eps))

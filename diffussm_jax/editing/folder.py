@@ -81,8 +81,9 @@ def _names(files: list[Path]) -> list[str]:
     if num > 1:
         raise UserError(f"{FIELD}: {num} images would both be edit/{name}.png: rename one")
     for path in files:
-        if path.with_suffix("").parts[0] in RESERVED:
-            raise UserError(f"{FIELD}: rename {readable(path)}: edit/ has a {path.stem} of its own")
+        name = path.with_suffix("").parts[0]
+        if name in RESERVED:
+            raise UserError(f"{FIELD}: rename {readable(path)}: edit/ has a {name} of its own")
     return names
 
 

@@ -75,7 +75,7 @@ def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[st
     if workdir is None or not config.data.num_classes:
         lacks = "--workdir, where it is kept" if workdir is None else "data.num_classes"
         raise UserError(f"config.evaluate.features: the classifier needs {lacks}")
-    if config.sample.image_size is not None:
+    if config.drawn_size is not None:
         raise UserError(
             "config.evaluate.features: the run's classifier knows images of data.image_size = "
             f"{config.data.image_size} alone: leave sample.image_size out, take 'inception', or "

@@ -189,7 +189,7 @@ def reference_path(config: Config, workdir: Path | None) -> Path:
     if workdir is None:
         raise UserError(f"{FIELD}: name a file, or give the --workdir that keeps it")
     features = config.evaluate.features.replace(":", "-")
-    size = config.sample.image_size
+    size = config.drawn_size
     at_size = "" if size is None else f"-{size_name(size)}"
     return workdir / "evaluation" / f"reference-{features}{at_size}.npz"
 

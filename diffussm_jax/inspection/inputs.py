@@ -64,7 +64,7 @@ def clean_images(config: Config, model: TrainedModel) -> CleanImages:
 
 def _drawn(config: Config, model: TrainedModel) -> CleanImages:
     options = dataclasses.replace(
-        config.sample, num=config.inspect.num, wrap=None, window_overlap=None
+        config.sample, num=config.inspect.num, image_size=None, wrap=None, window_overlap=None
     )
     if options.autoguidance is not None:
         options = dataclasses.replace(options, autoguidance=None, cfg_scale=1.0)

@@ -8,6 +8,7 @@ from jaxtyping import Bool
 
 from diffussm_jax.config import Config, EditConfig
 from diffussm_jax.config.drawn import as_drawn
+from diffussm_jax.config.editing_rules import require_fitting
 from diffussm_jax.errors import UserError
 from diffussm_jax.sampling.images import ImageArray, LabelArray
 
@@ -53,6 +54,7 @@ def make_sources(
         UserError: there are none, they have another form, or a mask is missing or covers nothing.
     """
     edit = config.edit
+    require_fitting(config)
     config = as_drawn(config.sample, config)
     images, size = np.asarray(images), edited_size(config)
     shape = *size, config.data.channels
@@ -110,8 +112,8 @@ def _placed(config: Config, images: np.ndarray) -> tuple[ImageArray, MaskArray]:
 
 
 def _masks(config: Config, masks: np.ndarray | None, images: ImageArray) -> MaskArray:
-    if masks is None and config.edit.rectangle is None:
-        raise UserError("edit.rectangle or masks must be given for edit.kind = 'inpaint'")
+    if (masks is None) == (config.edit.rectangle is None):
+        raise UserError("either edit.rectangle or masks must be given for edit.kind = 'inpaint'")
     masks = _rectangles(config, len(images)) if masks is None else np.asarray(masks)
     if masks.dtype != bool or masks.shape != images.shape[:3]:
         raise UserError(

@@ -15,12 +15,22 @@ from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.config.editing_rules import require_editable
 from diffussm_jax.data.transforms import from_uint8, to_uint8
 from diffussm_jax.parallel.feed import place, to_host
-from diffussm_jax.parallel.mesh import split_over_batch
+from diffussm_jax.parallel.mesh import num_batch_parts, split_over_batch
 from diffussm_jax.sampling.edit_sources import MaskArray, Sources
 from diffussm_jax.sampling.editing_program import EditInputs, editing_program
 from diffussm_jax.sampling.generator import Generator, decoder_of, static_options
 from diffussm_jax.sampling.images import ImageArray
 from diffussm_jax.sampling.program import images_per_call
+
+# The options that the program of each kind reads.
+_READ = {
+    "img2img": ("strength",),
+    "inpaint": ("jump_length", "resamplings"),
+    "outpaint": ("jump_length", "resamplings"),
+    "invert": ("iterations",),
+    "interpolate": ("iterations",),
+    "vary": ("strength", "iterations"),
+}
 
 
 class Editor:
@@ -120,8 +130,10 @@ class Editor:
     def _as_denoised(self, images: ImageArray) -> jax.Array:
         if self._autoencoder is None:
             return from_uint8(self._split(images))
-        mean = self._autoencoder.encode(images)[:, 0, 0]  # not mirrored
-        return self._config.autoencoder.scale * mean.astype(np.float32)
+        size = self._config.autoencoder.batch_size * num_batch_parts(self._mesh)
+        slices = [images[start : start + size] for start in range(0, len(images), size)]
+        means = [to_host(self._autoencoder.encode(x)[:, 0, 0]) for x in slices]  # not mirrored
+        return self._config.autoencoder.scale * self._split(np.concatenate(means, dtype=np.float32))
 
     def _compile(self, options: SampleConfig, edit: EditConfig) -> Callable[..., jax.Array]:
         key = static_options(options), _static_edit(edit)
@@ -140,6 +152,5 @@ def _on_grid(masks: MaskArray, config: Config) -> Bool[np.ndarray, "b _ _ 1"]:
 
 
 def _static_edit(edit: EditConfig) -> EditConfig:
-    """The options that are not arguments of the program, so that it compiles once."""
-    static = ("kind", "strength", "jump_length", "resamplings", "iterations")
-    return EditConfig(**{name: getattr(edit, name) for name in static})
+    """The options that the program depends on, so that it compiles once."""
+    return EditConfig(kind=edit.kind, **{name: getattr(edit, name) for name in _READ[edit.kind]})

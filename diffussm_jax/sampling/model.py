@@ -110,6 +110,9 @@ class TrainedModel:
         """
         config = with_edit(self.config, kind, classes, options)
         sources = make_sources(config, images, masks)
+        classes = config.edit.classes
+        if classes is not None and len(classes) != len(images):
+            raise UserError(f"classes must be {len(images)}, one of each image, got {len(classes)}")
         num = num_results(config.edit, len(sources.images))
         sample = dataclasses.replace(config.sample, num=num)
         return self.editor.edit_range(self.params, sources, sample, config.edit, range(num))

@@ -52,8 +52,14 @@ class NumericsMonitor:
 
     def examples(self, step: int) -> str:
         """The examples of a step's batch, by their indices in the data."""
+        data = self._config.data
         indices = example_indices(self._config, self._runs, step=step - 1)
-        return f"examples {', '.join(map(str, indices))} of {self._config.data.name}"
+        name = data.name
+        if data.buckets is not None:
+            bucket = next(k for k, run in enumerate(self._runs) if indices[0] in run)
+            indices = indices - self._runs[bucket].start
+            name = f"those of {name} in the bucket {data.buckets[bucket]}"
+        return f"examples {', '.join(map(str, indices))} of {name}"
 
     def _report_skipped(self, step: int, metrics: StepMetrics) -> None:
         bad = [f"{name} is {x}" for name, x in metrics.items() if not np.isfinite(x)]

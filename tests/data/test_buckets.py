@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from diffussm_jax.config import from_dict
+from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.data import pipeline
 from diffussm_jax.data.buckets import assign
 from diffussm_jax.data.sources import Buckets, open_images
@@ -94,6 +95,22 @@ def test_a_bad_image_is_replaced_by_one_of_its_bucket(folder, tmp_path):
     example = pipeline.read_good(Damaged(source.sources), bad, False, faults)
     expected = source.example(source.runs[1][0])
     np.testing.assert_array_equal(example["image"], expected["image"])
+
+
+def test_splits_keep_sizes_of_their_own(folder, tmp_path):
+    values = values_of(folder, tmp_path)
+    halves = []
+    for split in ("train[:36]", "train[-36:]", "train[:36]"):
+        source = open_images(from_dict(values), split)
+        halves.append([len(run) for run in source.runs])
+    assert halves == [[18, 12, 6], [21, 12, 3], [18, 12, 6]]
+
+
+def test_the_size_of_a_bucket_is_drawn_as_it_was_learnt(folder, tmp_path):
+    config = from_dict(values_of(folder, tmp_path), {"sample.image_size": "4,16"})
+    drawn = as_drawn(config.sample, config)
+    assert drawn.model == config.model
+    assert drawn.grid == (4, 16, 1)
 
 
 def test_a_shape_without_images_is_refused(folder, tmp_path):

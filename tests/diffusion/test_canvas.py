@@ -37,6 +37,11 @@ def test_one_window_is_the_model_itself():
     np.testing.assert_array_equal(windowed(whole, (4, 10), overlap=0.5)(X, T, None), whole(X, T, Y))
 
 
+def test_a_share_that_floats_cannot_hold_makes_no_more_windows():
+    """10 (1 - 0.8) is 1.999... in floats."""
+    assert len(window_places((10, 30), (10, 10), 0.8, (False, False))) == 11
+
+
 @pytest.mark.parametrize(("size", "overlap"), [(10, 0.5), (11, 0.5), (9, 0.0), (4, 0.5)])
 @pytest.mark.parametrize("is_closed", [False, True])
 def test_windows_cover_all_places_and_overlap_by_at_least_the_share(size, overlap, is_closed):
