@@ -203,10 +203,10 @@ def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch)
     source = open_images(config, config.data.split)
     read = source.example
 
-    def example(index):
+    def example(index, *, mirrored):
         if index == 20:
             raise BadRecordError("record 20 is empty")
-        return read(index)
+        return read(index, mirrored=mirrored)
 
     monkeypatch.setattr(source, "example", example)
     monkeypatch.setattr(encode_lib, "open_images", lambda *_: source)

@@ -86,4 +86,5 @@ def test_a_mode_is_a_function_of_its_module(mode):
 def test_help_lists_the_flags():
     result = run("--help")
     assert "--workdir" in result.stdout
-    assert f"<{'|'.join(MODES)}>" in result.stdout
+    unwrapped = "".join(line.strip() for line in result.stdout.splitlines())
+    assert f"<{'|'.join(MODES)}>" in unwrapped

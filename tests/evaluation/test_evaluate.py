@@ -155,7 +155,7 @@ def test_a_reference_of_another_size_is_refused_before_images_are_drawn(
     scored_values, trained, tmp_path
 ):
     path = write_npz(tmp_path / "x.npz", np.zeros((9, 16, 16, 1), np.uint8))
-    config = merge(scored_values, {"evaluate": {"reference": path, "preset": "fast"}})
+    config = merge(scored_values, {"evaluate": {"reference": path, "name": "fast"}})
     with pytest.raises(UserError, match="are 16 x 16 x 1 .*, and those to score 8 x 8 x 1"):
         evaluate(config, trained)
     assert not (trained / "evaluation" / "fast").exists()
