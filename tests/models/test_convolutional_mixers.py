@@ -183,7 +183,7 @@ def test_gradients_reach_every_parameter(name):
 
 @pytest.mark.slow
 def test_gradients_reach_every_parameter_of_a_model():
-    assert_gradients_reach_all(tiny(**DIT, mixers=tuple(MIXERS)))
+    assert_gradients_reach_all(tiny(**DIT, mixers=tuple(MIXERS), depth=len(MIXERS)))
 
 
 def test_names_of_parameters_say_the_mixer():

@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffussm_jax.config import from_dict
 from diffussm_jax.config.parsing import ConfigError
+from diffussm_jax.data.latents import encoded_from
 from diffussm_jax.data.pipeline import open_source
 from diffussm_jax.errors import UserError
 from diffussm_jax.sample import sample
@@ -38,7 +39,7 @@ def test_samples_are_a_cache_of_latents(tmp_path):
     student = from_dict(values_with(VALUES, data=LATENTS | {"latents_dir": str(latents_dir)}))
     source = open_source(student, "train")
     assert len(source) == 20
-    assert not source.is_encoded
+    assert encoded_from(source) is None
     drawn = load(folder, config=config, latents=True).sample(num=20, seed=3)
     for index in range(20):
         example = source.example(index, mirrored=index % 2 == 1)
