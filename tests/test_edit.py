@@ -273,6 +273,8 @@ def test_pixels_outside_a_mask_come_back_through_latents(tmp_path):
     inside[3:10, 5:7] = True
     np.testing.assert_array_equal(drawn[:, ~inside], images[:, ~inside])
     assert (drawn[:, inside] != images[:, inside]).any()
+    latents = TrainedModel(weights, Path("unused"), mesh, latents=True)
+    assert "loaded with latents=True cannot edit" in error_of(lambda: latents.edit(images))
     assert model.edit(images, "invert", steps=2, sampler="ddim").shape == images.shape
 
 

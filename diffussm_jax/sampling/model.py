@@ -106,13 +106,16 @@ class TrainedModel:
 
         Raises:
             ConfigError: an option is unknown, or does not fit the others or the model.
-            UserError: the images or the masks are of another form.
+            UserError: the images, the masks or the number of classes are others, or the model was
+                loaded to draw latents.
         """
+        if self._draws_latents:
+            raise UserError("a model that was loaded with latents=True cannot edit: leave it out")
         config = with_edit(self.config, kind, classes, options)
         sources = make_sources(config, images, masks)
-        classes = config.edit.classes
-        if classes is not None and len(classes) != len(images):
-            raise UserError(f"classes must be {len(images)}, one of each image, got {len(classes)}")
+        labels = config.edit.classes
+        if labels is not None and len(labels) != len(images):
+            raise UserError(f"classes must be {len(images)}, one of each image, got {len(labels)}")
         num = num_results(config.edit, len(sources.images))
         sample = dataclasses.replace(config.sample, num=num)
         return self.editor.edit_range(self.params, sources, sample, config.edit, range(num))

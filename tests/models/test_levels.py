@@ -18,8 +18,8 @@ from diffussm_jax.training.optimizer import label_parameters
 from diffussm_jax.training.state import abstract_model, init_params
 from tests.models.tiny import (
     assert_gradients_reach_all,
+    assert_same_on_a_mesh,
     inputs,
-    loss_with_tangent,
     randomized,
     tiny,
 )
@@ -129,23 +129,8 @@ def test_a_pattern_and_recomputation_change_no_value():
 @pytest.mark.slow
 @pytest.mark.parametrize("mixers", [("convnext", "s4d"), ("dico", "attention")])
 def test_on_a_mesh_it_is_what_one_device_computes(mixers):
-    """Values, and gradients through a derivative in forward mode, as a mean flow's loss takes."""
     config = tiny(**LEVELS | {"levels": (2, 2, 2), "mixers": mixers, "modulate_convolved": True})
-    _, params = randomized(config)
-    x, t, y = (jnp.concatenate([part, part[:1]]) for part in inputs())
-    meshes = None, make_mesh(MeshConfig(data=2, fsdp=2, sequence=2))
-    (alone, grads), (split, split_grads) = (
-        jax.jit(jax.value_and_grad(loss_with_tangent, argnums=1), static_argnums=0)(
-            abstract_model(config, mesh)[0], params, x, t.astype(jnp.float32) / 50, y
-        )
-        for mesh in meshes
-    )
-    np.testing.assert_allclose(split, alone, rtol=1e-3)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-3 * np.abs(b).max()),
-        split_grads,
-        grads,
-    )
+    assert_same_on_a_mesh(config, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

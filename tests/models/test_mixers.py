@@ -9,17 +9,16 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from diffussm_jax.config import MeshConfig, ModelConfig
+from diffussm_jax.config import ModelConfig
 from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.models.mixers.s4d import S4DMixer, transpose
 from diffussm_jax.ops.s4d import s4d
-from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.training.state import abstract_model
 from tests.models.tiny import (
     assert_gradients_reach_all,
+    assert_same_on_a_mesh,
     inputs,
-    loss_with_tangent,
     randomized,
     tiny,
 )
@@ -117,21 +116,7 @@ def test_s4d_costs_the_dense_multiply_adds_of_attention():
 
 @pytest.mark.slow
 def test_on_a_mesh_it_is_what_one_device_computes():
-    """Values, and gradients through a derivative in forward mode, as a mean flow's loss takes."""
-    config = tiny(**HYBRID)
-    _, params = randomized(config)
-    x, t, y = (jnp.concatenate([part, part[:1]]) for part in inputs())
-    meshes = None, make_mesh(MeshConfig(data=2, fsdp=2, sequence=2))
-    (alone, grads), (split, split_grads) = (
-        jax.jit(jax.value_and_grad(loss_with_tangent, argnums=1), static_argnums=0)(
-            abstract_model(config, mesh)[0], params, x, t.astype(jnp.float32) / 50, y
-        )
-        for mesh in meshes
-    )
-    np.testing.assert_allclose(split, alone, rtol=1e-4)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4), split_grads, grads
-    )
+    assert_same_on_a_mesh(tiny(**HYBRID), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from diffussm_jax.config import from_dict
+from diffussm_jax.config import MeshConfig, from_dict
+from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.training.state import abstract_model, init_params
 from tests.conftest import TINY_MODEL
 
@@ -56,3 +57,22 @@ def loss_with_tangent(graphdef, params, x, t, y):
 
     u, tangent = jax.jvp(model, (x, t), (v, jnp.ones_like(t)))
     return jnp.mean(jnp.square(u + 0.3 * jax.lax.stop_gradient(tangent) - 1))
+
+
+def assert_same_on_a_mesh(config, *, rtol):
+    """Values, and gradients through a derivative in forward mode, as a mean flow's loss takes."""
+    _, params = randomized(config)
+    x, t, y = (jnp.concatenate([part, part[:1]]) for part in inputs())
+    meshes = None, make_mesh(MeshConfig(data=2, fsdp=2, sequence=2))
+    (alone, grads), (split, split_grads) = (
+        jax.jit(jax.value_and_grad(loss_with_tangent, argnums=1), static_argnums=0)(
+            abstract_model(config, mesh)[0], params, x, t.astype(jnp.float32) / 50, y
+        )
+        for mesh in meshes
+    )
+    np.testing.assert_allclose(split, alone, rtol=rtol)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-3, atol=1e-3 * np.abs(b).max()),
+        split_grads,
+        grads,
+    )
