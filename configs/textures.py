@@ -1,6 +1,6 @@
 """Textures of 16 x 16 pixels, learnt from crops of bricks and gravel, to draw tiles and strips of.
 
-It trains in ten minutes on two cores.
+It trains in eight minutes on two quiet cores (170 images a second).
 
 Commands:  python -m examples.textures runs/textures
            python -m diffussm_jax.main --config=configs/textures.py --workdir=runs/textures/run
