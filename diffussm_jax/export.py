@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from diffussm_jax.config import Config, MeshConfig, parsing
 from diffussm_jax.config.paths import FilePath
 from diffussm_jax.data.names import portable_name
+from diffussm_jax.exporting.model_file import model_file
 from diffussm_jax.files import writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 def export(config: Config, workdir: Path) -> None:
     """Write the EMA of the latest checkpoint to `export.folder`.
 
-    By default that is `export` in the work directory.
+    By default that is `export` in the work directory. `export.format` says what lies beside them.
 
     Raises:
         UserError: there is no run or no checkpoint, or the folder holds something else or cannot be
@@ -40,10 +41,19 @@ def export(config: Config, workdir: Path) -> None:
     tensors = {name: to_host(x) for name, x in flatten_dict(weights.params, sep=".").items()}
     if not is_first():
         return
-    facts = read_all_facts(workdir)
+    facts, exported = read_all_facts(workdir), _without_paths(weights.config)
     with writing_to(folder, field="config.export.folder"):
-        write_export(folder, _without_paths(weights.config), facts, tensors, weights.step)
+        write_export(folder, exported, facts, tensors, weights.step, _programs(config))
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
+
+
+def _programs(config: Config) -> dict[str, str]:
+    """The texts of the files besides those of every export, by name."""
+    match config.export.format:
+        case "jax":
+            return {}
+        case "torch":
+            return {layout.PYTORCH_FILE: model_file(config)}
 
 
 def _without_paths(config: Config) -> Config:

@@ -16,7 +16,7 @@ LADDER = (
     "training autoencoder",
     "workdir",
     "sampling",
-    "evaluation planning inspection editing",
+    "evaluation planning inspection editing exporting",
     "train sample evaluate refstats encode export replay inspect edit plan flops convert",
     "main",
 )

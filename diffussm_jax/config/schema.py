@@ -185,8 +185,10 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-    """Where `--mode=export` writes."""
+    """What `--mode=export` writes, and where."""
 
+    # torch adds a model.py that draws from the export with PyTorch alone (docs/pytorch.md).
+    format: Literal["jax", "torch"] = "jax"
     folder: FilePath | None = None  # None is `export` in the work directory
 
 

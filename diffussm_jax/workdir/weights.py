@@ -7,12 +7,15 @@ model.safetensors   the EMA parameters, float32, named as `blocks.w0.kernel`
 config.json         the config of the run, without the paths of the machine it ran on
 data.json           the names of the classes, and what the data was made of
 README.md           a model card
+model.py            where it was asked for: draws from the others with PyTorch alone
 """
 
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -40,6 +43,7 @@ CARD_FILE = "README.md"
 NEW_CARD_FILE = "README.new.md"
 # Files with a noted checksum: a model card may be edited.
 CHECKED_FILES = (layout.WEIGHTS_FILE, layout.CONFIG_FILE, DATA_FILE)
+PROGRAMS = (layout.PYTORCH_FILE,)  # that draw from an export in other ways than this one
 FORMAT = 1
 
 
@@ -173,7 +177,7 @@ def require_export_or_new(folder: Path, *, named: str) -> None:
     ours = {layout.CONFIG_FILE, *layout.OUTPUTS}
     kept = (".git", "LICENSE") if (folder / layout.EXPORT_FILE).exists() else ()  # of its publisher
     if (folder / layout.EXPORT_FILE).exists() or _has_config(folder):
-        ours |= {layout.EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES}
+        ours |= {layout.EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES, *PROGRAMS}
     elif (folder / layout.CONFIG_FILE).exists():
         ours.remove(layout.CONFIG_FILE)  # another program's, which calls its files as this one does
 
@@ -193,7 +197,12 @@ def _has_config(folder: Path) -> bool:
 
 
 def write_export(
-    folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, np.ndarray], step: int
+    folder: Path,
+    config: Config,
+    facts: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    step: int,
+    programs: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the files of an export, into a new folder or over an earlier one.
 
@@ -203,6 +212,7 @@ def write_export(
         facts: what data.json says of the data.
         tensors: parameters, float32, named as `blocks.w0.kernel`.
         step: number of updates made.
+        programs: the texts of some of PROGRAMS, to lie beside; others of an earlier export go.
 
     Raises:
         UserError: the folder holds anything else, or another process writes into it.
@@ -210,11 +220,16 @@ def write_export(
     named = f"the export's folder {folder}"
     require_export_or_new(folder, named=named)
     with held(folder, named=named):
-        _write_files(folder, config, facts, tensors, step)
+        _write_files(folder, config, facts, tensors, step, programs)
 
 
 def _write_files(
-    folder: Path, config: Config, facts: dict[str, Any], tensors: dict[str, np.ndarray], step: int
+    folder: Path,
+    config: Config,
+    facts: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    step: int,
+    programs: Mapping[str, str],
 ) -> None:
     card_path = folder / (NEW_CARD_FILE if _has_edited_card(folder) else CARD_FILE)
     (folder / layout.EXPORT_FILE).unlink(missing_ok=True)
@@ -226,6 +241,10 @@ def _write_files(
     write_text(card_path, card)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     (folder / layout.WEIGHTS_FILE).write_bytes(safetensors.numpy.save(tensors))
+    for name in PROGRAMS:
+        (folder / name).unlink(missing_ok=True)
+        if name in programs:
+            write_text(folder / name, programs[name])
     checksums = {name: _checksum(folder / name) for name in CHECKED_FILES}
     checksums[CARD_FILE] = _checksum(card_path)  # to tell later whether it was edited
     summary = ExportSummary(FORMAT, step, checksums)

@@ -1,0 +1,1 @@
+"""Exports that other programs than this one draw from."""
