@@ -12,11 +12,10 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn, cast
+from typing import Literal, NamedTuple, NoReturn
 
 from absl import app, flags
 from absl import logging as absl_logging
-from etils import epath
 
 from diffussm_jax.parallel.cuda import cuda_as_compiler
 
@@ -31,6 +30,7 @@ from diffussm_jax.config import Config, config_file, from_dict, parsing
 from diffussm_jax.config.paths import expand
 from diffussm_jax.data.placement import require_apart
 from diffussm_jax.errors import CommandEnd, UserError
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.libtpu import let_libtpu_compile
 from diffussm_jax.parallel.roll_call import Processes
@@ -181,17 +181,7 @@ def _find_workdir() -> Path | None:
         name = expand(_WORKDIR.value)
     except UserError as error:
         raise UserError(f"--workdir={_WORKDIR.value}: {error}") from error
-    if name.startswith("gs://") and _MODE.value != "train":
-        raise UserError(
-            f"--workdir={name}: --mode={_MODE.value} needs a local folder; copy the run "
-            f"first, `gcloud storage rsync --recursive {name} FOLDER`"
-        )
     return as_path(name)
-
-
-def as_path(name: str) -> Path:
-    """The path of a folder's name; one at gs:// is an object with the methods of a Path."""
-    return cast(Path, epath.Path(name)) if name.startswith("gs://") else Path(name)
 
 
 def _start_logging(processes: Processes | None) -> None:

@@ -17,7 +17,7 @@ MISTAKES = [
     ((DIGITS, "--workdir={tmp}/run", "--config.model.depth=three"), "model.depth"),
     ((DIGITS, "--workdir={tmp}/run", "--config.model.depth=2.5"), "model.depth"),
     ((DIGITS, "--workdir={tmp}/run", "--config.model=3"), "model"),
-    ((DIGITS, "--workdir=gs://a/b", "--mode=sample"), "rsync"),
+    ((DIGITS, "--workdir=s3://a/b", "--mode=sample"), "s3:// is neither"),
     (
         (DIGITS, "--workdir={tmp}/run", "--config.model.m=3"),
         "config.model.m must divide the 64 tokens",

@@ -25,6 +25,7 @@ from typing import IO, NoReturn
 
 from diffussm_jax.config.parsing import ConfigError, from_json
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.paths import is_in_bucket
 from diffussm_jax.parallel.distributed import is_first
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ def held(folder: Path, *, named: str, file: str = LOCK_FILE) -> Iterator[None]:
     path = folder / file
     with contextlib.ExitStack() as stack:
         with _errors_of_writing(named):
-            is_on_disk = isinstance(folder, Path)  # one in a bucket only acts like a Path
+            is_on_disk = not is_in_bucket(folder)
             missing = [x for x in (folder, *folder.parents) if is_on_disk and not x.exists()]
             folder.mkdir(parents=True, exist_ok=True)
             stack.callback(_remove_empty, missing)
@@ -217,9 +218,10 @@ def _describe(owner: _Owner) -> str:
 
 def _write(path: Path, owner: _Owner) -> None:
     """Replace a lease as a unit, past whoever else is writing it."""
-    temporary = path.with_name(f"{path.name}.{owner.token}")
-    temporary.write_text(_describe(owner), encoding="utf-8")
-    temporary.replace(path)
+    target = path if is_in_bucket(path) else path.with_name(f"{path.name}.{owner.token}")
+    target.write_text(_describe(owner), encoding="utf-8")
+    if target != path:
+        target.replace(path)
 
 
 def _read(path: Path) -> _Owner | None:
