@@ -16,17 +16,18 @@ from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
 from diffussm_jax.data.latents import encoded_from, require_images_at_hand
-from diffussm_jax.data.pipeline import eval_batches, open_source, stacks_of, train_batches
+from diffussm_jax.data.pipeline import open_source, stacks_of, train_batches
 from diffussm_jax.data.sources import Source
 from diffussm_jax.errors import Preempted
 from diffussm_jax.evaluation.score import make_scorer
 from diffussm_jax.parallel.distributed import is_first
-from diffussm_jax.parallel.feed import prefetch, shard_batch
-from diffussm_jax.parallel.mesh import check_divides, local_rows, make_mesh, replicated
+from diffussm_jax.parallel.feed import prefetch
+from diffussm_jax.parallel.mesh import check_divides, local_rows, make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.sampling.generator import Generator, make_decoder
-from diffussm_jax.sampling.images import save_grid
-from diffussm_jax.training.log import TrainingLog
+from diffussm_jax.sampling.images import make_grid, save_grid
+from diffussm_jax.training.held_out import make_evaluation
+from diffussm_jax.training.log import TrainingLog, require_loggers
 from diffussm_jax.training.objective import DeviceBatch
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import (
@@ -36,7 +37,7 @@ from diffussm_jax.training.state import (
     init_state,
     stack_in_training,
 )
-from diffussm_jax.training.step import TrainStep, make_eval_step
+from diffussm_jax.training.step import TrainStep
 from diffussm_jax.training.watchdog import Watchdog
 from diffussm_jax.workdir import layout, same_data
 from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
@@ -55,15 +56,23 @@ DONE = "%s is done: step %d of %d"
 Scalars = dict[str, float]
 
 
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What an action gives to log: numbers and uint8 images [h w c], by name."""
+
+    scalars: Scalars = dataclasses.field(default_factory=dict)
+    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
 class Action(NamedTuple):
     """Something that a run does every so many steps, and after the last one.
 
     Attributes:
-        act: function of the state and the number of the last step; gives scalars to log.
+        act: function of the state and the number of the last step.
     """
 
     every: int
-    act: Callable[[TrainState, int], Scalars]
+    act: Callable[[TrainState, int], Findings]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +103,7 @@ def train(config: Config, workdir: Path) -> None:
         CheckpointError: a checkpoint could not be written, or not in time.
     """
     num_steps = config.training.num_steps
+    require_loggers(config)
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(PreemptionNotice())
         stack.enter_context(claimed(workdir))
@@ -150,7 +160,7 @@ def set_up(config: Config, workdir: Path) -> Run:
     if is_first():
         same_data.begin_data_facts(workdir, source.facts | facts_of(teacher))
     periodic = [
-        Action(config.training.eval_every, evaluate),
+        Action(config.training.eval_every, lambda state, step: Findings(evaluate(state))),
         *_drawing_actions(config, workdir, graphdef, mesh),
         *_snapshot_actions(config, workdir),
     ]
@@ -207,13 +217,13 @@ def batches_from(run: Run, step: int) -> Iterator[DeviceBatch]:
 
 
 def run_periodic(run: Run, state: TrainState, step: int, log: TrainingLog) -> Scalars:
-    """Do what is due after a step; log its scalars and return them."""
-    scalars: Scalars = {}
-    for every, act in run.periodic:
-        if is_due(step, every, run.config.training.num_steps):
-            with log.pause():
-                scalars |= act(state, step)
-    log.write(scalars)
+    """Do what is due after a step; log what it finds and return its scalars."""
+    num_steps = run.config.training.num_steps
+    due = [act for every, act in run.periodic if is_due(step, every, num_steps)]
+    with log.pause():
+        found = [act(state, step) for act in due]
+    scalars = {name: value for x in found for name, value in x.scalars.items()}
+    log.write(scalars, {name: image for x in found for name, image in x.images.items()})
     return scalars
 
 
@@ -235,32 +245,6 @@ def is_due(step: int, every: int, num_steps: int) -> bool:
     return step % every == 0 or step == num_steps
 
 
-def make_evaluation(
-    config: Config, graphdef: nnx.GraphDef, mesh: Mesh
-) -> Callable[[TrainState, int], Scalars]:
-    """A function from the state to the held-out losses of its EMA; {} without a held-out split."""
-    eval_step = jax.jit(make_eval_step(config, graphdef), out_shardings=replicated(mesh))
-    size = config.training.batch_size
-    batches = _held_out_batches(config, local_rows(mesh, size))
-
-    def evaluate(state: TrainState, step: int) -> Scalars:
-        losses = [
-            eval_step(state.ema, shard_batch(mesh, batch, batch_size=size), index)
-            for index, batch in enumerate(batches)
-        ]
-        names = losses[0] if losses else {}
-        return {f"eval_{name}": float(np.mean([x[name] for x in losses])) for name in names}
-
-    return evaluate
-
-
-def _held_out_batches(config: Config, rows: np.ndarray) -> Sequence[dict[str, np.ndarray]]:
-    if config.data.eval_split is None:
-        return []
-    source = open_source(config, config.data.eval_split)
-    return eval_batches(config, source, rows=rows)
-
-
 def _drawing_actions(
     config: Config, workdir: Path, graphdef: nnx.GraphDef, mesh: Mesh
 ) -> Iterator[Action]:
@@ -273,16 +257,16 @@ def _drawing_actions(
         yield Action(training.sample_every, partial(_draw_grid, config, workdir, generator))
     if training.evaluate_every is not None:
         score = make_scorer(config, workdir, generator)
-        yield Action(training.evaluate_every, lambda state, step: score(state.ema))
+        yield Action(training.evaluate_every, lambda state, step: Findings(score(state.ema)))
 
 
 def _draw_grid(
     config: Config, workdir: Path, generator: Generator, state: TrainState, step: int
-) -> Scalars:
+) -> Findings:
     images, labels = generator.draw(state.ema, config.sample)
     if is_first():
         save_grid(images, workdir / "samples" / f"step_{step:07d}.png", labels=labels)
-    return {}
+    return Findings(images={"samples": make_grid(images, labels=labels)})
 
 
 def _snapshot_actions(config: Config, workdir: Path) -> Iterator[Action]:
@@ -293,6 +277,8 @@ def _snapshot_actions(config: Config, workdir: Path) -> Iterator[Action]:
         yield Action(training.ema_snapshot_every, keep)
 
 
-def _save_averages(workdir: Path, widths: Sequence[float], state: TrainState, step: int) -> Scalars:
+def _save_averages(
+    workdir: Path, widths: Sequence[float], state: TrainState, step: int
+) -> Findings:
     save_snapshots(workdir, state.averages, widths, step=step)
-    return {}
+    return Findings()

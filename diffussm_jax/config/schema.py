@@ -48,6 +48,9 @@ class TrainingConfig:
     ema_snapshot_every: int = 10_000  # steps between snapshots of these averages
     label_dropout: float = 0.1  # share of examples that are trained without their label
     log_every: int = 100  # steps between lines of the log
+    # Where losses, scores and sample grids go besides the log: metrics.jsonl (no grids), events
+    # for TensorBoard, and Weights & Biases, whose project is that of WANDB_PROJECT.
+    loggers: tuple[Literal["jsonl", "tensorboard", "wandb"], ...] = ("jsonl", "tensorboard")
     eval_every: int = 5_000  # steps between losses on the held-out split
     eval_batches: int = 8  # batches of such a loss
     sample_every: int | None = 10_000  # steps between sample grids; None draws none

@@ -26,7 +26,18 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # a constant: the bytes must not depend on th
 def save_grid(
     images: ImageArray, path: str | Path, *, labels: LabelArray | None = None, gap: int = 1
 ) -> None:
-    """Write images as one nearly square PNG, row by row, with `gap` pixels between them.
+    """Write images as one PNG, as `make_grid` arranges them."""
+    grid = make_grid(images, labels=labels, gap=gap)
+    target = epath.Path(path)  # a work directory may be in a bucket
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        _picture(grid).save(file, format="png")
+
+
+def make_grid(
+    images: ImageArray, *, labels: LabelArray | None = None, gap: int = 1
+) -> UInt8[np.ndarray, "height width c"]:
+    """Arrange images as one that is nearly square, row by row, with `gap` pixels between them.
 
     Where labels repeat with a period, a row holds complete periods, so that a column is one class.
     Images below 32 pixels are enlarged.
@@ -41,11 +52,7 @@ def save_grid(
     grid = rows.reshape(num_rows * cell[0], num_columns * cell[1], channels)
     grid = grid[: len(grid) - gap, : grid.shape[1] - gap]
     zoom = ceil_div(32, min(height, width))
-    grid = grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    target = epath.Path(path)  # a work directory may be in a bucket
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        _picture(grid).save(file, format="png")
+    return grid.repeat(zoom, axis=0).repeat(zoom, axis=1)
 
 
 def save_png(image: UInt8[np.ndarray, "h w c"], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, the log and a progress bar."""
+"""Where a run's numbers go: its loggers, the log and a progress bar."""
 
 import contextlib
 import datetime
@@ -19,6 +19,7 @@ from diffussm_jax.config import Config
 from diffussm_jax.files import write_text
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.training.monitor import NumericsMonitor
+from diffussm_jax.training.wandb_writer import WandbWriter, require_wandb
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,6 +46,9 @@ class JsonlWriter(metric_writers.LoggingWriter):
         values = {name: float(value) for name, value in scalars.items()}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Ignore them."""
 
     def close(self) -> None:
         self._stack.close()
@@ -75,11 +79,8 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
         self._since, self._num_timed = 0.0, 0
         num_steps = config.training.num_steps
         self._bar = tqdm(total=num_steps, initial=start_step, disable=not sys.stderr.isatty())
-        writers: list[metric_writers.MetricWriter] = []
-        if is_first():  # every process has the same numbers
-            path = workdir / METRICS_FILE
-            writers.append(JsonlWriter(path, start_step=start_step))
-            writers.append(metric_writers.SummaryWriter(str(workdir)))
+        # Every process has the same numbers.
+        writers = list(_writers(config, workdir, start_step)) if is_first() else []
         self._writer = metric_writers.MultiWriter(writers)
 
     def __exit__(self, *exception: object) -> None:
@@ -133,12 +134,17 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
             for metrics in jax.device_get(self._pending)
         ]
 
-    def write(self, scalars: dict[str, float]) -> None:
-        """Write scalars that are not metrics of a step, if any, at the current step."""
-        if not scalars:
-            return
-        self._writer.write_scalars(self._step, scalars)
-        self._log(", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
+    def write(self, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
+        """Write what is not metrics of a step, if anything, at the current step.
+
+        Args:
+            images: uint8 [h w c], by name.
+        """
+        if images:
+            self._writer.write_images(self._step, images)
+        if scalars:
+            self._writer.write_scalars(self._step, scalars)
+            self._log(", ".join(f"{name} {value:.4f}" for name, value in scalars.items()))
 
     def pause(self) -> "_Stopwatch":
         """A context whose time does not count towards images per second."""
@@ -172,6 +178,24 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
         if is_first():
             num_steps = self._config.training.num_steps
             logger.info("step %d of %d: %s", self._step, num_steps, text)
+
+
+def require_loggers(config: Config) -> None:
+    """Raise UserError unless the packages of `training.loggers` are installed."""
+    if "wandb" in config.training.loggers:
+        require_wandb()
+
+
+def _writers(
+    config: Config, workdir: Path, start_step: int
+) -> Iterator[metric_writers.MetricWriter]:
+    loggers = config.training.loggers
+    if "jsonl" in loggers:
+        yield JsonlWriter(workdir / METRICS_FILE, start_step=start_step)
+    if "tensorboard" in loggers:
+        yield metric_writers.SummaryWriter(str(workdir))
+    if "wandb" in loggers:
+        yield WandbWriter(config, workdir, start_step=start_step)
 
 
 class _Stopwatch:

@@ -4,6 +4,7 @@ config.json             the resolved config, written before the first step
 data.json               what the images are and the names of their classes, written when it begins
 checkpoints/<step>/     what a run resumes from
 metrics.jsonl           one line per log event; TensorBoard events beside it
+wandb.json, wandb/      the run at Weights & Biases, where it is one of the loggers
 samples/                grids of the training run and what --mode=sample draws
 edit/                   what --mode=edit makes of images
 inspect/                what --mode=inspect measures and draws
@@ -55,6 +56,7 @@ MAY_DIFFER = frozenset(
         "training.num_steps",
         "training.num_microbatches",
         "training.log_every",
+        "training.loggers",
         "training.eval_every",
         "training.eval_batches",
         "training.sample_every",
