@@ -20,6 +20,7 @@ from diffussm_jax.config import Config, to_json
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_json
+from diffussm_jax.files.paths import is_in_bucket
 
 RUN_FILE = "wandb.json"
 INIT_SECONDS, FINISH_SECONDS = 30, 10  # that a run waits for the service at its start and end
@@ -122,7 +123,7 @@ def _start(config: Config, workdir: Path, run_id: str) -> Any:
         "id": run_id,
         "name": workdir.name,
         "config": json.loads(to_json(config)),
-        "dir": None if "://" in str(workdir) else str(workdir),
+        "dir": None if is_in_bucket(workdir) else str(workdir),
         "settings": wandb.Settings(
             init_timeout=INIT_SECONDS,
             login_timeout=INIT_SECONDS,
