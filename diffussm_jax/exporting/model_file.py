@@ -1,16 +1,24 @@
 """The model.py of an export: parts of `exporting.pytorch`, put into one file that needs PyTorch."""
 
 import ast
+import sys
+import textwrap
 from importlib import resources
 
 from diffussm_jax.config import Config
 
 PARTS = "diffussm_jax.exporting.pytorch"
-
+_PARTS_OF_MIXERS = {
+    "attention": ["attention"],
+    "s4d": ["s4d", "s4d_mixer"],
+    "delta_conv": ["convolutions", "delta_conv"],
+    "convnext": ["convolutions", "convnext"],
+    "dico": ["convolutions", "dico"],
+}
 _HEAD = '''\
-"""Draw images from the model beside this file, with PyTorch alone.
+"""Draw images from the model in this folder, with PyTorch alone: `python model.py --help`.
 
-Written by diffussm_jax, from its {parts}.
+Or `from model import load, to_uint8` and `to_uint8(load().sample(classes=[0, 1], steps=50))`.
 """
 '''
 
@@ -22,30 +30,54 @@ def model_file(config: Config) -> str:
 
 def parts_of(config: Config) -> list[str]:
     """The names of the parts that draw from a config's model, each after those that it imports."""
-    return ["files"]
+    model = config.model
+    if model.name == "diffussm":
+        network = ["isotropic", "s4d", "diffussm"]
+    else:
+        mixers = [part for name in model.pattern for part in _PARTS_OF_MIXERS[name]]
+        stack = ["isotropic", "dit"] if model.levels is None else ["levels"]
+        network = ["dit_blocks", *dict.fromkeys(mixers), *stack]
+    process = "gaussian" if config.diffusion.process == "gaussian" else "flow"
+    return ["layers", "backbone", *network, "process", process, "files", "model", "command"]
 
 
 def assemble(parts: list[str]) -> str:
     """One file of several parts, with their imports, but of one another, at its top."""
-    imports: set[str] = set()
+    names: dict[str, set[str]] = {}
     bodies = []
     for part in parts:
         text = resources.files(PARTS).joinpath(f"{part}.py").read_text(encoding="utf-8")
-        top = [node for node in ast.parse(text).body if _is_top(node)]
-        imports |= {ast.unparse(node) for node in top[1:] if not _is_of_parts(node)}
-        last = top[-1].end_lineno or 0
-        bodies.append("".join(text.splitlines(keepends=True)[last:]).strip("\n"))
-    plain, by_name = (
-        sorted(x for x in imports if x.startswith(kind)) for kind in ("import ", "from ")
-    )
-    head = _HEAD.format(parts=", ".join(parts))
-    return "\n".join([head, *plain, *by_name]) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
+        tree = ast.parse(text)
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        for node in top:
+            _add_names(names, node)
+        heading = textwrap.indent(ast.get_docstring(tree) or "", "# ", lambda line: True)
+        body = "".join(text.splitlines(keepends=True)[top[-1].end_lineno :]).strip("\n")
+        bodies.append(f"{heading}\n\n\n{body}".replace("# \n", "#\n"))
+    return f"{_HEAD}\n{_imports(names)}\n\n" + "\n\n\n".join(bodies) + "\n"
 
 
-def _is_top(node: ast.stmt) -> bool:
-    """Whether a statement is a module's docstring or an import."""
-    return isinstance(node, ast.Import | ast.ImportFrom | ast.Expr)
+def _add_names(names: dict[str, set[str]], node: ast.Import | ast.ImportFrom) -> None:
+    """Note what an import statement imports, of each module; an empty name is the module itself."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            names.setdefault(alias.name, set()).add("")
+    elif not (node.module or "").startswith(PARTS):
+        imported = {ast.unparse(alias) for alias in node.names}
+        names.setdefault(node.module or "", set()).update(imported)
 
 
-def _is_of_parts(node: ast.stmt) -> bool:
-    return isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PARTS)
+def _imports(names: dict[str, set[str]]) -> str:
+    """Import statements in isort's order: the standard library, then PyTorch."""
+    ours, theirs = [], []
+    for module, imported in names.items():
+        group = ours if module.split(".")[0] in sys.stdlib_module_names else theirs
+        if "" in imported:
+            group.append(f"import {module}")
+        if imported - {""}:
+            group.append(f"from {module} import {', '.join(sorted(imported - {''}))}")
+    return "\n\n".join("\n".join(sorted(group, key=_isort_key)) for group in (ours, theirs))
+
+
+def _isort_key(statement: str) -> tuple[bool, str]:
+    return statement.startswith("from "), statement
