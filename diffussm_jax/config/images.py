@@ -30,6 +30,10 @@ class DataConfig:
     data_dir: FilePath | None = None  # folder of prepared data sets; None is TFDS's own default
     latents_dir: FilePath | None = None  # folder of cached latents; None is `latents` in data_dir
     shard_size: int = 1000  # images per file of cached latents
+    # Of files that data_dir and latents_dir have at gs://, how much each host keeps on its disk, in
+    # GB; what is beyond it is read from the bucket record by record. 0 keeps none.
+    cache_gb: float = 50.0
+    cache_dir: FilePath | None = None  # where; None is diffussm_jax/files in the user's cache
     flip: bool = True  # whether half of the images are mirrored, at random
     max_pixels: int = 180_000_000  # of a picture; a larger one is a bad record, and takes gigabytes
     on_error: Literal["fail", "skip"] = "fail"  # at a bad record; skip allows 1 % of them

@@ -34,6 +34,7 @@ _MAY_BE_ZERO = {
     "distill.features",
     "model.mlp_ratio",
     "data.num_classes",
+    "data.cache_gb",
     "data.workers",
     "data.pad",
     "optimizer.warmup_steps",

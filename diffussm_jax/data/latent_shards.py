@@ -10,10 +10,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.data.latents import CACHE_MANIFEST, Shard
+from diffussm_jax.data.record_ranges import WRITER_OPTIONS
 from diffussm_jax.files import replacing, sha256_of, write_json, writing_to
-
-# One record a chunk, so that reading one decompresses nothing else; moments do not compress.
-WRITER_OPTIONS = "group_size:1,uncompressed"
 
 Sides = tuple[bytes, bytes]  # the records of an image and of its mirror
 

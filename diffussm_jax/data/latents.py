@@ -17,16 +17,22 @@ import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from diffussm_jax.config import Config
+from diffussm_jax.config import Config, DataConfig
 from diffussm_jax.config.parsing import ConfigError, from_object, get_field, read_as
 from diffussm_jax.config.sizes import size_name
 from diffussm_jax.data.at_hand import require_same_images
 from diffussm_jax.data.buckets import of_bucket
 from diffussm_jax.data.faults import BadRecordError
+from diffussm_jax.data.fetching import DamagedError, RemoteFile
 from diffussm_jax.data.fingerprint import Fingerprint
 from diffussm_jax.data.names import portable_name
+from diffussm_jax.data.record_ranges import read_record
+from diffussm_jax.data.remote_records import RemoteRecords, open_cache, parallel_reads_of
 from diffussm_jax.data.sources import Buckets, Example, Source, check_num_classes
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.listing import list_files
+from diffussm_jax.files.paths import as_path, is_in_bucket
+from diffussm_jax.files.ranges import named
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +108,7 @@ def cache_folder(config: Config, split: str) -> Path:
         root = f"{config.data.data_dir or tfds.core.constants.DATA_DIR}/latents"
     name = re.sub(r"[^\w.-]+", "_", portable_name(config.data.name))
     part = re.sub(r"[^\w.-]+", "_", split).strip("_")
-    return Path(root) / f"{name}-{size_name(config.data.image_size)}" / part
+    return as_path(root) / f"{name}-{size_name(config.data.image_size)}" / part
 
 
 def shared_fields(config: Config, split: str) -> dict[str, Any]:
@@ -185,17 +191,30 @@ class LatentSource:
         folder = cache_folder(config, split)
         self.facts, self.fingerprint, shards = _finished_manifest(config, split, folder)
         check_num_classes(config.data, self.facts.get("class_names"))
-        paths = [str(folder / shard.file) for shard in shards]
-        _allow_open_files(len(paths))
-        try:
-            self._records = ArrayRecordDataSource(paths)
-            if config.data.in_memory:
-                logger.info("reading %d records of %s", len(self._records), folder)
-                self._records = list(self._records)
-        except RuntimeError as error:
-            raise UserError(f"{folder} is damaged: {error}; {MEND_HINT}") from error
         self._folder, self._dtype = folder, record_dtype(config)
+        _allow_open_files(2 * len(shards))  # those in the cache are locked too
+        try:
+            self._records = self._open(config.data, shards)
+            self.parallel_reads = parallel_reads_of(self._records)
+        except (DamagedError, RuntimeError) as error:
+            raise UserError(f"{folder} is damaged: {error}; {MEND_HINT}") from error
+        except OSError as error:
+            raise named(error) from error
         self._num_classes = config.data.num_classes
+
+    def _open(self, config: DataConfig, shards: list[Shard]) -> Any:
+        records: RemoteRecords | ArrayRecordDataSource
+        if is_in_bucket(self._folder):
+            files = [_remote_file(self._folder, shard) for shard in shards]
+            size = self._dtype.itemsize
+            cache = None if config.in_memory else open_cache(config)
+            records = RemoteRecords(files, cache, lambda x, i: read_record(x.name, i, size))
+        else:
+            records = ArrayRecordDataSource([str(self._folder / x.file) for x in shards])
+        if config.in_memory:
+            logger.info("reading %d records of %s", len(records), self._folder)
+            return records.load() if isinstance(records, RemoteRecords) else list(records)
+        return records
 
     def __len__(self) -> int:
         return len(self._records) // 2
@@ -206,6 +225,8 @@ class LatentSource:
             record = np.frombuffer(data, self._dtype)[0]
         except (RuntimeError, ValueError, IndexError) as error:
             raise BadRecordError(f"latents {index} of {self._folder}: {error}") from error
+        except OSError as error:
+            raise named(error) from error
         label = np.asarray(record["label"], np.int32)
         if self._num_classes and not 0 <= label < self._num_classes:
             raise BadRecordError(
@@ -248,11 +269,18 @@ def _finished_manifest(config: Config, split: str, folder: Path) -> Manifest:
     require_same(manifest.facts, shared_fields(config, split), folder)
     if not manifest.shards:
         raise UserError(f"the encoding into {folder} is not finished: {ENCODE_HINT}")
+    files = list_files(folder)
     for shard in manifest.shards:
-        path = folder / shard.file
-        if not path.is_file() or path.stat().st_size != shard.num_bytes:
-            raise UserError(f"{path} is missing or damaged: {MEND_HINT}")
+        if shard.file not in files or files[shard.file].num_bytes != shard.num_bytes:
+            raise UserError(f"{folder / shard.file} is missing or damaged: {MEND_HINT}")
     return manifest
+
+
+def _remote_file(folder: Path, shard: Shard) -> RemoteFile:
+    records = range(2 * shard.num_images)
+    return RemoteFile(
+        str(folder / shard.file), shard.num_bytes, shard.sha256, records, sha256=shard.sha256
+    )
 
 
 def _allow_open_files(num_files: int) -> None:

@@ -7,7 +7,8 @@ input is the step.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
@@ -61,12 +62,13 @@ def train_batches(
     size = config.training.batch_size
     rows = np.arange(size) if rows is None else rows
     faults = Faults(config.data.on_error, num_records=len(source))
+    read_all = _mapping(source)
 
     def read(step: int, indices: np.ndarray) -> Batch:
         flips = np.zeros(size, bool)
         if config.data.flip:
             flips = mirrored(config.seed, start=step * size, num=size)
-        return _stack(source, indices[rows], flips[rows], faults)
+        return _stack(source, indices[rows], flips[rows], faults, read_all)
 
     batches = _order(config, stacks_of(source)).map_with_index(read)[start_step:]
     # Each thread prepares a batch, so memory holds as many batches, and one more that waits.
@@ -123,13 +125,27 @@ def eval_batches(
     faults = Faults(config.data.on_error, num_records=len(source))
     order = _order(config, runs, shuffled=False)
     flips = np.zeros(len(rows), bool)
-    return [_stack(source, order[i][rows], flips, faults) for i in range(num_batches)]
+    read_all = _mapping(source)
+    return [_stack(source, order[i][rows], flips, faults, read_all) for i in range(num_batches)]
 
 
-def _stack(source: Source, indices: np.ndarray, flips: np.ndarray, faults: Faults) -> Batch:
-    examples = [
-        read_good(source, int(index), bool(flip), faults) for index, flip in zip(indices, flips)
-    ]
+def _mapping(source: Source) -> Callable[..., Iterator[Example]]:
+    """`map`, for a source whose reads wait for a bucket with many of them at a time."""
+    if source.parallel_reads == 1:
+        return map
+    return ThreadPoolExecutor(source.parallel_reads).map
+
+
+def _stack(
+    source: Source,
+    indices: np.ndarray,
+    flips: np.ndarray,
+    faults: Faults,
+    read_all: Callable[..., Iterator[Example]],
+) -> Batch:
+    examples = list(
+        read_all(lambda *row: read_good(source, *row, faults), indices.tolist(), flips.tolist())
+    )
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 

@@ -34,6 +34,7 @@ def require_apart(config: Config, workdir: Path | None) -> None:
         ("--workdir", workdir),
         ("config.data.data_dir", config.data.data_dir),
         ("config.data.latents_dir", config.data.latents_dir),
+        ("config.data.cache_dir", config.data.cache_dir),
         ("config.export.folder", config.export.folder),
         ("config.compilation_cache_dir", config.compilation_cache_dir),
     ):

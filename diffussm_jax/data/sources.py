@@ -20,6 +20,7 @@ from diffussm_jax.data.faults import BadRecordError
 from diffussm_jax.data.fingerprint import of_records
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.data.prepared import require_complete, require_description
+from diffussm_jax.data.remote_records import parallel_reads_of
 from diffussm_jax.errors import UserError
 
 Example = dict[str, np.ndarray]
@@ -34,9 +35,12 @@ class Source(Protocol):
     Attributes:
         facts: what the work directory keeps about it: its origin, the `fingerprint` of its images,
             and `class_names`, which are None without labels.
+        parallel_reads: how many examples are best read at a time: of a bucket many, since each
+            read waits for it.
     """
 
     facts: dict[str, Any]
+    parallel_reads: int
 
     def __len__(self) -> int: ...
 
@@ -68,6 +72,7 @@ class ImageSource:
         indices: Int[np.ndarray, " n"] | None = None,
     ):
         self.facts = facts
+        self.parallel_reads = parallel_reads_of(getattr(records, "data_source", records))
         self._records, self._config = records, config
         self._indices = np.arange(len(records)) if indices is None else indices
 
@@ -117,6 +122,7 @@ class Buckets:
     def __init__(self, sources: Sequence[Source]):
         ends = np.cumsum([len(x) for x in sources]).tolist()
         self.sources, self.facts = sources, sources[0].facts
+        self.parallel_reads = sources[0].parallel_reads
         self.runs = [range(end - len(x), end) for x, end in zip(sources, ends)]
 
     def __len__(self) -> int:

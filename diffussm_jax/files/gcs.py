@@ -34,7 +34,7 @@ _ERRORS = (
     google.auth.exceptions.GoogleAuthError,
     requests.RequestException,
 )
-_REASONS = {
+REASONS = {
     401: (errno.EACCES, "the bucket does not take the credentials (401): have they expired?"),
     403: (errno.EACCES, "the bucket denies access (403): grant the account the permission"),
     404: (errno.ENOENT, "no such object"),
@@ -79,8 +79,8 @@ class BucketFileSystem(gcsfs.core.GCSFileSystem):
 
 def _as_os_error(error: BaseException, name: str) -> OSError:
     status = _status_of(error)
-    if status in _REASONS:
-        number, reason = _REASONS[status]
+    if status in REASONS:
+        number, reason = REASONS[status]
     else:
         text = (str(error) or type(error).__name__).splitlines()[0]
         number, reason = errno.EIO, f"the bucket is out of reach: {text}"

@@ -46,6 +46,8 @@ MAY_DIFFER = frozenset(
         "data.data_dir",
         "data.latents_dir",
         "data.shard_size",  # of an encoding
+        "data.cache_gb",
+        "data.cache_dir",
         "data.max_pixels",
         "data.on_error",
         "data.workers",

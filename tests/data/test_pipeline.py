@@ -19,6 +19,7 @@ class Numbers:
     """A source whose examples are their own indices."""
 
     facts: dict = {}  # noqa: RUF012
+    parallel_reads = 1
 
     def __len__(self):
         return NUM_RECORDS
