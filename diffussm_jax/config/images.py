@@ -11,7 +11,8 @@ from diffussm_jax.config.sizes import Size, pair, parse_size, shortest
 class DataConfig:
     """The data set, what is taken from it, and how it is read."""
 
-    # A TFDS data set, `lsun/<category>`, or `folder:<path>`, whose sub-folders are the classes.
+    # A TFDS data set, `lsun/<category>`, `folder:<path>`, whose sub-folders are the classes,
+    # `parquet:<path>`, or `hf:USER/NAME[@REVISION][:CONFIG]` of the Hugging Face hub.
     name: FilePath = "digits"
     space: Literal["pixels", "latents"] = "pixels"  # in which the model denoises
     # Of an image in pixels, its centre crop and the padding around it: height and width, as 8,16,
@@ -24,6 +25,10 @@ class DataConfig:
     channels: int = 1  # of an image; those of latents are the autoencoder's
     num_classes: int = 10  # 0 trains without labels
     split: str = "train"  # or a part of one, as train[1%:]
+    image_column: str | None = None  # of parquet; None is the only one that can be
+    label_column: str | None = None
+    # Of row groups of parquet that each process keeps in memory, in GiB.
+    parquet_cache_gb: float = 1.0
     eval_split: str | None = "test"  # held out for the evaluation loss; None evaluates nothing
     # Nothing may be written among the images: this folder, latents_dir and the work directory lie
     # outside a folder that `name` has.

@@ -3,10 +3,10 @@
 import math
 
 from diffussm_jax.config import parsing
+from diffussm_jax.config.data_rules import check_data
 from diffussm_jax.config.editing_rules import check_editing
 from diffussm_jax.config.learning_rules import check_distillation, check_guidance
 from diffussm_jax.config.parsing import require
-from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.config.schema import Config
 from diffussm_jax.config.size_rules import check_sizes
 from diffussm_jax.config.sizes import pair
@@ -75,7 +75,7 @@ def check(config: Config) -> None:
         ConfigError: in one line that names the field to change.
     """
     _check_values(config)
-    require(config.data.name != FOLDER, "data.name", "name a folder", config.data.name)
+    check_data(config)
     check_sizes(config)
     _check_model(config)
     _check_process(config)

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.config.parsing import require
-from diffussm_jax.config.paths import FOLDER
+from diffussm_jax.config.paths import FOLDER, is_parquet
 from diffussm_jax.config.schema import Config
 from diffussm_jax.config.sizes import Size, pair
 
@@ -41,8 +41,9 @@ def _check_buckets(config: Config) -> None:
     data, field = config.data, "data.buckets"
     if data.buckets is None:
         return
-    fits = data.name.startswith(FOLDER)
-    require(fits, field, "be None unless data.name is folder:PATH", data.buckets)
+    fits = data.name.startswith(FOLDER) or is_parquet(data.name)
+    demand = "be None unless data.name is folder:PATH, parquet:PATH or hf:USER/NAME"
+    require(fits, field, demand, data.buckets)
     fits = all(re.fullmatch(r"[1-9]\d*x[1-9]\d*", text) for text in data.buckets)
     require(fits, field, "be heights and widths as 256x256,208x320", data.buckets)
     sides = data.bucket_sides

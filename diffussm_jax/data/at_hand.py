@@ -5,11 +5,12 @@ from pathlib import Path
 
 from diffussm_jax.config import Config, DataConfig
 from diffussm_jax.config.parsing import from_object
-from diffussm_jax.config.paths import FOLDER
+from diffussm_jax.config.paths import FOLDER, is_parquet
 from diffussm_jax.data.builders import make_builder
 from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
 from diffussm_jax.data.fingerprint import Fingerprint
 from diffussm_jax.data.image_files import has_images
+from diffussm_jax.data.parquet_files import find_files
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.errors import UserError
 
@@ -27,7 +28,7 @@ def require_same_images(
         made: what the fingerprint belongs to, with a verb: "the latents of X were encoded from".
         mend: what the user can do.
     """
-    if not _are_at_hand(config.data):
+    if not _are_at_hand(config.data, split):
         logger.info(
             "%s is not at hand, so it is not compared with the %d images of %s that %s",
             config.data.name,
@@ -44,8 +45,10 @@ def require_same_images(
         )
 
 
-def _are_at_hand(config: DataConfig) -> bool:
+def _are_at_hand(config: DataConfig, split: str) -> bool:
     try:
+        if is_parquet(config.name):
+            return bool(find_files(config, split, is_offline=True).names)
         if not config.name.startswith(FOLDER):
             return make_builder(config).is_prepared()
         return has_images(Path(config.name.removeprefix(FOLDER)))
@@ -54,8 +57,9 @@ def _are_at_hand(config: DataConfig) -> bool:
 
 
 def _find_changes(config: Config, split: str, before: Fingerprint) -> str | None:
-    builder = make_builder(config.data)
-    if isinstance(builder, image_folder_dataset_builder.Builder):
+    if config.data.name.startswith(FOLDER):
+        builder = make_builder(config.data)
+        assert isinstance(builder, image_folder_dataset_builder.Builder)
         return builder.find_changes(before)
     now = from_object(Fingerprint, open_images(config, split).facts["fingerprint"])
     return now.difference_from(before)

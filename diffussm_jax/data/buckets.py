@@ -74,9 +74,9 @@ def read_sizes(records: Sequence[Record], path: Path, *, field: str) -> Sizes:
 
 def _size(records: Sequence[Record], index: int) -> tuple[int, int]:
     set_up_pillow()
-    data = records[index]["image"]
     # The reader of the image names what is wrong with it; here Pillow raises anything at all.
     try:
+        data = records[index]["image"]
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             orientation = image.getexif().get(EXIF_ORIENTATION)

@@ -2,15 +2,20 @@
 
 from pathlib import Path
 
-from diffussm_jax.config.paths import FOLDER
+from diffussm_jax.config.paths import FOLDER, HUB, PARQUET, parse_hub_name
 
 
 def portable_name(name: str) -> str:
     """Reduce the path of a folder to its last part, and leave other names as they are.
 
-    Where a folder lies differs from machine to machine.
+    Where a folder lies differs from machine to machine. A name on the hub loses its revision: the
+    fingerprint says whether the images are the same.
     """
-    folder = Path(name.removeprefix(FOLDER))
-    if name.startswith(FOLDER):
-        return FOLDER + folder.resolve().name
+    for prefix in (FOLDER, PARQUET):
+        if name.startswith(prefix):
+            return prefix + Path(name.removeprefix(prefix)).resolve().name
+    hub = parse_hub_name(name)
+    if hub is not None:
+        return f"{HUB}{hub.repository}" + (f":{hub.config}" if hub.config else "")
+    folder = Path(name)
     return folder.resolve().name if folder.is_dir() else name

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import numpy as np
@@ -12,13 +12,16 @@ import tensorflow_datasets as tfds
 from jaxtyping import Int
 
 from diffussm_jax.config import Config, DataConfig
+from diffussm_jax.config.paths import is_parquet
 from diffussm_jax.data import transforms
 from diffussm_jax.data.buckets import Sizes, assign, read_sizes
 from diffussm_jax.data.builders import make_builder, prepare
 from diffussm_jax.data.datasets.image_folder import image_folder_dataset_builder
 from diffussm_jax.data.faults import BadRecordError
-from diffussm_jax.data.fingerprint import of_records
+from diffussm_jax.data.fingerprint import Fingerprint, of_records
 from diffussm_jax.data.names import portable_name
+from diffussm_jax.data.parquet import ParquetSplit
+from diffussm_jax.data.parquet_files import no_split
 from diffussm_jax.data.prepared import require_complete, require_description
 from diffussm_jax.data.remote_records import parallel_reads_of
 from diffussm_jax.errors import UserError
@@ -133,6 +136,24 @@ class Buckets:
         return source.example(run.index(index), mirrored=mirrored)
 
 
+class Images(NamedTuple):
+    """The images of a split, before they are decoded.
+
+    Attributes:
+        records: each has `image`, the bytes of a file, and may have `label` and `file_name`.
+        name: of the data set, the same on every machine.
+        kept: a folder, which need not exist, for what is derived from them.
+        facts: what data.json says of them besides.
+    """
+
+    records: Sequence[dict[str, Any]]
+    name: str
+    class_names: list[str] | None
+    fingerprint: Fingerprint
+    kept: Path
+    facts: dict[str, Any]
+
+
 def open_images(config: Config, split: str) -> ImageSource | Buckets:
     """Open the images of a data set's split, also where the model trains on latents.
 
@@ -142,39 +163,55 @@ def open_images(config: Config, split: str) -> ImageSource | Buckets:
         UserError: the data set or split does not exist, is not prepared, or does not fit the
             config.
     """
-    builder = make_builder(config.data)
-    prepare(config.data, builder)
+    data = config.data
+    images = (_open_parquet if is_parquet(data.name) else _open_prepared)(data, split)
+    check_num_classes(data, images.class_names)
+    records, num_images = images.records, len(images.records)
+    if data.in_memory and data.space == "pixels":
+        logger.info("reading %d records of %s into memory", num_images, images.name)
+        records = list(records)
+    facts = {
+        "source": f"{images.name}, {num_images} images",
+        "class_names": images.class_names,
+        "fingerprint": dataclasses.asdict(images.fingerprint),
+    } | images.facts
+    if data.buckets is None:
+        return ImageSource(records, data, facts=facts)
+    kept = images.kept / f"sizes-{quote(split, safe='')}.npy"
+    sizes = read_sizes(records, kept, field="config.data.data_dir")
+    return Buckets(list(_buckets(records, sizes, data, facts)))
+
+
+def _open_prepared(config: DataConfig, split: str) -> Images:
+    builder = make_builder(config)
+    prepare(config, builder)
     require_description(builder)
     try:
         num_images = builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
-        known = ", ".join(builder.info.splits)
-        raise UserError(
-            f"data set {config.data.name!r} has no split {split!r}; it has {known} and their "
-            "slices, as train[:99%]"
-        ) from error
+        raise no_split(config.name, split, builder.info.splits) from error
     if not num_images:
-        raise UserError(f"split {split!r} of data set {config.data.name!r} has no images")
+        raise UserError(f"split {split!r} of data set {config.name!r} has no images")
     require_complete(builder, split)
     records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    if config.data.in_memory and config.data.space == "pixels":
-        logger.info("reading %d records of %s into memory", num_images, builder.name)
-        records = list(records)
     if isinstance(builder, image_folder_dataset_builder.Builder):
-        fingerprint, name = builder.fingerprint(), portable_name(config.data.name)
+        fingerprint, name = builder.fingerprint(), portable_name(config.name)
     else:
         name = builder.info.full_name
         fingerprint = of_records(name, records)
-    facts = {
-        "source": f"{name}, {num_images} images",
-        "class_names": _class_names(config.data, builder),
-        "fingerprint": dataclasses.asdict(fingerprint),
-    }
-    if config.data.buckets is None:
-        return ImageSource(records, config.data, facts=facts)
-    kept = Path(builder.data_dir) / f"sizes-{quote(split, safe='')}.npy"
-    sizes = read_sizes(records, kept, field="config.data.data_dir")
-    return Buckets(list(_buckets(records, sizes, config.data, facts)))
+    features = builder.info.features
+    names = list(features["label"].names) if "label" in features else None
+    return Images(records, name, names, fingerprint, Path(builder.data_dir), {})
+
+
+def _open_parquet(config: DataConfig, split: str) -> Images:
+    opened = ParquetSplit(config, split)
+    name, fingerprint = portable_name(config.name), opened.fingerprint()
+    root = Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    kept = root / "parquet" / fingerprint.sha256[:16]
+    return Images(
+        opened.records(), name, opened.class_names(), fingerprint, kept, opened.files.facts
+    )
 
 
 def _buckets(
@@ -191,13 +228,6 @@ def _buckets(
         logger.info("%d images are cropped to %d x %d", len(indices), *sides)
         bucket = dataclasses.replace(config, image_size=sides)
         yield ImageSource(records, bucket, facts=facts, indices=indices)
-
-
-def _class_names(config: DataConfig, builder: tfds.core.DatasetBuilder) -> list[str] | None:
-    features = builder.info.features
-    names = list(features["label"].names) if "label" in features else None
-    check_num_classes(config, names)
-    return names
 
 
 def check_num_classes(config: DataConfig, class_names: Sequence[str] | None) -> None:

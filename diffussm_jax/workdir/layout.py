@@ -44,6 +44,7 @@ MAY_DIFFER = frozenset(
         "diffusion.clip_x0",  # of samples
         "data.eval_split",
         "data.data_dir",
+        "data.parquet_cache_gb",
         "data.latents_dir",
         "data.shard_size",  # of an encoding
         "data.cache_gb",

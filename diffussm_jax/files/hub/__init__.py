@@ -1,0 +1,1 @@
+"""The Hugging Face hub: addresses of repositories, their files here, and exports pushed there."""
