@@ -7,18 +7,24 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffussm_jax.config import Config, MeshConfig, parsing
 from diffussm_jax.config.paths import FilePath
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.exporting.model_file import model_file
+from diffussm_jax.exporting.web.folder import page_files, write_page
 from diffussm_jax.files import writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.data_facts import read_all_facts
-from diffussm_jax.workdir.weights import load_weights, require_export_or_new, write_export
+from diffussm_jax.workdir.weights import (
+    Weights,
+    load_weights,
+    require_export_or_new,
+    write_export,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +48,25 @@ def export(config: Config, workdir: Path) -> None:
     if not is_first():
         return
     facts, exported = read_all_facts(workdir), _without_paths(weights.config)
+    page = _page(config, weights._replace(params=unflatten_dict(tensors, sep=".")))
     with writing_to(folder, field="config.export.folder"):
         write_export(folder, exported, facts, tensors, weights.step, _programs(config))
+        write_page(folder / layout.PAGE_FOLDER, page)
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
 
 
 def _programs(config: Config) -> dict[str, str]:
     """The texts of the files besides those of every export, by name."""
     match config.export.format:
-        case "jax":
-            return {}
         case "torch":
             return {layout.PYTORCH_FILE: model_file(config)}
+        case _:
+            return {}
+
+
+def _page(config: Config, weights: Weights) -> dict[str, bytes]:
+    """The files of the page, by name; none where another format is asked for."""
+    return page_files(weights, config) if config.export.format == "web" else {}
 
 
 def _without_paths(config: Config) -> Config:

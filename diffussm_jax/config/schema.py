@@ -191,7 +191,8 @@ class ExportConfig:
     """What `--mode=export` writes, and where."""
 
     # torch adds a model.py that draws from the export with PyTorch alone (docs/pytorch.md).
-    format: Literal["jax", "torch"] = "jax"
+    # web adds a folder, web, with a page that draws in browsers (docs/web.md).
+    format: Literal["jax", "torch", "web"] = "jax"
     folder: FilePath | None = None  # None is `export` in the work directory
 
 

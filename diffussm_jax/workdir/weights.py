@@ -8,6 +8,7 @@ config.json         the config of the run, without the paths of the machine it r
 data.json           the names of the classes, and what the data was made of
 README.md           a model card
 model.py            where it was asked for: draws from the others with PyTorch alone
+web                 likewise: a page that draws in browsers, without the others
 """
 
 import dataclasses
@@ -177,7 +178,7 @@ def require_export_or_new(folder: Path, *, named: str) -> None:
     ours = {layout.CONFIG_FILE, *layout.OUTPUTS}
     kept = (".git", "LICENSE") if (folder / layout.EXPORT_FILE).exists() else ()  # of its publisher
     if (folder / layout.EXPORT_FILE).exists() or _has_config(folder):
-        ours |= {layout.EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES, *PROGRAMS}
+        ours |= {layout.EXPORT_FILE, CARD_FILE, NEW_CARD_FILE, *CHECKED_FILES, *PROGRAMS, layout.PAGE_FOLDER}
     elif (folder / layout.CONFIG_FILE).exists():
         ours.remove(layout.CONFIG_FILE)  # another program's, which calls its files as this one does
 
