@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffussm_jax.config import Config, MeshConfig, parsing
+from diffussm_jax.config import Config, ExportConfig, MeshConfig, parsing
 from diffussm_jax.config.paths import FilePath
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.exporting.model_file import model_file
@@ -48,16 +48,17 @@ def export(config: Config, workdir: Path) -> None:
     if not is_first():
         return
     facts, exported = read_all_facts(workdir), _without_paths(weights.config)
+    programs = _programs(exported, config.export)
     page = _page(config, weights._replace(params=unflatten_dict(tensors, sep=".")))
     with writing_to(folder, field="config.export.folder"):
-        write_export(folder, exported, facts, tensors, weights.step, _programs(config))
+        write_export(folder, exported, facts, tensors, weights.step, programs)
         write_page(folder / layout.PAGE_FOLDER, page)
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
 
 
-def _programs(config: Config) -> dict[str, str]:
+def _programs(config: Config, options: ExportConfig) -> dict[str, str]:
     """The texts of the files besides those of every export, by name."""
-    match config.export.format:
+    match options.format:
         case "torch":
             return {layout.PYTORCH_FILE: model_file(config)}
         case _:

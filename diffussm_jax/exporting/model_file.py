@@ -1,13 +1,18 @@
 """The model.py of an export: parts of `exporting.pytorch`, put into one file that needs PyTorch."""
 
 import ast
+import logging
 import sys
 import textwrap
 from importlib import resources
 
 from diffussm_jax.config import Config
 
+logger = logging.getLogger(__name__)
+
 PARTS = "diffussm_jax.exporting.pytorch"
+# Options of the sample section that change images, and that model.py does not have.
+LEFT_OUT = ("image_size", "wrap", "window_overlap", "autoguidance", "dtype")
 _PARTS_OF_MIXERS = {
     "attention": ["attention"],
     "s4d": ["s4d", "s4d_mixer"],
@@ -24,7 +29,11 @@ Or `from model import load, to_uint8` and `to_uint8(load().sample(classes=[0, 1]
 
 
 def model_file(config: Config) -> str:
-    """The text of the model.py of a config's model."""
+    """The text of the model.py of a config's model; a warning names what it will not draw with."""
+    for name in LEFT_OUT:
+        value = getattr(config.sample, name)
+        if value not in (None, config.data.image_size):
+            logger.warning("model.py draws without sample.%s = %r", name, value)
     return assemble(parts_of(config))
 
 
