@@ -19,12 +19,7 @@ from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.data_facts import read_all_facts
-from diffussm_jax.workdir.weights import (
-    Weights,
-    load_weights,
-    require_export_or_new,
-    write_export,
-)
+from diffussm_jax.workdir.weights import Weights, load_weights, require_export_or_new, write_export
 
 logger = logging.getLogger(__name__)
 
