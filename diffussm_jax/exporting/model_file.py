@@ -78,7 +78,8 @@ def _add_names(names: dict[str, set[str]], node: ast.Import | ast.ImportFrom) ->
 
 def _imports(names: dict[str, set[str]]) -> str:
     """Import statements in isort's order: the standard library, then PyTorch."""
-    ours, theirs = [], []
+    ours: list[str] = []
+    theirs: list[str] = []
     for module, imported in names.items():
         group = ours if module.split(".")[0] in sys.stdlib_module_names else theirs
         if "" in imported:
