@@ -1,6 +1,6 @@
 """`--mode=export`: write the EMA weights of a run to a folder to keep or publish.
 
-`workdir/weights.py` describes the files.
+`workdir/exports.py` describes the files.
 """
 
 import dataclasses
@@ -12,16 +12,23 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from diffussm_jax.config import Config, ExportConfig, MeshConfig, parsing
 from diffussm_jax.config.paths import FilePath
 from diffussm_jax.data.names import portable_name
+from diffussm_jax.errors import UserError
 from diffussm_jax.exporting.model_file import model_file
+from diffussm_jax.exporting.publishing import publish, require_pushable
 from diffussm_jax.exporting.web.folder import page_files, write_page
 from diffussm_jax.files import writing_to
+from diffussm_jax.files.hub.address import SCHEME, is_address, is_repository
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.data_facts import read_all_facts
-from diffussm_jax.workdir.weights import Weights, load_weights, require_export_or_new, write_export
+from diffussm_jax.workdir.exports import require_export_or_new, write_export
+from diffussm_jax.workdir.weights import Weights, load_weights
 
 logger = logging.getLogger(__name__)
+
+_NEEDED = ("sample.autoguidance", "autoencoder.name")  # to draw as the run does
 
 
 def export(config: Config, workdir: Path) -> None:
@@ -38,17 +45,21 @@ def export(config: Config, workdir: Path) -> None:
     folder = Path(named) if named else workdir / "export"
     if is_first():
         require_export_or_new(folder, named=f"config.export.folder: {folder}")
+        require_pushable(config.export, folder)
+    exported = _without_paths(layout.read_config(workdir), config)
     weights = load_weights(workdir)
     tensors = {name: to_host(x) for name, x in flatten_dict(weights.params, sep=".").items()}
     if not is_first():
         return
-    facts, exported = read_all_facts(workdir), _without_paths(weights.config)
-    programs = _programs(exported, config.export)
+    facts, programs = read_all_facts(workdir), _programs(exported, config.export)
     page = _page(config, weights._replace(params=unflatten_dict(tensors, sep=".")))
+    place = "FOLDER" if config.export.push_to is None else f"{SCHEME}{config.export.push_to}"
     with writing_to(folder, field="config.export.folder"):
-        write_export(folder, exported, facts, tensors, weights.step, programs)
+        write_export(folder, exported, facts, tensors, weights.step, programs, place=place)
         write_page(folder / layout.PAGE_FOLDER, page)
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
+    if config.export.push_to is not None:
+        publish(config.export, folder, step=weights.step)
 
 
 def _programs(config: Config, options: ExportConfig) -> dict[str, str]:
@@ -65,14 +76,33 @@ def _page(config: Config, weights: Weights) -> dict[str, bytes]:
     return page_files(weights, config) if config.export.format == "web" else {}
 
 
-def _without_paths(config: Config) -> Config:
+def _without_paths(config: Config, command: Config) -> Config:
     """A config for other machines: on any devices, and without folders but their names.
 
     The guide's folder stays: without it `sample.cfg_scale` would be the scale of something else.
+
+    Args:
+        command: where it names the guide or the autoencoder on the hub, that name is taken.
+
+    Raises:
+        UserError: the export is pushed, and one of these is a folder of this machine.
     """
     for field in parsing.field_names(Config):
-        is_path = parsing.find_type(Config, field) == FilePath | None
-        if is_path and field != "sample.autoguidance":
-            config = parsing.with_option(config, field, "None")
+        value = parsing.get_field(config, field)
+        if field in _NEEDED:
+            given = parsing.get_field(command, field)
+            value = value if given is None or _is_local(given) else given
+            if value is not None and _is_local(value) and command.export.push_to is not None:
+                raise UserError(
+                    f"config.{field}: {value} is a folder of this machine, which those who load "
+                    f"from the hub do not have: push it and name it --config.{field}=hf://USER/NAME"
+                )
+            config = parsing.with_fields(config, {field: value})
+        elif parsing.find_type(Config, field) == FilePath | None and not is_address(str(value)):
+            config = parsing.with_fields(config, {field: None})
     data = dataclasses.replace(config.data, name=portable_name(config.data.name))
     return dataclasses.replace(config, data=data, mesh=MeshConfig())
+
+
+def _is_local(name: str) -> bool:
+    return not is_address(name) and (as_path(name).is_dir() or not is_repository(name))

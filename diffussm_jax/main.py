@@ -4,6 +4,7 @@ python -m diffussm_jax.main --config=configs/digits.py --workdir=runs/digits [--
 """
 
 import contextlib
+import dataclasses
 import errno
 import importlib
 import logging
@@ -30,11 +31,14 @@ from diffussm_jax.config import Config, config_file, from_dict, parsing
 from diffussm_jax.config.paths import expand
 from diffussm_jax.data.placement import require_apart
 from diffussm_jax.errors import CommandEnd, UserError
+from diffussm_jax.files.hub.address import is_address, parse
 from diffussm_jax.files.paths import as_path
 from diffussm_jax.parallel.distributed import find_processes, joined
 from diffussm_jax.parallel.libtpu import let_libtpu_compile
 from diffussm_jax.parallel.roll_call import Processes
 from diffussm_jax.parallel.settings import start_jax
+from diffussm_jax.workdir import layout
+from diffussm_jax.workdir.mirror import mirror
 
 
 class Mode(NamedTuple):
@@ -46,15 +50,16 @@ class Mode(NamedTuple):
 
     workdir: Literal["needed", "optional", "unused"]
     is_alone: bool = False  # whether it is never a job of several processes
+    needs_run: bool = False  # whether an export does not do
 
 
 MODES = {
-    "train": Mode("needed"),
+    "train": Mode("needed", needs_run=True),
     "sample": Mode("needed"),
     "evaluate": Mode("needed"),
     "refstats": Mode("optional"),
     "export": Mode("needed"),
-    "replay": Mode("needed"),
+    "replay": Mode("needed", needs_run=True),
     "inspect": Mode("needed", is_alone=True),
     "edit": Mode("needed"),
     "encode": Mode("unused"),
@@ -96,6 +101,9 @@ def main(argv: list[str]) -> None:
         processes = _find_processes()
         _start_logging(processes)
         with joined(processes, timeout=_START_TIMEOUT.value), errors_in_one_line():
+            if _WORKDIR.value and is_address(_WORKDIR.value):
+                log = logging.getLogger("diffussm_jax")
+                log.info("outputs of --workdir=%s go to %s", _WORKDIR.value, workdir)
             _run(config, workdir)
 
 
@@ -160,14 +168,18 @@ def read_run(argv: list[str]) -> tuple[Config, Path | None]:
     for flag in (_CONFIG, _WORKDIR, *_OPTIONS.values()):
         if isinstance(flag.value, str) and flag.value.startswith("--"):
             raise UserError(f"--{flag.name} has no value before {flag.value}")
-    if not _CONFIG.value:
+    if not _CONFIG.value and (_MODE.value == "train" or not _WORKDIR.value):
         raise UserError("--config is missing: give a file, as --config=configs/digits.py")
     if not _WORKDIR.value and MODES[_MODE.value].workdir == "needed":
         raise UserError(
             "--workdir is missing: give the folder of the run, as --workdir=runs/digits"
         )
+    given = config_file.load(_CONFIG.value) if _CONFIG.value else None
     options = {field: flag.value for field, flag in _OPTIONS.items() if flag.present}
-    config, workdir = from_dict(config_file.load(_CONFIG.value), options), _find_workdir()
+    config = from_dict(given, options) if given is not None else Config()
+    workdir = _find_workdir()
+    if given is None and workdir is not None:  # the config of the run or the export there
+        config = from_dict(dataclasses.asdict(layout.read_config(workdir)), options)
     if config.plan.search and _MODE.value != "plan":
         raise UserError(f"config.plan.search=True needs --mode=plan, got --mode={_MODE.value}")
     require_apart(config, workdir)
@@ -181,6 +193,13 @@ def _find_workdir() -> Path | None:
         name = expand(_WORKDIR.value)
     except UserError as error:
         raise UserError(f"--workdir={_WORKDIR.value}: {error}") from error
+    if is_address(name) and not MODES[_MODE.value].needs_run:
+        return mirror(parse(name))
+    if is_address(name):
+        raise UserError(
+            f"--workdir={name}: --mode={_MODE.value} needs a folder that it can write to; "
+            f"--config.training.init_from={name} begins a run from the weights there"
+        )
     return as_path(name)
 
 

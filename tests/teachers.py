@@ -5,7 +5,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from diffussm_jax.config import from_dict
-from diffussm_jax.workdir.weights import write_export
+from diffussm_jax.workdir.exports import write_export
 from tests.conftest import TINY_MODEL
 from tests.models.tiny import randomized
 

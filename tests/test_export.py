@@ -13,7 +13,8 @@ from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
 from diffussm_jax.export import export
 from diffussm_jax.files import read_tensors
-from diffussm_jax.workdir.weights import CHECKED_FILES, load_export, load_weights
+from diffussm_jax.workdir.exports import CHECKED_FILES
+from diffussm_jax.workdir.weights import load_export, load_weights
 from tests.conftest import merge
 
 

@@ -12,14 +12,17 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
-from huggingface_hub import snapshot_download
 
 from diffussm_jax.autoencoder.network import AutoencoderKL, AutoencoderKLConfig
 from diffussm_jax.config.parsing import ConfigError, from_object, read_as
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import read_tensors, sha256_of, write_json
+from diffussm_jax.files.hub.address import SCHEME, is_address, parse
+from diffussm_jax.files.hub.snapshot import fetch
+from diffussm_jax.files.paths import as_path
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "diffusion_pytorch_model.safetensors"
+FILES = (CONFIG_FILE, WEIGHTS_FILE)
 # A config with larger numbers is damaged.
 MAX_NUMBER = 2**16
 MAX_LAYERS = 64
@@ -95,22 +98,21 @@ def find_autoencoder(name: str) -> Path:
     """Find the folder of an autoencoder.
 
     Args:
-        name: a folder, or the id of a repository on the hub such as `stabilityai/sd-vae-ft-ema`,
-            which is downloaded once.
+        name: a folder, or a repository on the hub such as `stabilityai/sd-vae-ft-ema` or
+            `hf://stabilityai/sd-vae-ft-ema@REVISION`, which is downloaded once.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or cannot be downloaded.
     """
-    folder = Path(name)
     try:
-        if folder.is_dir():
-            return folder
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]))
-    except Exception as error:
+        if not is_address(name) and as_path(name).is_dir():
+            return as_path(name)
+        address = parse(name if is_address(name) else f"{SCHEME}{name}")
+        return fetch(address, FILES, required=FILES)
+    except (ValueError, OSError) as error:  # a ValueError: a UserError, or a NUL in the name
         raise UserError(
             f"config.autoencoder.name: {name!r} is no folder and could not be fetched from the "
-            f"hub ({type(error).__name__}): put its {CONFIG_FILE} and {WEIGHTS_FILE} in a folder "
-            "and name that"
+            f"hub: {error}; or put its {CONFIG_FILE} and {WEIGHTS_FILE} in a folder and name that"
         ) from error
 
 

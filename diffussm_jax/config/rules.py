@@ -5,6 +5,7 @@ import math
 from diffussm_jax.config import parsing
 from diffussm_jax.config.data_rules import check_data
 from diffussm_jax.config.editing_rules import check_editing
+from diffussm_jax.config.export_rules import check_export
 from diffussm_jax.config.learning_rules import check_distillation, check_guidance
 from diffussm_jax.config.parsing import require
 from diffussm_jax.config.schema import Config
@@ -88,6 +89,7 @@ def check(config: Config) -> None:
     _check_labels(config)
     _check_inspection(config)
     check_editing(config)
+    check_export(config)
     demand = "be None where plan.search is False"
     is_searched = config.plan.search or config.plan.search_batch_sizes is None
     require(is_searched, "plan.search_batch_sizes", demand, config.plan.search_batch_sizes)

@@ -194,6 +194,11 @@ class ExportConfig:
     # web adds a folder, web, with a page that draws in browsers (docs/web.md).
     format: Literal["jax", "torch", "web"] = "jax"
     folder: FilePath | None = None  # None is `export` in the work directory
+    # USER/NAME of a repository on the Hugging Face hub, which gets the export as one commit and is
+    # made where it is not there (docs/hub.md).
+    push_to: str | None = None
+    push_public: bool = False  # whether a repository that is new is public
+    push_dry_run: bool = False  # whether to say only what would be pushed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,8 @@ from diffussm_jax.convert.torch_file import read_torch
 from diffussm_jax.errors import UserError
 from diffussm_jax.models.dit import position_code
 from diffussm_jax.training.state import abstract_model
-from diffussm_jax.workdir.weights import require_same_tensors, write_export
+from diffussm_jax.workdir.exports import write_export
+from diffussm_jax.workdir.weights import require_same_tensors
 
 # Our name of a layer, and its name in the released code.
 LAYERS = {

@@ -24,7 +24,7 @@ from diffussm_jax.shapes import Closed
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.data_facts import read_data_facts
 from diffussm_jax.workdir.same_process import OF_THE_PROCESS, require_same
-from diffussm_jax.workdir.weights import Weights, load_weights
+from diffussm_jax.workdir.weights import Weights, load_weights, naming
 
 Decoder = Callable[[jax.Array, Closed], jax.Array]  # of images that are closed along these axes
 Drawn = ImageArray | LatentArray
@@ -118,7 +118,8 @@ class Generator:
         if folder is None:
             return None
         if folder not in self._guides:
-            guide = load_weights(Path(folder), mesh=self._mesh)
+            with naming("config.sample.autoguidance"):
+                guide = load_weights(folder, mesh=self._mesh)
             named = f"config.sample.autoguidance: {folder}"
             mend = "use a worse version of the same model"
             require_same(self._config, guide.config, OF_THE_PROCESS, named=named, mend=mend)

@@ -19,6 +19,7 @@ from diffussm_jax.config import Config, SampleConfig
 from diffussm_jax.config.editing_rules import require_editable
 from diffussm_jax.config.paths import expand
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.settings import start_jax
 from diffussm_jax.sampling.edit_sources import Sources, make_sources, num_results
@@ -198,6 +199,8 @@ def load(
 ) -> TrainedModel:
     """Load the model of a work directory or an export.
 
+    An export may be on the hub: `hf://USER/NAME@REVISION`, or without a revision the newest.
+
     In a job of several processes each has the complete model on its own devices.
 
     Args:
@@ -212,7 +215,7 @@ def load(
     Raises:
         UserError: there is no run, no such checkpoint, or it or the config is of another model.
     """
-    workdir = Path(expand(str(workdir)))
+    workdir = as_path(expand(str(workdir)))
     if not isinstance(step, (Integral, NoneType)):
         raise UserError(f"step must be an integer, got {step!r}")
     own = layout.read_config(workdir)

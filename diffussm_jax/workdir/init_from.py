@@ -16,7 +16,7 @@ from diffussm_jax.config import Config, SampleConfig, parsing
 from diffussm_jax.config.drawn import carried_over, side_ratios
 from diffussm_jax.errors import UserError
 from diffussm_jax.training.state import TrainState
-from diffussm_jax.workdir.weights import Weights, load_weights
+from diffussm_jax.workdir.weights import Weights, load_weights, naming
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ def init_from(
             another shape.
     """
     assert config.training.init_from is not None
-    weights = load_weights(config.training.init_from, mesh=mesh)
+    with naming("config.training.init_from"):
+        weights = load_weights(config.training.init_from, mesh=mesh)
     ours, theirs = (flatten_dict(x, sep=".") for x in (state.params, weights.params))
     has_same_classes = _has_same_classes(class_names, weights)
     verdicts = {

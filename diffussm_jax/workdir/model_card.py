@@ -34,12 +34,12 @@ tags: [diffusion, {model}]
 ```python
 import diffussm_jax
 
-model = diffussm_jax.load("FOLDER")  # of this file
+model = diffussm_jax.load("{place}")
 images = model.sample({example}, steps={steps}, seed=0)
 diffussm_jax.save_grid(images, "samples.png")
 ```
 
-To train on from these weights: `--config.training.init_from=FOLDER`.
+To train on from these weights: `--config.training.init_from={place}`.
 Scores, intended use, limits and licence: not stated; whoever publishes these weights should.
 """
 
@@ -52,8 +52,14 @@ _ABOUT = {
 }
 
 
-def model_card(config: Config, facts: DataFacts, *, step: int, num_parameters: int) -> str:
-    """Markdown that says what the weights are, how they were trained and how to draw samples."""
+def model_card(
+    config: Config, facts: DataFacts, *, step: int, num_parameters: int, place: str = "FOLDER"
+) -> str:
+    """Markdown that says what the weights are, how they were trained and how to draw samples.
+
+    Args:
+        place: the name of their folder, or of their repository as `hf://USER/NAME`.
+    """
     model, data = config.model, config.data
     height, width, channels = config.grid
     conditional = bool(data.num_classes)
@@ -71,6 +77,7 @@ def model_card(config: Config, facts: DataFacts, *, step: int, num_parameters: i
         source=facts.source,
         classes=_classes(data.num_classes, facts.class_names),
         step=step,
+        place=place,
         batch_size=config.training.batch_size,
         ema_decay=config.training.ema_decay,
         process=_process(config),

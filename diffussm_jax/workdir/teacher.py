@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,12 +11,13 @@ from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.training.state import TrainState, abstract_model
 from diffussm_jax.training.step import TrainStep, compile_train_step
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.data_facts import read_all_facts
 from diffussm_jax.workdir.same_process import OF_THE_PROCESS, require_same
-from diffussm_jax.workdir.weights import load_weights, params_sha256
+from diffussm_jax.workdir.weights import load_weights, naming, params_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def open_teacher(config: Config, mesh: Mesh, workdir: Path) -> Teacher | None:
         return None
     taught = read_teacher_config(config)
     graphdef, _ = abstract_model(taught, mesh)
-    with _naming_the_field():
+    with naming(_FIELD):
         weights = load_weights(folder, mesh=mesh)
     logger.info("the teacher is the EMA of step %d of %s", weights.step, folder)
     digest = params_sha256(weights.params)
@@ -61,15 +60,15 @@ def read_teacher_config(config: Config) -> Config:
     Raises:
         UserError: it cannot be read, or the teacher's task is not the student's.
     """
-    folder = Path(str(config.training.teacher))
-    with _naming_the_field():
+    with naming(_FIELD):
+        folder = as_path(str(config.training.teacher))
         teacher = layout.read_config(folder)
     fields = [*OF_THE_PROCESS, "diffusion.variance", "data.space"]
     if config.data.space == "latents":
         fields.append("autoencoder.scale")
     if all("attention" in c.model.pattern and c.model.name == "dit" for c in (config, teacher)):
         fields.append("model.num_heads")  # no shape tells it
-    named = f"{_FIELD}: {folder}"
+    named = f"{_FIELD}: {config.training.teacher}"
     require_same(config, teacher, fields, named=named, mend="a teacher has the same task")
     if config.distill.features:
         fields = ["model.levels", "model.depth", "model.width", "model.patch_size"]
@@ -125,12 +124,3 @@ def _require_same_as_before(workdir: Path, sha256: str) -> None:
             f"{str(before)[:12]}, now {sha256[:12]}): name that one again, or use another work "
             "directory"
         )
-
-
-@contextmanager
-def _naming_the_field() -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        reason = str(error).removeprefix("--workdir=")
-        raise UserError(f"{_FIELD}: {reason}") from error

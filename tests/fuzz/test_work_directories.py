@@ -15,7 +15,8 @@ from diffussm_jax.files import sha256_of
 from diffussm_jax.replay import replay
 from diffussm_jax.sample import sample
 from diffussm_jax.workdir.data_facts import read_data_facts
-from diffussm_jax.workdir.weights import CHECKED_FILES, load_export
+from diffussm_jax.workdir.exports import CHECKED_FILES
+from diffussm_jax.workdir.weights import load_export
 from tests.conftest import merge
 from tests.fuzz.one_line import JSON_DAMAGE, SAFETENSORS, error_of, files_of
 
