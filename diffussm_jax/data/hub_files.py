@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from huggingface_hub import HfApi, errors, snapshot_download
+from huggingface_hub import HfApi, errors, get_cached_repo_tree, snapshot_download
 
 from diffussm_jax.config.paths import HubName
 from diffussm_jax.errors import UserError
@@ -17,6 +17,7 @@ CONVERTED = "refs/convert/parquet"  # where the hub keeps its own conversion of 
 _SERVER_ERRORS = 500  # and above
 
 Choice = Callable[[Iterable[str]], list[str]]
+Listing = tuple[str | None, list[str]]  # a revision, and the names of its files
 
 
 class Snapshot(NamedTuple):
@@ -40,64 +41,60 @@ def fetch(name: HubName, choose: Choice, *, named: str, is_offline: bool = False
         UserError: there is no such repository, revision, access or network.
     """
     with in_one_line(named):
-        if not is_offline:
-            try:
-                return _download(name, choose, named=named)
-            except UserError:
-                raise
-            except errors.HfHubHTTPError as error:
-                if error.response.status_code < _SERVER_ERRORS:
-                    raise
-                reason: Exception = error
-            # Those of its transport, whose module depends on its version.
-            except Exception as error:  # noqa: BLE001
-                reason = error
-            logger.warning("%s: the hub cannot be asked (%s)", named, type(reason).__name__)
-        return _find_in_cache(name)
+        listing = None if is_offline else _ask(name, named=named)
+        is_cached = listing is None
+        revision, files = listing or _find_in_cache(name)
+        if not any(map(_is_parquet, files)):
+            raise UserError(f"{named} has no parquet, and the hub has converted none")
+        if revision != name.revision:
+            logger.info("%s has no parquet: taking what the hub has converted", named)
+        folder = snapshot_download(
+            name.repository,
+            repo_type="dataset",
+            revision=revision,
+            allow_patterns=choose(files),
+            local_files_only=is_cached,
+        )
+    return Snapshot(Path(folder), Path(folder).name)  # the cache names its folders by commits
 
 
-def _download(name: HubName, choose: Choice, *, named: str) -> Snapshot:
-    api, revision = HfApi(), name.revision
-    files = _list(api, name.repository, revision)
-    if not any(_is_parquet(x) for x in files) and revision is None:
-        revision = CONVERTED
+def _ask(name: HubName, *, named: str) -> Listing | None:
+    """The files of a repository, or of the hub's conversion; None where the hub cannot be asked."""
+    try:
+        for revision in _revisions(name):
+            siblings = HfApi().dataset_info(name.repository, revision=revision).siblings or []
+            files = [x.rfilename for x in siblings]
+            if any(map(_is_parquet, files)):
+                break
+    except errors.RevisionNotFoundError:
+        if revision == name.revision:
+            raise
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code < _SERVER_ERRORS:
+            raise
+        logger.warning("%s: the hub answers %d", named, error.response.status_code)
+        return None
+    # Those of its transport, whose module depends on its version.
+    except Exception as error:  # noqa: BLE001
+        logger.warning("%s: the hub cannot be asked (%s)", named, type(error).__name__)
+        return None
+    return revision, files
+
+
+def _find_in_cache(name: HubName) -> Listing:
+    """The files of the revision that was downloaded last, whether or not all of them were."""
+    for revision in _revisions(name):
         try:
-            files = _list(api, name.repository, revision)
-        except errors.RevisionNotFoundError as error:
-            raise UserError(f"{named} has no parquet, and the hub has converted none") from error
-        logger.info("%s has no parquet: taking what the hub has converted", named)
-    chosen = choose(files)
-    folder = snapshot_download(
-        name.repository, repo_type="dataset", revision=revision, allow_patterns=chosen
-    )
-    return _snapshot(Path(folder))
+            tree = get_cached_repo_tree(name.repository, repo_type="dataset", revision=revision)
+        except errors.CachedRepoTreeNotFoundError:
+            continue
+        if any(_is_parquet(x.path) for x in tree):
+            return revision, [x.path for x in tree]
+    raise errors.LocalEntryNotFoundError(f"{name.repository} is not in the cache")
 
 
-def _list(api: HfApi, repository: str, revision: str | None) -> list[str]:
-    siblings = api.dataset_info(repository, revision=revision).siblings or []
-    return [x.rfilename for x in siblings]
-
-
-def _find_in_cache(name: HubName) -> Snapshot:
-    """The newest snapshot that was downloaded; LocalEntryNotFoundError where there is none."""
-    revisions = [name.revision] if name.revision else [None, CONVERTED]
-    missing: Exception | None = None
-    for revision in revisions:
-        try:
-            folder = snapshot_download(
-                name.repository, repo_type="dataset", revision=revision, local_files_only=True
-            )
-        except errors.LocalEntryNotFoundError as error:
-            missing = missing or error
-        else:
-            if any(Path(folder).rglob("*.parquet")):
-                return _snapshot(Path(folder))
-    assert missing is not None
-    raise missing
-
-
-def _snapshot(folder: Path) -> Snapshot:
-    return Snapshot(folder, folder.name)  # the cache names its folders by commits
+def _revisions(name: HubName) -> list[str | None]:
+    return [name.revision] if name.revision else [None, CONVERTED]
 
 
 def _is_parquet(name: str) -> bool:
