@@ -104,7 +104,7 @@ class Records(Sequence[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self._indices)
 
-    def __getitem__(self, index: Any) -> dict[str, Any]:
+    def __getitem__(self, index: Any) -> dict[str, Any]:  # type: ignore[override]
         """Read a record.
 
         Raises:
