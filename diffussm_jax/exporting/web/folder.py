@@ -50,20 +50,24 @@ def write_page(folder: Path, files: dict[str, bytes]) -> None:
 
 def page_facts(weights: Weights, config: Config) -> dict[str, Any]:
     """What the page's scripts read: the model, its classes, and the steps of each way to sample."""
-    num_classes, height_width_channels = config.data.num_classes, config.grid
-    is_clipped = config.diffusion.clip_x0 and config.diffusion.process != "mean_flow"
+    num_classes = config.data.num_classes
     return {
         "name": f"{'DiffuSSM' if config.model.name == 'diffussm' else 'DiT'} on {config.data.name}",
         "trainedSteps": weights.step,
-        "shape": height_width_channels,
+        "shape": config.grid,
         "numImages": NUM_IMAGES,
         "numTold": len(config.conditions),
         "classes": (weights.class_names or list(map(str, range(num_classes)))) or None,
         "isToldScale": config.guidance.max_scale is not None,
         "maxScale": config.guidance.max_scale,
         "scale": config.sample.cfg_scale,
-        "clip": is_clipped,
+        "clip": is_clipped(config),
         "numSteps": config.sample.steps,
         "sampler": config.sample.sampler,
         "paths": {num: [step._asdict() for step in steps(config, num)] for num in step_counts(config)},
     }
+
+
+def is_clipped(config: Config) -> bool:
+    """Whether each step clips its estimate of the image; a mean flow's has none to clip."""
+    return config.diffusion.clip_x0 and config.diffusion.process != "mean_flow"

@@ -7,6 +7,7 @@ made of the filter when the graph is loaded, and beyond 128 tokens a chain of su
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -185,7 +186,7 @@ def _inner(params: dict[str, Any]) -> ClosedJaxpr | None:
 
 def _compute(equation: Any, operands: list[Known]) -> list[Known]:
     with jax.ensure_compile_time_eval():
-        results = [np.asarray(x) for x in _bind(equation, [x.value for x in operands])]
+        results = [np.asarray(x) for x in _bind(equation, [jnp.asarray(x.value) for x in operands])]
     if equation.primitive.name not in REARRANGING:
         return list(map(_known, results))
     stored = sum(operand.stored for operand in operands)
@@ -197,7 +198,7 @@ def _traced(operand: Any) -> Any:
     if not isinstance(operand, Known):
         return operand
     if operand.origin is None or np.size(operand.value) <= MAX_GROWTH * operand.stored:
-        return operand.value
+        return jnp.asarray(operand.value)
     equation, operands = operand.origin
     return _bind(equation, [_traced(x) for x in operands])[0]
 
@@ -229,6 +230,8 @@ IN_PARTS: dict[str, Callable[..., Any]] = {"stack": _stack, "tile": _tile, "unst
 
 
 def _converter() -> Callable[..., Any]:
+    # It reports each of its plugins that a version of JAX has nothing for.
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     try:
         from jax2onnx import to_onnx
     except ImportError as error:

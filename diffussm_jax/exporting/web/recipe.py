@@ -20,7 +20,6 @@ from diffussm_jax.config import Config, SampleConfig
 from diffussm_jax.diffusion.flow import MIN_ALPHA, TIME_SCALE
 from diffussm_jax.diffusion.flow_samplers import sampling_times
 from diffussm_jax.diffusion.gaussian import make_gaussian
-from diffussm_jax.diffusion.path import Point
 from diffussm_jax.diffusion.samplers import SPACINGS
 from diffussm_jax.errors import UserError
 
@@ -119,15 +118,17 @@ def _step(config: Config, here: Place, there: Place, extrapolation: float) -> St
 
 
 def _x0_coefficients(config: Config, place: Place) -> tuple[float, float]:
-    """The factors a and b of x0 = a x - b prediction."""
+    """The factors a and b of x0 = a x - b prediction (`diffusion.path.Point.x0`)."""
     alpha, sigma, _ = place
-    if config.diffusion.process == "gaussian":
-        point, prediction = Point(alpha, sigma, -sigma, alpha), config.diffusion.prediction
-    else:
-        point = Point(max(alpha, MIN_ALPHA), sigma, -1.0, 1.0)
-        is_mean_flow = config.diffusion.process == "mean_flow"
-        prediction = "v" if is_mean_flow else config.diffusion.prediction
-    return float(point.x0(prediction, 0.0, 1.0)), -float(point.x0(prediction, 1.0, 0.0))
+    is_gaussian = config.diffusion.process == "gaussian"
+    match "v" if config.diffusion.process == "mean_flow" else config.diffusion.prediction:
+        case "x0":
+            return 0.0, -1.0
+        case "v":
+            return (alpha if is_gaussian else 1.0), sigma
+        case _:
+            alpha = alpha if is_gaussian else max(alpha, MIN_ALPHA)
+            return 1 / alpha, sigma / alpha
 
 
 def _places(config: Config, num_steps: int) -> list[Place]:

@@ -1,0 +1,57 @@
+"""Chromium without a window, driven by selenium, and a static server for it on loopback."""
+
+import contextlib
+import functools
+import http.server
+import shutil
+import threading
+
+import pytest
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Files of a folder, whatever this machine's table of types says; names are noted."""
+
+    extensions_map = http.server.SimpleHTTPRequestHandler.extensions_map | {
+        ".js": "text/javascript",
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder):
+    """The address of a folder."""
+    handler = functools.partial(Handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def find(name):
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is missing: apt-get install chromium chromium-driver, as .ci/run does")
+    return path
+
+
+@contextlib.contextmanager
+def browser(*arguments):
+    """Chromium; `get_log("browser")` has the console."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="make test-page installs it")
+    options = webdriver.ChromeOptions()
+    options.binary_location = find("chromium")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *arguments):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.ChromeService(find("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_script_timeout(120)
+    try:
+        yield driver
+    finally:
+        driver.quit()
