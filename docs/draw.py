@@ -46,7 +46,7 @@ PURPOSES = {
     "planning": "estimates by the TPU compiler",
     "inspection": "maps, filters, pictures",
     "editing": "folders, masks, results",
-    "exporting": "PyTorch files",
+    "exporting": "PyTorch files, pages",
     "sampling": "the compiled sampler, jobs, images",
     "workdir": "checkpoints, records and weights on disk",
     "training": "step, state, optimizer, averages",

@@ -13,7 +13,7 @@ from diffussm_jax.diffusion.samplers import START, image_noise
 from diffussm_jax.export import export
 from diffussm_jax.exporting.web.folder import NUM_IMAGES
 from diffussm_jax.sampling.inputs import image_keys
-from diffussm_jax.workdir.weights import write_export
+from diffussm_jax.workdir.exports import write_export
 from tests.conftest import merge
 from tests.exporting.chromium import browser, served
 from tests.models.tiny import randomized
@@ -63,6 +63,8 @@ def chromium():
 def page(run, chromium):
     """The page, after it has drawn by itself."""
     with served(run / "page/web") as address:
+        for log in ("browser", "performance"):
+            chromium.get_log(log)  # forgets what other pages left
         chromium.get(f"{address}/?device=cpu")
         wait_until_drawn(chromium)
         yield chromium
@@ -88,6 +90,11 @@ def draw(driver, **request):
     return np.array(result, np.uint8).reshape(NUM_IMAGES, 8, 8, 1)
 
 
+def fewest_steps(run):
+    facts = json.loads((run / "page/web/page.json").read_text())
+    return min(map(int, facts["paths"]))
+
+
 def in_jax(run, **options):
     """The images of seed 5 in JAX, and their noise."""
     model = diffussm_jax.load(run / "weights")
@@ -97,17 +104,16 @@ def in_jax(run, **options):
 
 
 def test_its_images_are_those_of_jax(run, page):
-    scales = {"cfg_scale": 2.5} if "digits" in run.name else {}
-    images, noise = in_jax(run, **scales)
-    num_steps = 10 if "digits" in run.name else 1
-    scale = scales.get("cfg_scale", 1)
-    ours = draw(page, noise=noise, labels=CLASSES, numSteps=num_steps, scale=scale)
+    scale = 2.5 if fewest_steps(run) > 1 else 1.0
+    images, noise = in_jax(run, steps=2 * fewest_steps(run), cfg_scale=scale)
+    options = {"numSteps": 2 * fewest_steps(run), "scale": scale}
+    ours = draw(page, noise=noise, labels=CLASSES, **options)
     assert images.std() > 20  # they are images of something
     assert np.abs(ours.astype(int) - images).max() <= 2
 
 
 def test_the_class_the_seed_and_the_steps_do_what_they_say(page, run):
-    options = {"labels": [3] * NUM_IMAGES, "numSteps": 2, "scale": 1}
+    options = {"labels": [3] * NUM_IMAGES, "numSteps": fewest_steps(run), "scale": 1}
     first = draw(page, seed=7, **options)
     np.testing.assert_array_equal(draw(page, seed=7, **options), first)
     assert (draw(page, seed=8, **options) != first).any()
@@ -127,8 +133,8 @@ def test_its_controls_draw(page):
     Select(page.find_element("name", "steps")).select_by_index(0)
     seed = page.find_element("name", "seed")
     seed.clear()
-    seed.send_keys("123", Keys.ENTER)  # without a pointer
     page.execute_script("document.getElementById('status').textContent = ''")
+    seed.send_keys("123", Keys.ENTER)  # without a pointer
     status = wait_until_drawn(page)
     assert "on the CPU" in status
     assert page.execute_script(canvas) != before
@@ -138,7 +144,9 @@ def test_its_controls_draw(page):
 
 def test_nothing_is_loaded_from_elsewhere_and_nothing_fails(page):
     entries = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    sent = [x["params"]["request"]["url"] for x in entries if x["method"] == "Network.requestWillBeSent"]
+    sent = [
+        x["params"]["request"]["url"] for x in entries if x["method"] == "Network.requestWillBeSent"
+    ]
     here = page.current_url.split("?")[0]
     assert sent
     assert not [url for url in sent if not url.startswith((here, "data:", "blob:" + here))]
@@ -146,14 +154,15 @@ def test_nothing_is_loaded_from_elsewhere_and_nothing_fails(page):
     assert not problems
 
 
+@pytest.mark.parametrize("run", ["mean_flow"], indirect=True)
 def test_the_network_runs_on_webgpu_too(run):
-    """By Chromium's WebGPU in software, which is slow."""
+    """By Chromium's WebGPU in software, which takes seconds for a call."""
     flags = "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"
     with served(run / "page/web") as address, browser(*flags) as driver:
         driver.get(address)
         assert "on the WebGPU" in wait_until_drawn(driver)
-        images, noise = in_jax(run, steps=2, cfg_scale=1.0)
-        ours = draw(driver, noise=noise, labels=CLASSES, numSteps=2, scale=1)
+        images, noise = in_jax(run, steps=fewest_steps(run), cfg_scale=1.0)
+        ours = draw(driver, noise=noise, labels=CLASSES, numSteps=fewest_steps(run), scale=1)
         assert np.abs(ours.astype(int) - images).max() <= 2
 
 

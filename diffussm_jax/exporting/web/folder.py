@@ -64,7 +64,9 @@ def page_facts(weights: Weights, config: Config) -> dict[str, Any]:
         "clip": is_clipped(config),
         "numSteps": config.sample.steps,
         "sampler": config.sample.sampler,
-        "paths": {num: [step._asdict() for step in steps(config, num)] for num in step_counts(config)},
+        "paths": {
+            num: [step._asdict() for step in steps(config, num)] for num in step_counts(config)
+        },
     }
 
 

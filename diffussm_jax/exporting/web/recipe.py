@@ -3,8 +3,8 @@
 On every path x_t = alpha_t x0 + sigma_t eps, a step leads from t to an earlier s with the same
 estimates of x0 and eps:
 
-    x0  = x0_from_x x_t - x0_from_prediction prediction          then clipped, where that is asked for
-    x0' = x0 + extrapolation (x0 - x0 of the step before)        0 but for DPM-Solver++
+    x0  = x0_from_x x_t - x0_from_prediction prediction      then clipped, if diffusion.clip_x0
+    x0' = x0 + extrapolation (x0 - x0 of the step before)    0 but for DPM-Solver++
     x_s = sigma_s / sigma_t x_t + (alpha_s - alpha_t sigma_s / sigma_t) x0'
 
 That is DDIM's step without noise (Song et al. 2021, eq. 12), DPM-Solver++(2M)'s (Lu et al. 2022b)
@@ -12,6 +12,7 @@ and Euler's on a flow, where alpha = 1 - t and sigma = t; for a mean flow the pr
 average velocity from t to s.
 """
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +29,7 @@ SAMPLERS = ("ddim", "dpm_solver++", "euler")
 STEPS = (5, 10, 20, 50)
 MEAN_FLOW_STEPS = (1, 2, 4)
 # Fields of `sample` that a page has nothing for, which must be as by default.
-UNSUPPORTED = (
-    "image_size",
-    "eta",
-    "cfg_channels",
-    "autoguidance",
-    "wrap",
-    "window_overlap",
-)
+UNSUPPORTED = ("image_size", "eta", "cfg_channels", "autoguidance", "wrap", "window_overlap")
 
 
 class Step(NamedTuple):
@@ -138,10 +132,8 @@ def _places(config: Config, num_steps: int) -> list[Place]:
         alphas, sigmas = np.sqrt(schedule.alpha_bar), np.sqrt(1 - schedule.alpha_bar)
         rising = zip(alphas, sigmas, schedule.timesteps, strict=True)
         return [Place(float(a), float(s), [float(t)]) for a, s, t in rising][::-1]
-    times = np.asarray(sampling_times(config.diffusion, num_steps), np.float64)
-    return [
-        Place(1 - t, t, _told(config, t, s)) for t, s in zip(times[:-1].tolist(), times[1:].tolist())
-    ]
+    times = np.asarray(sampling_times(config.diffusion, num_steps), np.float64).tolist()
+    return [Place(1 - t, t, _told(config, t, s)) for t, s in itertools.pairwise(times)]
 
 
 def _told(config: Config, t: float, s: float) -> list[float]:

@@ -12,10 +12,7 @@ from pathlib import Path
 from diffussm_jax.errors import UserError
 
 PACKAGE = "onnxruntime-web@1.30.0"
-SHA512 = (
-    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3j"
-    "L02Vb7QmRMDs1SigqR4CXAfKYQ=="
-)
+SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 # The library for WebGPU and the smaller one for CPUs; a browser loads one of the two.
 FILES = (
     "ort.webgpu.min.mjs",
