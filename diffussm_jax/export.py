@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffussm_jax.config import Config, ExportConfig, MeshConfig, parsing
@@ -14,8 +15,10 @@ from diffussm_jax.config.paths import FilePath
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
 from diffussm_jax.exporting.model_file import model_file
+from diffussm_jax.exporting.pipeline import pipeline_files
 from diffussm_jax.exporting.publishing import publish, require_pushable
-from diffussm_jax.exporting.web.folder import page_files, write_page
+from diffussm_jax.exporting.subfolder import write_subfolder
+from diffussm_jax.exporting.web.folder import page_files
 from diffussm_jax.files import writing_to
 from diffussm_jax.files.hub.address import SCHEME, is_address, is_repository
 from diffussm_jax.files.paths import as_path
@@ -52,11 +55,12 @@ def export(config: Config, workdir: Path) -> None:
     if not is_first():
         return
     facts, programs = read_all_facts(workdir), _programs(exported, config.export)
-    page = _page(config, weights._replace(params=unflatten_dict(tensors, sep=".")))
+    subfolders = _subfolders(config, weights, tensors)
     place = "FOLDER" if config.export.push_to is None else f"{SCHEME}{config.export.push_to}"
     with writing_to(folder, field="config.export.folder"):
         write_export(folder, exported, facts, tensors, weights.step, programs, place=place)
-        write_page(folder / layout.PAGE_FOLDER, page)
+        for name, files in subfolders.items():
+            write_subfolder(folder / name, files)
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
     if config.export.push_to is not None:
         publish(config.export, folder, step=weights.step)
@@ -71,9 +75,18 @@ def _programs(config: Config, options: ExportConfig) -> dict[str, str]:
             return {}
 
 
-def _page(config: Config, weights: Weights) -> dict[str, bytes]:
-    """The files of the page, by name; none where another format is asked for."""
-    return page_files(weights, config) if config.export.format == "web" else {}
+def _subfolders(
+    config: Config, weights: Weights, tensors: dict[str, np.ndarray]
+) -> dict[str, dict[str, bytes]]:
+    """The files of each folder that an export may have; none where another format is asked for."""
+    page, pipeline = {}, {}
+    match config.export.format:
+        case "web":
+            page = page_files(weights._replace(params=unflatten_dict(tensors, sep=".")), config)
+        case "diffusers":
+            of_run = dataclasses.replace(weights.config, autoencoder=config.autoencoder)
+            pipeline = pipeline_files(of_run, tensors, weights.class_names)
+    return {layout.PAGE_FOLDER: page, layout.PIPELINE_FOLDER: pipeline}
 
 
 def _without_paths(config: Config, command: Config) -> Config:

@@ -77,7 +77,12 @@ def save_autoencoder(model: AutoencoderKL, folder: str | Path) -> None:
         weights[name] = np.ascontiguousarray(array)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = dataclasses.asdict(model.config) | {"act_fn": "silu"}
+    num = len(model.config.block_out_channels)
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * num,
+        "up_block_types": ["UpDecoderBlock2D"] * num,
+    }
+    config = dataclasses.asdict(model.config) | {"act_fn": "silu"} | blocks
     write_json(folder / CONFIG_FILE, config)
     safetensors.numpy.save_file(weights, folder / WEIGHTS_FILE)
 

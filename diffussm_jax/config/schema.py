@@ -191,8 +191,9 @@ class ExportConfig:
     """What `--mode=export` writes, and where."""
 
     # torch adds a model.py that draws from the export with PyTorch alone (docs/pytorch.md).
+    # diffusers adds a folder, diffusers, that DiTPipeline opens, of a DiT of latents.
     # web adds a folder, web, with a page that draws in browsers (docs/web.md).
-    format: Literal["jax", "torch", "web"] = "jax"
+    format: Literal["jax", "torch", "diffusers", "web"] = "jax"
     folder: FilePath | None = None  # None is `export` in the work directory
     # USER/NAME of a repository on the Hugging Face hub, which gets the export as one commit and is
     # made where it is not there (docs/hub.md).

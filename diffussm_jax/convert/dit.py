@@ -19,30 +19,13 @@ from diffussm_jax.convert import command
 from diffussm_jax.convert.torch_file import read_torch
 from diffussm_jax.errors import UserError
 from diffussm_jax.models.dit import position_code
+from diffussm_jax.models.released_dit import LABELS, POSITIONS, from_released
 from diffussm_jax.training.state import abstract_model
 from diffussm_jax.workdir.exports import write_export
 from diffussm_jax.workdir.weights import require_same_tensors
 
-# Our name of a layer, and its name in the released code.
-LAYERS = {
-    "embed": "x_embedder.proj",
-    "timestep.hidden": "t_embedder.mlp.0",
-    "timestep.out": "t_embedder.mlp.2",
-    "modulation.linear": "final_layer.adaLN_modulation.1",
-    "head": "final_layer.linear",
-}
-BLOCK_LAYERS = {
-    "modulation.linear": "adaLN_modulation.1",
-    "attention.qkv": "attn.qkv",
-    "attention.out": "attn.proj",
-    "mlp_in": "mlp.fc1",
-    "mlp_out": "mlp.fc2",
-}
-LABELS, POSITIONS = "y_embedder.embedding_table.weight", "pos_embed"
 FACTOR = 8  # pixels for each latent position and side of DiT's autoencoder
 RELEASED_STEPS = {256: 7_000_000, 512: 3_000_000}  # by image size (DiT, section 5.1)
-
-Tensors = dict[str, np.ndarray]
 
 
 def convert(source: Path, folder: Path) -> Config:
@@ -58,7 +41,7 @@ def convert(source: Path, folder: Path) -> Config:
     weights = {name: x.float().numpy() for name, x in released.items()}
     try:
         config = config_of(weights)
-        tensors = parameters(weights, depth=config.model.depth)
+        tensors = from_released(weights, depth=config.model.depth)
     except (KeyError, ValueError) as error:
         raise UserError(f"{source} is no DiT of the released code: {error}") from error
     _, shapes = abstract_model(config)
@@ -108,34 +91,6 @@ def config_of(weights: Mapping[str, np.ndarray]) -> Config:
             "training": {"num_steps": steps},
         }
     )
-
-
-def parameters(weights: Mapping[str, np.ndarray], *, depth: int) -> Tensors:
-    """Our parameters by their names in an export; those of the blocks are stacked.
-
-    Raises:
-        KeyError: a weight is missing.
-    """
-    tensors = {"label.table": weights[LABELS]}
-    for ours, theirs in LAYERS.items():
-        tensors[f"{ours}.kernel"] = _kernel(weights[f"{theirs}.weight"])
-        tensors[f"{ours}.bias"] = weights[f"{theirs}.bias"]
-    for ours, theirs in BLOCK_LAYERS.items():
-        names = [f"blocks.{layer}.{theirs}" for layer in range(depth)]
-        kernels = [_kernel(weights[f"{name}.weight"]) for name in names]
-        tensors[f"blocks.{ours}.kernel"] = np.stack(kernels)
-        tensors[f"blocks.{ours}.bias"] = np.stack([weights[f"{name}.bias"] for name in names])
-    return tensors
-
-
-def _kernel(weight: np.ndarray) -> np.ndarray:
-    """[in out] from [out in].
-
-    The patch embedding is a convolution [out in h w]; here its window comes before its channels.
-    """
-    if weight.ndim == 4:
-        weight = weight.transpose(0, 2, 3, 1).reshape(len(weight), -1)
-    return weight.T
 
 
 def _require_same_positions(table: np.ndarray, side: int, width: int) -> None:

@@ -43,6 +43,7 @@ EXPORTED = (
     *CHECKED_FILES,
     *PROGRAMS,
     layout.PAGE_FOLDER,
+    layout.PIPELINE_FOLDER,
 )
 KEPT = (".git", "LICENSE")  # beginnings of names of what its publisher or the hub may add
 FORMAT = 1

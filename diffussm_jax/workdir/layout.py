@@ -28,6 +28,7 @@ CHECKPOINTS_FOLDER = "checkpoints"
 EXPORT_FILE, WEIGHTS_FILE = "export.json", "model.safetensors"  # of an export
 PYTORCH_FILE = "model.py"  # of an export, where it was asked for
 PAGE_FOLDER = "web"  # likewise
+PIPELINE_FOLDER = "diffusers"  # likewise
 # What modes other than training write into a run or an export.
 OUTPUTS = ("edit", "evaluation", "inspect", "plan.json", "samples", "search.json")
 

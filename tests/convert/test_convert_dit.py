@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from diffussm_jax.convert.dit import config_of, parameters
+from diffussm_jax.convert.dit import config_of
 from diffussm_jax.models.dit import position_code
+from diffussm_jax.models.released_dit import from_released
 from diffussm_jax.training.state import abstract_model
 
 
@@ -42,7 +43,7 @@ def test_the_config_is_in_the_shapes():
     assert (model.patch_size, data.image_size, data.num_classes) == (4, 256, 1000)
     _, shapes = abstract_model(config)
     expected = {name: x.shape for name, x in flatten_dict(shapes, sep=".").items()}
-    tensors = parameters(weights, depth=12)
+    tensors = from_released(weights, depth=12)
     assert {name: x.shape for name, x in tensors.items()} == expected
 
 

@@ -1,6 +1,10 @@
 """The model.py of an export in PyTorch against JAX: networks, and images from the same noise."""
 
+import functools
 import importlib.util
+import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from PIL import Image
 
 from diffussm_jax.config import from_dict
 from diffussm_jax.data.transforms import to_uint8
@@ -154,3 +159,29 @@ def require_same_images(config, module, folder):
     images, expected = to_uint8(images).astype(int), to_uint8(expected).astype(int)
     assert ((expected > 0) & (expected < 255)).mean() > 0.5
     assert np.abs(images - expected).max() <= 1
+
+
+@pytest.mark.slow
+def test_it_runs_where_there_is_pytorch_alone(written, tmp_path):
+    """In an environment of its own, without NumPy, from a folder that has three files."""
+    written(config_of(MODELS["pattern"], {"prediction": "v"}))
+    folder = tmp_path / "alone"
+    folder.mkdir()
+    for name in ("model.py", "config.json", "model.safetensors"):
+        shutil.copy(tmp_path / name, folder)
+    python = tmp_path / "venv" / "bin" / "python"
+    run = functools.partial(subprocess.run, check=True, cwd=folder, capture_output=True, text=True)
+    run([sys.executable, "-m", "venv", python.parents[1]])
+    run([python, "-m", "pip", "install", "--quiet", f"torch=={torch.__version__.split('+')[0]}"])
+    listed = run([python, "-m", "pip", "list", "--format=freeze"]).stdout
+    assert "torch==" in listed
+    assert not any(f"\n{name}==" in listed for name in ("numpy", "pillow", "safetensors", "jax"))
+    command = [python, "model.py", "--num", "6", "--classes", "0,1", "--steps", "3"]
+    run([*command, "--seed", "5", "--out", "one.png"])
+    run([*command, "--seed", "5", "--s4d", "recurrence", "--out", "two.png"])
+    one, two = (
+        np.asarray(Image.open(folder / name)).astype(int) for name in ("one.png", "two.png")
+    )
+    assert one.shape == (2 * 4, 3 * 8, 3)
+    assert np.abs(one - two).max() <= 1
+    assert np.ptp(one) > 100

@@ -1,5 +1,5 @@
 """A static page that draws images with the model, in a browser.
 
-`folder.write_page` writes it: the files of `page/`, the model as one ONNX graph (`graph`), the
+`exporting.subfolder` writes it: the files of `page/`, the model as one ONNX graph (`graph`), the
 steps of its samplers as numbers (`recipe`), and ONNX Runtime Web (`runtime`).
 """

@@ -1,9 +1,7 @@
 """The files of a page, and the folder that holds them."""
 
 import json
-import shutil
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from diffussm_jax.config import Config
@@ -37,15 +35,6 @@ def page_files(weights: Weights, config: Config) -> dict[str, bytes]:
         GRAPH_FILE: graph,
         **runtime,
     }
-
-
-def write_page(folder: Path, files: dict[str, bytes]) -> None:
-    """Write a page in place of an earlier one, or none; index.html, which shows it, is the last."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    for name in sorted(files, key="index.html".__eq__):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(files[name])
 
 
 def page_facts(weights: Weights, config: Config) -> dict[str, Any]:
