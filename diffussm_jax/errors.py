@@ -43,6 +43,10 @@ class CheckpointError(CommandEnd, RuntimeError):
     may_hang = True
 
 
+class OtherImages(CommandEnd, RuntimeError):
+    """A model draws other images than its export keeps of it."""
+
+
 class Preempted(CommandEnd):
     """The process got a notice to stop and has saved its work; the message says what."""
 

@@ -14,6 +14,7 @@ from diffussm_jax.config import Config, ExportConfig, MeshConfig, parsing
 from diffussm_jax.config.paths import FilePath
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.errors import UserError
+from diffussm_jax.exporting.evidence import evidence_files
 from diffussm_jax.exporting.model_file import model_file
 from diffussm_jax.exporting.pipeline import pipeline_files
 from diffussm_jax.exporting.publishing import publish, require_pushable
@@ -56,9 +57,13 @@ def export(config: Config, workdir: Path) -> None:
         return
     facts, programs = read_all_facts(workdir), _programs(exported, config.export)
     subfolders = _subfolders(config, weights, tensors)
+    on_host = Weights(exported, unflatten_dict(tensors, sep="."), weights.step, None)
+    drawn = evidence_files(on_host, config.export, workdir)
     place = "FOLDER" if config.export.push_to is None else f"{SCHEME}{config.export.push_to}"
     with writing_to(folder, field="config.export.folder"):
-        write_export(folder, exported, facts, tensors, weights.step, programs, place=place)
+        write_export(
+            folder, exported, facts, tensors, weights.step, programs, drawn=drawn, place=place
+        )
         for name, files in subfolders.items():
             write_subfolder(folder / name, files)
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
@@ -104,7 +109,7 @@ def _without_paths(config: Config, command: Config) -> Config:
         value = parsing.get_field(config, field)
         if field in _NEEDED:
             given = parsing.get_field(command, field)
-            value = value if given is None or _is_local(given) else given
+            value = given if given is not None and is_address(given) else value
             if value is not None and _is_local(value) and command.export.push_to is not None:
                 raise UserError(
                     f"config.{field}: {value} is a folder of this machine, which those who load "

@@ -59,6 +59,7 @@ MODES = {
     "evaluate": Mode("needed"),
     "refstats": Mode("optional"),
     "export": Mode("needed"),
+    "verify": Mode("needed", is_alone=True),
     "replay": Mode("needed", needs_run=True),
     "inspect": Mode("needed", is_alone=True),
     "edit": Mode("needed"),

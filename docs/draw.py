@@ -36,6 +36,7 @@ PURPOSES = {
     "refstats": "measure real images",
     "encode": "images to latents",
     "export": "weights to a folder",
+    "verify": "redraw and compare",
     "replay": "repeat a bad step",
     "inspect": "see what layers see",
     "edit": "images from images",

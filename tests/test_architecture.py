@@ -17,7 +17,7 @@ LADDER = (
     "workdir",
     "sampling",
     "evaluation planning inspection editing exporting",
-    "train sample evaluate refstats encode export replay inspect edit plan flops convert",
+    "train sample evaluate refstats encode export verify replay inspect edit plan flops convert",
     "main",
 )
 RUNG = {room: rung for rung, rooms in enumerate(LADDER) for room in rooms.split()}

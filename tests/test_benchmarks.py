@@ -10,7 +10,7 @@ import pytest
 
 import configs.textures
 import diffussm_jax
-from benchmarks import residual, sampling, tiles
+from benchmarks import residual, sampling, tiles, verification
 from benchmarks.ssm import __main__ as ssm
 from benchmarks.ssm import host
 from diffussm_jax.config import from_dict
@@ -47,6 +47,14 @@ def test_errors_of_precisions(trained, monkeypatch, capsys):
     errors = np.array([row.split()[2:] for row in rows], float)
     assert ((errors > 1e-4) & (errors < 0.05)).all()
     assert errors[1, 0] < errors[0, 0]
+
+
+@pytest.mark.slow
+def test_differences_of_what_draws(trained, exported):
+    lines = {line[:25].strip(): line.split() for line in verification.rows(exported, trained)}
+    assert lines["the same"][-3:] == lines["the EMA of step 6"][-3:] == ["0", "0", "levels"]
+    assert float(lines["another seed"][-3]) > 5
+    assert 0 < float(lines["raw weights"][-3]) < float(lines["another seed"][-3])
 
 
 def test_figures_of_samplers(trained):

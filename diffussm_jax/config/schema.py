@@ -200,6 +200,9 @@ class ExportConfig:
     push_to: str | None = None
     push_public: bool = False  # whether a repository that is new is public
     push_dry_run: bool = False  # whether to say only what would be pushed
+    # Whether to draw the images that --mode=verify compares with. auto leaves them out where a CPU
+    # would take long.
+    verify: Literal["auto", "always", "never"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Write images to files: a grid, a folder of PNGs, the npz that ADM's evaluator reads."""
 
+import io
 import itertools
 import re
 import shutil
@@ -59,7 +60,14 @@ def save_png(image: UInt8[np.ndarray, "h w c"], path: Path) -> None:
     """Write one image as a PNG; its folder is made, and the file appears when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        _picture(image).save(temporary, format="png")
+        temporary.write_bytes(as_png(image))
+
+
+def as_png(image: UInt8[np.ndarray, "h w c"]) -> bytes:
+    """The bytes of an image's PNG."""
+    buffer = io.BytesIO()
+    _picture(image).save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def is_numbered_png(name: str) -> bool:

@@ -5,13 +5,15 @@ model.safetensors   the EMA parameters, float32, named as `blocks.w0.kernel`
 config.json         the config of the run, without the paths of the machine it ran on
 data.json           the names of the classes, and what the data was made of
 README.md           a model card
+samples.png         a picture for it
+verify.*            what the model draws, for --mode=verify (sampling/verification.py)
 model.py            where it was asked for: draws from the others with PyTorch alone
 web                 likewise: a page that draws in browsers, without the others
 """
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +37,8 @@ NEW_CARD_FILE = "README.new.md"
 # Files with a noted checksum: a model card may be edited.
 CHECKED_FILES = (layout.WEIGHTS_FILE, layout.CONFIG_FILE, DATA_FILE)
 PROGRAMS = (layout.PYTORCH_FILE,)  # that draw from an export in other ways than this one
+# Files of what the weights draw, which have a noted checksum too.
+DRAWN_FILES = (*layout.VERIFY_FILES, layout.PICTURE_FILE)
 # What a folder or a repository of an export may hold of ours, besides outputs.
 EXPORTED = (
     layout.EXPORT_FILE,
@@ -42,6 +46,7 @@ EXPORTED = (
     NEW_CARD_FILE,
     *CHECKED_FILES,
     *PROGRAMS,
+    *DRAWN_FILES,
     layout.PAGE_FOLDER,
     layout.PIPELINE_FOLDER,
 )
@@ -90,6 +95,7 @@ def write_export(
     step: int,
     programs: Mapping[str, str] = MappingProxyType({}),
     *,
+    drawn: Mapping[str, bytes] = MappingProxyType({}),
     place: str = "FOLDER",
 ) -> None:
     """Write the files of an export, into a new folder or over an earlier one.
@@ -101,6 +107,7 @@ def write_export(
         tensors: parameters, float32, named as `blocks.w0.kernel`.
         step: number of updates made.
         programs: the texts of some of PROGRAMS, to lie beside; others of an earlier export go.
+        drawn: some of DRAWN_FILES; others of an earlier export go.
         place: where the model card says that the export is.
 
     Raises:
@@ -109,7 +116,7 @@ def write_export(
     named = f"the export's folder {folder}"
     require_export_or_new(folder, named=named)
     with held(folder, named=named):
-        _write_files(folder, config, facts, tensors, step, programs, place)
+        _write_files(folder, config, facts, tensors, step, programs, drawn, place)
 
 
 def _write_files(
@@ -119,6 +126,7 @@ def _write_files(
     tensors: dict[str, np.ndarray],
     step: int,
     programs: Mapping[str, str],
+    drawn: Mapping[str, bytes],
     place: str,
 ) -> None:
     card_path = folder / (NEW_CARD_FILE if has_edited_card(folder) else CARD_FILE)
@@ -127,16 +135,21 @@ def _write_files(
     write_data_facts(folder, facts)
     num_parameters = sum(x.size for x in tensors.values())
     known = read_data_facts(folder)
-    card = model_card(config, known, step=step, num_parameters=num_parameters, place=place)
+    picture = layout.PICTURE_FILE if layout.PICTURE_FILE in drawn else None
+    card = model_card(
+        config, known, step=step, num_parameters=num_parameters, place=place, picture=picture
+    )
     write_text(card_path, card)
     tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
     with replacing(folder / layout.WEIGHTS_FILE) as temporary:
         temporary.write_bytes(safetensors.numpy.save(tensors))
-    for name in PROGRAMS:
+    for name in (*PROGRAMS, *DRAWN_FILES):
         (folder / name).unlink(missing_ok=True)
-        if name in programs:
-            write_text(folder / name, programs[name])
-    checksums = {name: _checksum(folder / name) for name in CHECKED_FILES}
+    for name, text in programs.items():
+        write_text(folder / name, text)
+    for name, content in drawn.items():
+        (folder / name).write_bytes(content)
+    checksums = {name: _checksum(folder / name) for name in (*CHECKED_FILES, *drawn)}
     checksums[CARD_FILE] = _checksum(card_path)  # to tell later whether it was edited
     summary = ExportSummary(FORMAT, step, checksums)
     write_json(folder / layout.EXPORT_FILE, dataclasses.asdict(summary))
@@ -157,8 +170,8 @@ def has_edited_card(folder: Path) -> bool:
     return noted != _checksum(folder / CARD_FILE)
 
 
-def check_files(folder: Path) -> int:
-    """Raise UserError unless the files have the checksums in export.json; give its step."""
+def check_files(folder: Path, names: Sequence[str] = CHECKED_FILES) -> int:
+    """Raise UserError unless files have the checksums in export.json; give its step."""
     path = folder / layout.EXPORT_FILE
     try:
         summary = read_as(path, ExportSummary, mend="export again")
@@ -170,7 +183,7 @@ def check_files(folder: Path) -> int:
         raise UserError(f"{path} has format {summary.format}, this version reads {FORMAT}")
     if summary.step < 0:
         raise UserError(f"{path} is damaged: step is {summary.step}; export again")
-    for name in CHECKED_FILES:
+    for name in names:
         if name not in summary.sha256:
             raise UserError(f"{path} is damaged: sha256 has no {name}; export again")
         if _checksum(folder / name) != summary.sha256[name]:

@@ -29,6 +29,10 @@ EXPORT_FILE, WEIGHTS_FILE = "export.json", "model.safetensors"  # of an export
 PYTORCH_FILE = "model.py"  # of an export, where it was asked for
 PAGE_FOLDER = "web"  # likewise
 PIPELINE_FOLDER = "diffusers"  # likewise
+# Of an export too: what it draws, and how (sampling/verification.py); a picture for its model card.
+EVIDENCE_FILE = "verify.json"
+VERIFY_FILES = (EVIDENCE_FILE, "verify.png", "verify.safetensors")
+PICTURE_FILE = "samples.png"
 # What modes other than training write into a run or an export.
 OUTPUTS = ("edit", "evaluation", "inspect", "plan.json", "samples", "search.json")
 

@@ -17,7 +17,7 @@ tags: [diffusion, {model}]
 
 # {title}
 
-{about} These are its EMA weights, in the form of `diffussm_jax`.
+{picture}{about} These are its EMA weights, in the form of `diffussm_jax`.
 
 | | |
 |---|---|
@@ -53,12 +53,19 @@ _ABOUT = {
 
 
 def model_card(
-    config: Config, facts: DataFacts, *, step: int, num_parameters: int, place: str = "FOLDER"
+    config: Config,
+    facts: DataFacts,
+    *,
+    step: int,
+    num_parameters: int,
+    place: str = "FOLDER",
+    picture: str | None = None,
 ) -> str:
     """Markdown that says what the weights are, how they were trained and how to draw samples.
 
     Args:
         place: the name of their folder, or of their repository as `hf://USER/NAME`.
+        picture: the file of one beside the card.
     """
     model, data = config.model, config.data
     height, width, channels = config.grid
@@ -78,6 +85,7 @@ def model_card(
         classes=_classes(data.num_classes, facts.class_names),
         step=step,
         place=place,
+        picture="" if picture is None else f"![Samples]({picture})\n\n",
         batch_size=config.training.batch_size,
         ema_decay=config.training.ema_decay,
         process=_process(config),
