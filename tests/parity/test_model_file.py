@@ -22,7 +22,8 @@ from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.inputs import image_keys
 from diffussm_jax.sampling.program import sampling_program
 from diffussm_jax.training.state import abstract_model, init_params
-from diffussm_jax.workdir.weights import load_export, write_export
+from diffussm_jax.workdir.exports import write_export
+from diffussm_jax.workdir.weights import load_export
 from tests.conftest import TINY_MODEL
 
 torch = pytest.importorskip("torch")
