@@ -6,8 +6,8 @@ ONE_STEP_RUN := runs/one_step
 PAGE_PORT := 8000
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo one-step test test-long test-all test-page page web notebook chaos parity \
-	lint docs plan-check plan-check-all format plan-gpu clean
+.PHONY: help install demo one-step test test-long test-all bucket test-page page web notebook \
+	chaos parity lint docs plan-check plan-check-all format plan-gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -50,6 +50,9 @@ test-long: install  ## the longer tests that CI runs too
 
 test-all: install  ## all tests, the demo's figures among them
 	$(PYTEST) -m 'not parity and not browser'
+
+bucket: install  ## all tests of gs://, on a server of its protocol that they start (ten minutes on two cores)
+	$(BIN)/python -m pytest -n 0 tests/bucket
 
 notebook: install  ## run the Colab notebook from top to bottom (four minutes on two cores)
 	$(BIN)/python -m colab.run

@@ -25,6 +25,18 @@ class UserError(CommandEnd, ValueError):
     exit_code = 2
 
 
+class StorageError(CommandEnd):
+    """A bucket that refuses a request, or does not answer; the message names the object.
+
+    It is no OSError, which is taken for a file that is missing or damaged.
+    """
+
+    def __init__(self, name: str, reason: str, *, may_pass: bool):
+        """Args: name: of the object; may_pass: whether the same command may succeed later."""
+        super().__init__(f"{name}: {reason}")
+        self.exit_code = 1 if may_pass else 2
+
+
 class NonFiniteError(CommandEnd, FloatingPointError):
     """The loss or the gradient was infinite or NaN.
 

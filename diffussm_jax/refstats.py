@@ -16,7 +16,7 @@ from diffussm_jax.evaluation.features import make_extractor
 from diffussm_jax.evaluation.image_sets import SourceImages
 from diffussm_jax.evaluation.reference import reference_path, write_reference
 from diffussm_jax.evaluation.statistics import measure
-from diffussm_jax.files import NPZ_ERRORS, writing_to
+from diffussm_jax.files import NPZ_ERRORS, seekable, writing_to
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.workdir.lock import held
@@ -72,7 +72,7 @@ def _is_there(path: Path, facts: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        with np.load(path) as file:
+        with np.load(seekable(path)) as file:
             present = from_json(dict, str(file["facts"]))
     except NPZ_ERRORS:
         present = None

@@ -237,6 +237,7 @@ def save(
 ) -> None:
     """Start to save a step, with the metrics that are not reported yet."""
     with log.pause():
+        log.finish()  # a run that goes on from here does not write it again
         checkpoints.save(step, state, make_record(config, step, scores, log.unreported()))
 
 

@@ -49,7 +49,6 @@ FLAGS = {
         "internal-ip",
         "tunnel-through-iap",
     },
-    "storage/rsync": {"recursive"},
 }
 FLAGS_OF_ALL = {"project", "format", "quiet"}
 QUEUED = "compute/tpus/queued-resources"

@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from launch.gcloud import Gcloud, GcloudError, build
+from launch.gcloud import Gcloud, GcloudError
 
 # By kind of chip: gcloud's name for slices of it, and the name of the software on their hosts
 # (https://cloud.google.com/tpu/docs/runtimes).
@@ -37,7 +37,6 @@ LOST_STATES = {"SUSPENDING", "SUSPENDED", "FAILED", "DELETING"}
 # Exit codes after which a job is started again: preempted after a save, and killed, as when a host
 # restarts.
 RESTARTED_EXIT_CODES = (75, 137)
-DATA_FOLDER = "diffussm/data"  # on a host; it is ../data for the job, which runs in diffussm/source
 EVERY_HOST = {"node": "all", "worker": "all"}
 MAX_UNANSWERED = 10  # polls of an active slice without an answer before giving up
 _JOB_STATE = re.compile(r"diffussm-job (?P<host>\S+) (?P<what>running|absent|ended (?P<code>\d+))")
@@ -191,10 +190,6 @@ class Slice:
             script = Path(__file__).with_name("remote.sh")
             self._gcloud("scp", str(archive), str(script), f"{self._name}:", **EVERY_HOST)
         self._remote("install")
-        if self._arguments.data:
-            copy = build("storage/rsync", self._arguments.data, DATA_FOLDER, recursive=True)
-            text = f"mkdir -p {DATA_FOLDER} && {shlex.join(copy)}"
-            self._gcloud("ssh", self._name, **EVERY_HOST, command=text)
         self._remote(f"start {shlex.join(self._arguments.command)}")
         self._say("started on every host; `logs` shows process 0's")
 
@@ -293,9 +288,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     way.add_argument("--internal_ip", action="store_true", help="reach them by internal addresses")
     way.add_argument(
         "--tunnel_through_iap", action="store_true", help="reach them through Identity-Aware Proxy"
-    )
-    parser.add_argument(
-        "--data", help="gs://... that is copied to every host, ../data for the command"
     )
     parser.add_argument("--lines", type=int, default=50, help="that `logs` shows")
     parser.add_argument("--poll", type=float, default=30.0, help="seconds between two looks")

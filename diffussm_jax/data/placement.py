@@ -7,6 +7,7 @@ from pathlib import Path
 from diffussm_jax.config import Config
 from diffussm_jax.config.paths import FOLDER
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.paths import as_path
 
 SAMPLES_FOLDER, EDITS_FOLDER = "samples", "edit"  # of a work directory
 
@@ -71,9 +72,7 @@ def _with_links(folder: str | Path) -> list[str | Path]:
 
 def _contains(folder: str | Path, path: str | Path) -> bool:
     """Whether a path is a folder or lies in it, whatever links lead there."""
-    if "://" in str(path):
-        return False
     try:
-        return Path(path).resolve().is_relative_to(Path(folder).resolve())
+        return as_path(path).resolve().is_relative_to(as_path(folder).resolve())
     except (OSError, ValueError, RuntimeError):  # what is no path is named where it is used
         return False

@@ -15,6 +15,7 @@ from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.data.image_files import find_images, read_file, readable
 from diffussm_jax.data.transforms import centre_crop, decode_image, pad_with_black
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.sampling.edit_sources import Sources, edited_size, make_sources
 from diffussm_jax.sampling.images import LabelArray
 
@@ -51,7 +52,7 @@ def read_folder(config: Config, class_names: list[str] | None) -> FolderToEdit:
     """
     if config.edit.images is None:
         raise UserError(f"{FIELD} must be given for --mode=edit: the folder of the images")
-    folder = Path(config.edit.images)
+    folder = as_path(config.edit.images)
     config = as_drawn(config.sample, config)
     paths = [x for x in find_images(folder, field=FIELD).paths if not x.stem.endswith(_MASK)]
     least = 2 if config.edit.kind == "interpolate" else 1

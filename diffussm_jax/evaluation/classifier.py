@@ -21,7 +21,8 @@ from diffussm_jax.config import Config
 from diffussm_jax.data.transforms import from_uint8, mirrored
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.image_sets import SourceImages, batches_of
-from diffussm_jax.files import one_writer, replacing, sha256_of
+from diffussm_jax.files import on_disk, one_writer, replacing, sha256_of
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.shapes import ceil_div
 
@@ -71,7 +72,7 @@ def find_or_train(config: Config, workdir: Path | None) -> tuple[Params, dict[st
         UserError: the data has no labels, or the file is damaged or of other classes.
     """
     if config.evaluate.weights is not None:
-        return _read_given(Path(config.evaluate.weights), config)
+        return _read_given(as_path(config.evaluate.weights), config)
     if workdir is None or not config.data.num_classes:
         lacks = "--workdir, where it is kept" if workdir is None else "data.num_classes"
         raise UserError(f"config.evaluate.features: the classifier needs {lacks}")
@@ -117,10 +118,11 @@ def _train_to(path: Path, config: Config) -> None:
 
 def _read(path: Path) -> tuple[Params, dict[str, Any]]:
     try:
-        with safetensors.safe_open(path, "numpy") as file:
-            facts = dict(file.metadata() or {})
-        params = safetensors.numpy.load_file(path)
-        return params, facts | {"sha256": sha256_of(path)}
+        with on_disk(path) as local:
+            with safetensors.safe_open(local, "numpy") as file:
+                facts = dict(file.metadata() or {})
+            params = safetensors.numpy.load_file(local)
+            return params, facts | {"sha256": sha256_of(local)}
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it") from error
 

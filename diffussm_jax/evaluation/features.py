@@ -71,7 +71,7 @@ def _inception_extractor(config: Config) -> Extractor:
         raise UserError(
             f"config.evaluate.weights: inception needs its weights, a file made with {CONVERT}"
         )
-    weights, hashes = load_inception(Path(path))
+    weights, hashes = load_inception(path)
     published = hashes["source_sha256"].startswith(PUBLISHED_SHA256)
     facts = {"features": "inception", "published": published} | hashes
     return Extractor(_inception_features, weights, facts)

@@ -22,7 +22,8 @@ from diffussm_jax.data.pipeline import MAX_WORKERS, read_good
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.data.transforms import decode_image, describe_crop
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import NPZ_ERRORS, sha256_of
+from diffussm_jax.files import NPZ_ERRORS, array_header, seekable, sha256_of
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.sampling.images import ImageArray
 from diffussm_jax.sampling.job import Samples
 
@@ -111,11 +112,11 @@ class NpzImages(ImageSet):
     """
 
     def __init__(self, path: str | Path, *, field: str = FIELD):
-        self._path, self._name = Path(path), f"{field}: {path}"
+        self._path, self._name = as_path(path), f"{field}: {path}"
         try:
-            self._archive = zipfile.ZipFile(self._path)
+            self._archive = zipfile.ZipFile(seekable(self._path))
             self._file = self._archive.open("arr_0.npy")
-            self._shape, dtype = _read_header(self._file)
+            self._shape, dtype = array_header(self._file)
             self.labels = _read_labels(self._path, self._shape[0])
         except NPZ_ERRORS as error:
             raise UserError(
@@ -154,22 +155,8 @@ class NpzImages(ImageSet):
         return images[rows - first]
 
 
-def _read_header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    version = np.lib.format.read_magic(file)
-    if version not in readers:
-        raise ValueError(f"its npy version is {version}")
-    shape, fortran_order, dtype = readers[version](file)
-    if fortran_order:
-        raise ValueError("it is in Fortran's order")
-    return shape, dtype
-
-
 def _read_labels(path: Path, num: int) -> np.ndarray | None:
-    with np.load(path) as arrays:
+    with np.load(seekable(path)) as arrays:
         labels = arrays.get("arr_1")
     if labels is None or labels.shape != (num,) or labels.dtype.kind not in "iu":
         return None
@@ -276,7 +263,7 @@ def open_given(path: str | Path, config: DataConfig) -> ImageSet:
     Raises:
         UserError: there is neither.
     """
-    path = Path(path)
+    path = as_path(path)
     if path.is_dir():
         return FileImages(path, config)
     if path.is_file():

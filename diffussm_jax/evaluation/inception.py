@@ -20,6 +20,8 @@ from jax import lax
 from jaxtyping import Array, Float, UInt8
 
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import on_disk
+from diffussm_jax.files.paths import as_path
 
 Maps = Float[Array, "b _ _ _"]
 Weights = dict[str, np.ndarray]
@@ -46,9 +48,10 @@ def load_inception(path: str | Path) -> tuple[Weights, dict[str, str]]:
         UserError: there is no such file, it is damaged, or it holds something else.
     """
     try:
-        weights = safetensors.numpy.load_file(path)
-        with safetensors.safe_open(path, "numpy") as file:
-            hashes = dict(file.metadata() or {})
+        with on_disk(as_path(path)) as local:
+            weights = safetensors.numpy.load_file(local)
+            with safetensors.safe_open(local, "numpy") as file:
+                hashes = dict(file.metadata() or {})
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
             f"Inception's weights {path} cannot be read ({error}): make them with {CONVERT}"

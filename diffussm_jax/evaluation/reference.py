@@ -26,6 +26,7 @@ from diffussm_jax.evaluation.image_sets import ImageSet, NpzImages, Rows, batche
 from diffussm_jax.evaluation.metrics import NEIGHBOURS, Moments
 from diffussm_jax.evaluation.statistics import Statistics, measure
 from diffussm_jax.files import NPZ_ERRORS, replacing, sha256_of
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.sampling.images import save_npz
 from diffussm_jax.workdir.data_facts import read_data_facts
 
@@ -185,7 +186,7 @@ def reference_path(config: Config, workdir: Path | None) -> Path:
         UserError: there is neither.
     """
     if config.evaluate.reference is not None:
-        return Path(config.evaluate.reference)
+        return as_path(config.evaluate.reference)
     if workdir is None:
         raise UserError(f"{FIELD}: name a file, or give the --workdir that keeps it")
     features = config.evaluate.features.replace(":", "-")

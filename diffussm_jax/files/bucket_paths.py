@@ -5,6 +5,7 @@ are no OSErrors and whose repeated requests nobody sees (decision 32).
 """
 
 import functools
+import io
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -34,15 +35,49 @@ class BucketPath(PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
         if not exist_ok and self.exists():
             raise FileExistsError(f"{self} exists already")
 
-    def open(self, mode: str = "r", **options: Any) -> Any:
-        """Open an object; it cannot be appended to.
+    def open(  # type: ignore[override]
+        self, mode: str = "r", **options: Any
+    ) -> Any:
+        """Open an object to read it, or to write it whole; text is UTF-8.
+
+        Args:
+            options: of fsspec, such as `cache_type`.
 
         Raises:
-            ValueError: of mode "a".
+            ValueError: of mode "a", because an object cannot be appended to.
         """
-        if mode.startswith("a"):
-            raise ValueError(f"{self}: an object cannot be appended to")
-        return super().open(mode, **options)
+        if mode.strip("bt") not in ("r", "w"):
+            raise ValueError(f"{self}: an object cannot be opened in mode {mode!r}")
+        if "r" in mode:
+            # Not gcsfs's own kind, whose tasks in the background outlive a file that is not closed.
+            options = {"cache_type": "readahead"} | options
+            return file_system().open(str(self), mode.replace("t", ""), **options)
+        return _NewObject(self) if "b" in mode else _NewText(self)
+
+    def read_bytes(self) -> bytes:
+        return file_system().cat_file(str(self))
+
+    def write_bytes(self, data: Any) -> int:
+        file_system().pipe_file(str(self), bytes(data))
+        return len(data)
+
+    def replace_by(self, source: pathlib.Path) -> None:
+        """Put a file of the disk here, or the files of a folder in place of those here."""
+        system = file_system()
+        if source.is_file():
+            system.put_file(str(source), str(self))
+            return
+        names = {str(x.relative_to(source)) for x in source.rglob("*") if x.is_file()}
+        before = set(self.names()) if self.exists() else set()
+        for name in sorted(names):
+            system.put_file(str(source / name), str(self / name))
+        for name in sorted(before - names):
+            (self / name).unlink(missing_ok=True)
+
+    def names(self) -> list[str]:
+        """The objects under this path, as paths from it."""
+        start = len(str(self).removeprefix("gs://")) + 1
+        return [name[start:] for name in file_system().find(str(self))]
 
     def unlink(self, missing_ok: bool = False) -> None:
         try:
@@ -62,6 +97,37 @@ class BucketPath(PosixGPath, pathlib.PosixPath):  # type: ignore[misc]
 
     def is_symlink(self) -> bool:
         return False
+
+
+class _NewObject(io.BytesIO):
+    """What is written to an object, which is made when this is closed, unless by an exception."""
+
+    def __init__(self, path: BucketPath):
+        super().__init__()
+        self._path: BucketPath | None = path
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None:
+            self._path = None
+        self.close()
+
+    def close(self) -> None:
+        if not self.closed and self._path is not None:
+            self._path.write_bytes(self.getvalue())
+        super().close()
+
+
+class _NewText(io.TextIOWrapper):
+    """The same of text."""
+
+    def __init__(self, path: BucketPath):
+        self._bytes = _NewObject(path)
+        super().__init__(self._bytes, encoding="utf-8")
+
+    def __exit__(self, *exception: object) -> None:
+        if exception[0] is not None:
+            self._bytes.__exit__(*exception)
+        self.close()
 
 
 @functools.cache

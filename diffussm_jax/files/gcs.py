@@ -1,4 +1,4 @@
-"""The file system at gs://: gcsfs, with errors that are OSErrors and name the object.
+"""The file system at gs://: gcsfs, with errors that name the object.
 
 gcsfs repeats a request six times, after 1, 2, 4, 8 and 16 seconds, where the bucket is busy or out
 of reach. Each repetition is a line of the log here.
@@ -23,6 +23,8 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # spares th
 import gcsfs.core
 from gcsfs.retry import HttpError
 
+from diffussm_jax.errors import StorageError
+
 logger = logging.getLogger(__name__)
 
 _ERRORS = (
@@ -34,18 +36,17 @@ _ERRORS = (
     google.auth.exceptions.GoogleAuthError,
     requests.RequestException,
 )
-REASONS = {
-    401: (errno.EACCES, "the bucket does not take the credentials (401): have they expired?"),
-    403: (errno.EACCES, "the bucket denies access (403): grant the account the permission"),
-    404: (errno.ENOENT, "no such object"),
-    412: (errno.EEXIST, "another process has written it"),
-    429: (errno.EBUSY, "the bucket is still too busy (429) after several tries"),
+REFUSALS = {
+    401: "the bucket does not take the credentials (401): have they expired?",
+    403: "the bucket denies access (403): grant the account the permission",
 }
 _object: contextvars.ContextVar[str] = contextvars.ContextVar("object", default="gs://")
 
 
 class BucketFileSystem(gcsfs.core.GCSFileSystem):
     """gcsfs without its cache of listings: other processes write into the same bucket."""
+
+    default_block_size = 2**24  # bytes of a request in a large object
 
     def __init__(self, *args: Any, **options: Any):
         with warnings.catch_warnings():
@@ -58,33 +59,39 @@ class BucketFileSystem(gcsfs.core.GCSFileSystem):
         """Make a request, repeated where that may help.
 
         Raises:
-            OSError: with the name of the object, whatever the library raises.
+            FileNotFoundError, FileExistsError: the object is not there, or is there already.
+            StorageError: whatever else the library raises.
         """
         name = _name_of(path, args, options)
         token = _object.set(name)
         try:
             return await super()._call(method, path, *args, **options)
         except _ERRORS as error:
-            raise _as_os_error(error, name) from error
+            raise _our_error(error, name) from error
         finally:
             _object.reset(token)
 
-    async def _isdir(self, path: str) -> bool:
-        """Whether objects are under a path; gcsfs's takes any error for no."""
-        try:
-            return (await self._info(path))["type"] == "directory"
-        except FileNotFoundError:
-            return False
+    async def _info(self, path: str, **options: Any) -> dict[str, Any]:
+        """What is known of an object or a folder; of a bucket nothing is asked.
+
+        Who may read and write its objects need not be allowed to look at the bucket itself.
+        """
+        name = self._strip_protocol(path).rstrip("/")
+        if "/" not in name:
+            return {"name": name, "size": 0, "type": "directory"}
+        return await super()._info(path, **options)
 
 
-def _as_os_error(error: BaseException, name: str) -> OSError:
+def _our_error(error: BaseException, name: str) -> Exception:
     status = _status_of(error)
-    if status in REASONS:
-        number, reason = REASONS[status]
-    else:
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        number, reason = errno.EIO, f"the bucket is out of reach: {text}"
-    return OSError(number, reason, name)  # Python makes a FileNotFoundError of ENOENT, and so on
+    if status == 404:
+        return FileNotFoundError(errno.ENOENT, "No such object", name)
+    if status == 412:
+        return FileExistsError(errno.EEXIST, "Another process has written it", name)
+    if status in REFUSALS:
+        return StorageError(name, REFUSALS[status], may_pass=False)
+    text = (str(error).strip(", ") or type(error).__name__).splitlines()[0]
+    return StorageError(name, f"the bucket does not answer ({text})", may_pass=True)
 
 
 def _status_of(error: BaseException) -> int | None:
@@ -108,8 +115,8 @@ def _name_of(path: str, args: tuple[str, ...], options: dict[str, Any]) -> str:
         if given := re.search(r"[?&]name=([^&]+)", path):
             key = given[1]
         elif options.get("uploadType") == "multipart":
-            given = re.search(rb'"name": ("(?:[^"\\]|\\.)*")', bytes(options["data"][:4096]))
-            key = json.loads(given[1]) if given else ""
+            named = re.search(rb'"name": ("(?:[^"\\]|\\.)*")', bytes(options["data"][:4096]))
+            key = json.loads(named[1]) if named else ""
         else:
             key = options.get("prefix") or ""
     return f"gs://{bucket}/{key}".rstrip("/")

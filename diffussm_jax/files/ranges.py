@@ -79,12 +79,12 @@ def _log_wait(name: str, seconds: float) -> None:
 
 
 def _as_os_error(error: ValueError, name: str) -> OSError:
-    from diffussm_jax.files.gcs import REASONS  # its libraries take a second
+    from diffussm_jax.files.gcs import REFUSALS  # its libraries take a second
 
     text = str(error).splitlines()[0]
     status = re.search(r"http_response_code='(\d+)'", text)
-    if status and int(status[1]) in REASONS:
-        return OSError(*REASONS[int(status[1])], name)
+    if status and int(status[1]) in REFUSALS:
+        return OSError(errno.EACCES, REFUSALS[int(status[1])], name)
     if text.startswith("OUT_OF_RANGE"):
         return OSError(errno.EIO, "it is shorter than it should be", name)
     return OSError(errno.EIO, f"the bucket is out of reach: {text}", name)

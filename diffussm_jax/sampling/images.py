@@ -3,17 +3,16 @@
 import io
 import itertools
 import re
-import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float16, Int, UInt8
 from PIL import Image
 
-from diffussm_jax.files import replacing, require_only
+from diffussm_jax.files import replacing, replacing_folder, require_only
+from diffussm_jax.files.paths import as_path
 from diffussm_jax.shapes import ceil_div
 
 ImageArray = UInt8[np.ndarray, "b h w c"]
@@ -29,10 +28,7 @@ def save_grid(
 ) -> None:
     """Write images as one PNG, as `make_grid` arranges them."""
     grid = make_grid(images, labels=labels, gap=gap)
-    target = epath.Path(path)  # a work directory may be in a bucket
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("wb") as file:
-        _picture(grid).save(file, format="png")
+    save_png(grid, as_path(path))
 
 
 def make_grid(
@@ -97,19 +93,16 @@ def save_pngs(
         UserError: the folder holds anything but such images, or such folders.
     """
     folder = folder.resolve()  # of a link, the folder that it leads to is replaced
-    with replacing(folder) as temporary:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a job that was killed
+    with replacing_folder(folder) as temporary:
         digits = len(str(num_classes - 1))
         folders = [temporary / f"{label:0{digits}d}" for label in range(num_classes)]
-        for path in folders or [temporary]:
-            path.mkdir(parents=True)
+        for path in folders:
+            path.mkdir()
         for index, image in enumerate(itertools.chain.from_iterable(batches)):
             parent = temporary if labels is None else folders[labels[index]]
             _picture(image).save(parent / f"{index:06d}.png")
         is_ours = is_numbered_png if labels is None else is_class
         require_only(folder, is_ours, named=str(folder))
-        if folder.exists():
-            shutil.rmtree(folder)
 
 
 def save_npz(

@@ -15,7 +15,7 @@ import numpy as np
 
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import Preempted, UserError
-from diffussm_jax.files import replacing, require_only, write_json, writing_to
+from diffussm_jax.files import array_shape, replacing, require_only, write_json, writing_to
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.sampling.images import ImageArray, LabelArray, LatentArray
@@ -54,7 +54,7 @@ class Samples:
     def __iter__(self) -> Iterator[tuple[ImageArray | LatentArray, LabelArray | None]]:
         for part in ranges(self.num, self.range_size):
             labels = None if self.labels is None else self.labels[part.start : part.stop]
-            yield np.load(_file(self.folder, part)), labels
+            yield _read_images(_file(self.folder, part)), labels
 
     def images(self) -> Iterator[ImageArray]:
         """The images of each range in turn."""
@@ -62,7 +62,7 @@ class Samples:
 
     def part(self, number: int) -> ImageArray:
         """The images of one range: those from `number * range_size` on."""
-        return np.load(_file(self.folder, ranges(self.num, self.range_size)[number]))
+        return _read_images(_file(self.folder, ranges(self.num, self.range_size)[number]))
 
     def first(self, num: int) -> ImageArray:
         """The first `num` images, or all where there are fewer."""
@@ -72,8 +72,9 @@ class Samples:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """The shape [num h w c] of all images together."""
-        first = np.load(_file(self.folder, ranges(self.num, self.range_size)[0]), mmap_mode="r")
-        return self.num, *first.shape[1:]
+        first = _file(self.folder, ranges(self.num, self.range_size)[0])
+        _, height, width, channels = array_shape(first)
+        return self.num, height, width, channels
 
 
 def draw_to(
@@ -169,6 +170,11 @@ def _is_of_a_job(name: str) -> bool:
     return is_range or visible == MANIFEST_FILE or is_lock(name)
 
 
+def _read_images(path: Path) -> np.ndarray:
+    with path.open("rb") as file:
+        return np.load(file)
+
+
 def _write(path: Path, images: ImageArray | LatentArray) -> None:
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, images)
@@ -176,7 +182,7 @@ def _write(path: Path, images: ImageArray | LatentArray) -> None:
 
 def _is_finished(folder: Path, part: range) -> bool:
     try:
-        return len(np.load(_file(folder, part), mmap_mode="r")) == len(part)
+        return array_shape(_file(folder, part))[0] == len(part)
     except (OSError, ValueError):
         return False
 

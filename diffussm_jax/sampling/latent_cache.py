@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from diffussm_jax.data.fingerprint import Fingerprint
 from diffussm_jax.data.latent_shards import Sides, finish, shard_name, write_shard
 from diffussm_jax.data.latents import DRAWN, cache_folder, record_dtype, shared_fields
 from diffussm_jax.data.names import portable_name
-from diffussm_jax.files import replacing, require_only, sha256_of
+from diffussm_jax.files import replacing_folder, require_only, sha256_of
 from diffussm_jax.sampling.images import LabelArray, LatentArray
 from diffussm_jax.sampling.job import Samples
 from diffussm_jax.shapes import ceil_div
@@ -37,15 +36,12 @@ def save_latents(config: Config, samples: Samples, folder: Path, known: DataFact
     config = dataclasses.replace(config, data=data)
     place = cache_folder(config, data.split).relative_to(folder)
     require_only(folder, lambda name: name == place.parts[0], named=str(folder))
-    with replacing(folder) as temporary:
-        shutil.rmtree(temporary, ignore_errors=True)  # of a job that was killed
+    with replacing_folder(folder) as temporary:
         (temporary / place).mkdir(parents=True)
         shards = list(_write_shards(config, samples, temporary / place))
         digest = hashlib.sha256("".join(map(sha256_of, shards)).encode()).hexdigest()
         facts = _facts(config, samples, digest, known)
         finish(temporary / place, facts, num_source=samples.num)
-        if folder.exists():
-            shutil.rmtree(folder)
 
 
 def _write_shards(config: Config, samples: Samples, folder: Path) -> Iterator[Path]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from diffussm_jax.config import Config
 from diffussm_jax.files import write_text
+from diffussm_jax.files.growing import GrowingFiles
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.training.monitor import NumericsMonitor
 from diffussm_jax.training.wandb_writer import WandbWriter, require_wandb
@@ -39,8 +40,7 @@ class JsonlWriter(metric_writers.LoggingWriter):
         super().__init__()
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         write_text(path, "".join(line for line in lines if _step_of(line) <= start_step))
-        self._stack = contextlib.ExitStack()  # for a path in a bucket, open() gives a context
-        self._file = self._stack.enter_context(path.open("a", encoding="utf-8"))
+        self._file = path.open("a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         values = {name: float(value) for name, value in scalars.items()}
@@ -51,7 +51,7 @@ class JsonlWriter(metric_writers.LoggingWriter):
         """Ignore them."""
 
     def close(self) -> None:
-        self._stack.close()
+        self._file.close()
 
 
 class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
@@ -80,13 +80,15 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
         num_steps = config.training.num_steps
         self._bar = tqdm(total=num_steps, initial=start_step, disable=not sys.stderr.isatty())
         # Every process has the same numbers.
-        writers = list(_writers(config, workdir, start_step)) if is_first() else []
+        self._files = GrowingFiles(workdir)
+        writers = list(_writers(config, workdir, self._files, start_step)) if is_first() else []
         self._writer = metric_writers.MultiWriter(writers)
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
         self._writer.flush()
         self._writer.close()
+        self._files.close()
 
     def record(self, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics of the next step; report when a report is due."""
@@ -124,8 +126,14 @@ class TrainingLog(contextlib.AbstractContextManager["TrainingLog"]):
             means["images_per_second"] = rate * self._config.training.batch_size
             self._show_progress(means, (self._config.training.num_steps - self._step) / rate)
         self._writer.write_scalars(self._step, means)
+        self._files.send()
         self._pending = []
         self._restart()
+
+    def finish(self) -> None:
+        """See to it that what was written is kept, also in a bucket."""
+        self._writer.flush()
+        self._files.finish()
 
     def unreported(self) -> list[dict[str, float]]:
         """Metrics of the steps since the last report, to save: a resumed run reports them too."""
@@ -187,13 +195,13 @@ def require_loggers(config: Config) -> None:
 
 
 def _writers(
-    config: Config, workdir: Path, start_step: int
+    config: Config, workdir: Path, files: GrowingFiles, start_step: int
 ) -> Iterator[metric_writers.MetricWriter]:
     loggers = config.training.loggers
     if "jsonl" in loggers:
-        yield JsonlWriter(workdir / METRICS_FILE, start_step=start_step)
+        yield JsonlWriter(files.fetch(METRICS_FILE), start_step=start_step)
     if "tensorboard" in loggers:
-        yield metric_writers.SummaryWriter(str(workdir))
+        yield metric_writers.SummaryWriter(str(files.folder))
     if "wandb" in loggers:
         yield WandbWriter(config, workdir, start_step=start_step)
 

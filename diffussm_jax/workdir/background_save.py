@@ -1,6 +1,7 @@
 """A save in the background of a run: its end, its failure, its time limit."""
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,11 @@ class Save:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name where the message is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """The first line of an error's message, or its name where the message is empty.
+
+    TensorStore's goes on with all that it was asked and answered, which is left out.
+    """
+    lines = re.split(
+        r"\n| \[(?:http_response|tensorstore_spec|source locations)", str(error).strip()
+    )
+    return lines[0] or type(error).__name__

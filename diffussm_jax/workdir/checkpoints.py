@@ -8,6 +8,7 @@ checkpoints/<step>/manifest.json   the checksum of each file, written last
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from diffussm_jax.config import CheckpointConfig
-from diffussm_jax.errors import CheckpointError, UserError
+from diffussm_jax.errors import CheckpointError, CommandEnd, StorageError, UserError
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir import integrity
@@ -30,6 +31,10 @@ from diffussm_jax.workdir.record import Record, require_complete
 from diffussm_jax.workdir.step_folders import RECORD_FILE, StepFolders
 
 logger = logging.getLogger(__name__)
+
+
+# How TensorStore begins to tell of a bucket that refuses or does not answer.
+_OUTAGE = re.compile("PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED")
 
 
 class Saved(NamedTuple):
@@ -43,7 +48,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of a work directory. Leaving the context waits for the save in hand."""
 
     def __init__(self, workdir: Path, config: CheckpointConfig):
-        self._folders = StepFolders(epath.Path(workdir).absolute() / CHECKPOINTS_FOLDER)
+        self._folders = StepFolders(epath.Path(workdir.absolute()) / CHECKPOINTS_FOLDER)
         self._config = config
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
@@ -124,7 +129,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def _delete_unfinished_quietly(self) -> None:
         """Make room: a full disk may be full of what interrupted saves left."""
         if is_first():
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, StorageError):
                 self._folders.delete_unfinished()
 
     def resume(self, abstract_state: TrainState) -> Saved | None:
@@ -205,10 +210,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             return None, damage
         try:
             saved, damage = self._load(folder, abstract_state), None
-        except (UserError, MemoryError):
+        except (CommandEnd, MemoryError):
             raise
-        except Exception as error:  # noqa: BLE001 - Orbax and what it reads raise anything
-            saved, damage = None, f"cannot be read: {one_line(error)}"
+        except Exception as error:  # Orbax and what it reads raise anything
+            if _OUTAGE.match(text := one_line(error)):
+                raise StorageError(str(folder), text, may_pass=True) from error
+            saved, damage = None, f"cannot be read: {text}"
         if damage := _agree(damage):
             return None, damage
         self._last_whole = step

@@ -19,8 +19,8 @@ import numpy as np
 from diffussm_jax.config import Config, from_dict, parsing
 from diffussm_jax.data.pipeline import Batch, example_indices, stacks_of, train_batches
 from diffussm_jax.data.sources import Source
-from diffussm_jax.errors import CheckpointError, NonFiniteError, UserError
-from diffussm_jax.files import write_json
+from diffussm_jax.errors import CommandEnd, NonFiniteError, UserError
+from diffussm_jax.files import replacing, seekable, write_json
 from diffussm_jax.parallel.distributed import is_first, wait_for_all
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir.checkpoints import Checkpoints
@@ -70,7 +70,7 @@ def dump_at_nonfinite(
         folder = workdir / FAULTS_FOLDER / f"step_{error.step:07d}"
         try:
             _write(folder, config, source, state(), error)
-        except (OSError, CheckpointError) as failure:
+        except (OSError, CommandEnd) as failure:
             logger.warning("%s cannot be written: %s", folder, failure)
             raise error from failure
         text = f"{error}. --mode=replay looks into it ({folder})"
@@ -93,7 +93,7 @@ def _write(
     batch = next(train_batches(config, source, start_step=start_step))
     indices = example_indices(config, stacks_of(source), step=start_step)
     arrays: dict[str, Any] = batch | {INDICES: indices}
-    with (folder / BATCH_FILE).open("wb") as file:  # the folder may be in a bucket
+    with replacing(folder / BATCH_FILE) as path, path.open("wb") as file:
         np.savez(file, **arrays)
     summary = _Summary(error.step, str(error), dataclasses.asdict(config), time.time())
     write_json(folder / DUMP_FILE, dataclasses.asdict(summary))
@@ -123,9 +123,11 @@ def read_newest(workdir: Path) -> Dump:
     folder, summary = max(((x.parent, _read_summary(x)) for x in files), key=_age)
     try:
         config = from_dict(summary.config)
-        with np.load(folder / BATCH_FILE, allow_pickle=False) as arrays:
+        with np.load(seekable(folder / BATCH_FILE), allow_pickle=False) as arrays:
             batch = dict(arrays)
         indices = batch.pop(INDICES)
+    except CommandEnd:
+        raise
     except Exception as error:  # a damaged zip file raises anything
         raise _damaged(folder, error) from error
     return Dump(folder, summary.step, summary.error, config, batch, indices)

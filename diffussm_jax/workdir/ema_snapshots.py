@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import read_tensors, replacing
+from diffussm_jax.files import read_tensors, write_tensors
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
 from diffussm_jax.training.power_ema import coefficients
@@ -40,8 +39,7 @@ def save_snapshots(
         tensors = {name: to_host(x) for name, x in flatten_dict(average, sep=".").items()}
         if is_first():
             folder.mkdir(exist_ok=True)
-            with replacing(folder / f"step_{step:07d}_{width:g}.safetensors") as file:
-                file.write_bytes(safetensors.numpy.save(tensors))
+            write_tensors(folder / f"step_{step:07d}_{width:g}.safetensors", tensors)
 
 
 def find_snapshots(workdir: Path) -> list[Snapshot]:

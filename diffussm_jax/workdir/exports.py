@@ -19,12 +19,11 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from diffussm_jax.config import Config, to_json
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import UserError
-from diffussm_jax.files import replacing, require_only, sha256_of, write_json, write_text
+from diffussm_jax.files import require_only, sha256_of, write_json, write_tensors, write_text
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.data_facts import DATA_FILE, read_data_facts, write_data_facts
 from diffussm_jax.workdir.lock import held, is_lock
@@ -140,9 +139,7 @@ def _write_files(
         config, known, step=step, num_parameters=num_parameters, place=place, picture=picture
     )
     write_text(card_path, card)
-    tensors = {name: np.ascontiguousarray(x) for name, x in tensors.items()}
-    with replacing(folder / layout.WEIGHTS_FILE) as temporary:
-        temporary.write_bytes(safetensors.numpy.save(tensors))
+    write_tensors(folder / layout.WEIGHTS_FILE, tensors)
     for name in (*PROGRAMS, *DRAWN_FILES):
         (folder / name).unlink(missing_ok=True)
     for name, text in programs.items():

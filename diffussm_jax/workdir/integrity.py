@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath
 
 from diffussm_jax.config import parsing
+from diffussm_jax.files import write_text
+from diffussm_jax.files.paths import as_path
 
 MANIFEST_FILE = "manifest.json"
 NUM_THREADS = 8  # hashlib releases Python's lock
@@ -29,9 +31,7 @@ def write_manifest(folder: epath.Path) -> None:
         sums = list(pool.map(lambda name: _checksum(folder / name), names))
     manifest = Manifest(dict(zip(names, sums)))
     text = json.dumps(dataclasses.asdict(manifest), indent=1) + "\n"
-    temporary = folder / f".{MANIFEST_FILE}"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / MANIFEST_FILE)
+    write_text(as_path(folder / MANIFEST_FILE), text)
 
 
 def is_complete(folder: epath.Path) -> bool:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from diffussm_jax.config.parsing import ConfigError, from_json
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import StorageError, UserError
 from diffussm_jax.files.paths import is_in_bucket
 from diffussm_jax.parallel.distributed import is_first
 
@@ -140,7 +140,7 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 
 
 def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):  # a disk that has become read-only
+    with contextlib.suppress(OSError, StorageError):  # a disk that has become read-only
         path.unlink(missing_ok=True)
 
 

@@ -33,18 +33,24 @@ class Fault:
             a body of the request, the connection while that is read.
         times: how many requests it befalls.
         until: a time by the monotonic clock after which it is over.
+        every: of so many requests it befalls one.
     """
 
     pattern: str
     status: int | None
     times: float = float("inf")
     until: float = float("inf")
+    every: int = 1
     num: int = 0
+    seen: int = 0
 
     def befalls(self, line: str) -> bool:
         if self.num >= self.times or time.monotonic() > self.until:
             return False
-        return re.search(self.pattern, urllib.parse.unquote(line)) is not None
+        if re.search(self.pattern, urllib.parse.unquote(line)) is None:
+            return False
+        self.seen += 1
+        return self.seen % self.every == 0
 
 
 _MESSAGES = {

@@ -1,9 +1,18 @@
 """Paths at gs:// behave as those on a disk do, in what the package needs of them."""
 
+import numpy as np
 import pytest
 from etils import epath
 
 from diffussm_jax.errors import UserError
+from diffussm_jax.files import (
+    array_shape,
+    read_tensors,
+    replacing,
+    replacing_folder,
+    seekable,
+    write_tensors,
+)
 from diffussm_jax.files.paths import as_path, is_in_bucket
 
 
@@ -36,7 +45,7 @@ def test_a_missing_object_is_a_missing_file(bucket, method):
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 def test_a_large_object_is_sent_in_parts_and_read_by_ranges(bucket, storage):
-    data = bytes(range(256)) * 2**16
+    data = bytes(range(256)) * 2**18
     path = as_path(f"{bucket}/large")
     path.write_bytes(data)
     assert sum("upload_id" in line for line in storage.lines) > 1
@@ -46,8 +55,48 @@ def test_a_large_object_is_sent_in_parts_and_read_by_ranges(bucket, storage):
     assert path.read_bytes() == data
 
 
+def test_what_an_exception_interrupts_is_not_written(bucket):
+    path = as_path(f"{bucket}/torn")
+    for mode, text in (("wb", b"half"), ("w", "half")):
+        with pytest.raises(KeyError), path.open(mode) as file:
+            file.write(text)
+            raise KeyError
+        assert not path.exists()
+    with path.open("w") as file:
+        file.write("whole \u00e9")
+    assert path.read_text(encoding="utf-8") == "whole \u00e9"
+
+
+def test_a_folder_is_replaced_by_one_of_the_disk(bucket, tmp_path):
+    folder = as_path(f"{bucket}/folder")
+    for names in (["a", "b/c"], ["b/c", "d"]):
+        with replacing_folder(folder) as temporary:
+            for name in names:
+                (temporary / name).parent.mkdir(exist_ok=True)
+                (temporary / name).write_text(name, encoding="utf-8")
+        assert sorted(folder.names()) == names
+    with pytest.raises(KeyError), replacing_folder(folder):
+        raise KeyError
+    assert sorted(folder.names()) == ["b/c", "d"]
+
+
+def test_arrays_and_tensors_of_a_bucket(bucket):
+    array = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    with replacing(as_path(f"{bucket}/a.npy")) as path:
+        np.save(path, array)  # which keeps a suffix that is there
+    path = as_path(f"{bucket}/a.npy")
+    assert array_shape(path) == (3, 4, 5)
+    np.testing.assert_array_equal(np.load(seekable(path)), array)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="torn"):
+        array_shape(path)
+    write_tensors(as_path(f"{bucket}/a.safetensors"), {"x": array.T})
+    tensors = read_tensors(as_path(f"{bucket}/a.safetensors"))
+    np.testing.assert_array_equal(tensors["x"], array.T)
+
+
 def test_nothing_is_appended_silently(bucket):
-    with pytest.raises(ValueError, match="cannot be appended to"):
+    with pytest.raises(ValueError, match="cannot be opened in mode 'a'"):
         as_path(f"{bucket}/log").open("a")
 
 

@@ -77,3 +77,25 @@ def test_folders_beside_the_images_are_free(images, where):
     flags = f"--workdir={path}", f"--config.data.data_dir={path}/tfds"
     _, workdir = read(*arguments(images, *flags))
     assert workdir == path
+
+
+@pytest.mark.parametrize(
+    ("images", "workdir", "is_refused"),
+    [
+        ("gs://bucket/images", "gs://bucket/images/run", True),
+        ("gs://bucket/images", "gs://bucket/runs/images", False),
+        ("gs://bucket/images", "gs://other/images/run", False),
+        ("images", "gs://bucket/images/run", False),
+    ],
+)
+def test_folders_of_a_bucket_lie_in_each_other_too(images, workdir, is_refused):
+    words = (
+        "--config=configs/folder256.py",
+        f"--config.data.name=folder:{images}",
+        f"--workdir={workdir}",
+    )
+    line = error_of(lambda: read(*words)) if is_refused else None
+    if is_refused:
+        assert f"--workdir={workdir} lies in the folder of images {images}: " in line
+    else:
+        assert str(read(*words)[1]) == workdir

@@ -20,9 +20,6 @@ def main() -> int:
     words = sys.argv[1:]
     with (STUB / "log").open("a") as log:
         log.write(json.dumps(words) + "\n")
-    if words[:2] == ["storage", "rsync"]:
-        shutil.copytree(words[2], words[3], dirs_exist_ok=True)
-        return 0
     assert words[:3] == ["compute", "tpus", "queued-resources"], words
     verb, rest = words[3], words[4:]
     flags = dict(x[2:].partition("=")[::2] for x in rest if x.startswith("--"))

@@ -75,18 +75,6 @@ def test_a_job_runs_on_every_host_and_nothing_is_left(stub, capfd):
     assert list((stub / "resources").iterdir()) == []
 
 
-def test_data_is_copied_to_every_host(stub):
-    (stub / "latents").mkdir()
-    (stub / "latents" / "shard").touch()
-    show = [
-        sys.executable,
-        "-c",
-        "import pathlib; pathlib.Path('../data/shard').rename('../data/seen')",
-    ]
-    assert call("run", f"--data={stub}/latents", job=show) == 0
-    assert len(list(stub.glob("resources/church/host*/diffussm/data/seen"))) == 2
-
-
 def test_a_slice_that_was_taken_back_is_made_again_and_the_job_goes_on(stub, capfd):
     launcher = subprocess.Popen(
         [
