@@ -7,6 +7,7 @@ import pytest
 from diffussm_jax.errors import StorageError
 from diffussm_jax.files import on_disk, sha256_of
 from diffussm_jax.files.paths import as_path
+from tests.jobs import command, run
 
 
 @pytest.fixture
@@ -92,3 +93,41 @@ def test_a_refused_folder_is_not_taken_for_an_empty_one(path, storage):
         for question in ("exists", "is_dir", "is_file"):
             with pytest.raises(StorageError):
                 getattr(path.parent, question)()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("mode", ["train", "sample", "export", "refstats"])
+def test_a_command_ends_in_one_line(mode, status, bucket, storage, tmp_path):
+    words = [*command(f"{bucket}/run", str(tmp_path)), f"--mode={mode}"]
+    with storage.failing("", status):
+        result = run(words, **storage.environment())
+    last = result.stderr.strip().splitlines()[-1]
+    assert result.returncode == 2, result.stderr
+    assert last.startswith(f"error: {bucket}/run") and f"({status})" in last
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_save_that_the_bucket_refuses_ends_the_run_in_one_line(bucket, storage, data_dir):
+    words = command(f"{bucket}/run", data_dir, **{"training.num_steps": 2, "checkpoint.every": 1})
+    with storage.failing("^POST .*ocdbt", 403) as fault:
+        result = run(words, **storage.environment())
+    last = result.stderr.strip().splitlines()[-1]
+    assert fault.num and result.returncode == 1, result.stderr
+    start = "error: the checkpoint of step 1 could not be written: PERMISSION_DENIED: "
+    assert last.startswith(start) and bucket in last and len(last) < 500, last
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_a_checkpoint_out_of_reach_is_not_a_damaged_one(bucket, storage, data_dir):
+    fields = {"training.num_steps": 2, "checkpoint.every": 1, "checkpoint.keep": 2}
+    words = command(f"{bucket}/run", data_dir, **fields)
+    assert run(words, **storage.environment()).returncode == 0
+    with storage.failing("^GET .*/checkpoints/2/state/", 403):
+        result = run([*words, "--config.training.num_steps=3"], **storage.environment())
+    assert result.returncode == 2 and "denies access" in result.stderr, result.stderr
+    assert "damaged" not in result.stderr
+    folders = {x.name for x in (as_path(f"{bucket}/run") / "checkpoints").iterdir()}
+    assert folders == {"1", "2"}
