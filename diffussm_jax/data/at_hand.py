@@ -1,7 +1,6 @@
 """Whether the images at hand are those that a cache of latents or a run was made from."""
 
 import logging
-from pathlib import Path
 
 from diffussm_jax.config import Config, DataConfig
 from diffussm_jax.config.parsing import from_object
@@ -13,6 +12,7 @@ from diffussm_jax.data.image_files import has_images
 from diffussm_jax.data.parquet_files import find_files
 from diffussm_jax.data.sources import open_images
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.paths import as_path
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def _are_at_hand(config: DataConfig, split: str) -> bool:
             return bool(find_files(config, split, is_offline=True).names)
         if not config.name.startswith(FOLDER):
             return make_builder(config).is_prepared()
-        return has_images(Path(config.name.removeprefix(FOLDER)))
+        return has_images(as_path(config.name.removeprefix(FOLDER)))
     except (OSError, UserError):  # it cannot be read, or is not prepared
         return False
 

@@ -8,11 +8,14 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from diffussm_jax.data.image_files import ImageFiles
+from diffussm_jax.files.listing import Entry
 
 NUM_PROBES = 64
 PROBE_BYTES = 2**20  # of a file
@@ -100,22 +103,27 @@ def of_folder(data_set: str, checksums: Checksums) -> Fingerprint:
     return Fingerprint(data_set, len(checksums), digest.hexdigest())
 
 
-def key_of_folder(folder: Path, files: Sequence[Path], classes: Sequence[str]) -> str:
+def key_of_folder(folder: Path, found: ImageFiles, classes: Sequence[str]) -> str:
     """Hash the classes, the names, sizes and modification times of all files, and a few contents.
 
     The contents tell folders apart whose files have one size and one time, as archives leave them.
+    Of files in a bucket the listing has checksums, which stand for the times and the contents.
     The classes may have one without images, which moves the labels of those behind it.
     """
     digest = hashlib.sha256(json.dumps(list(classes)).encode())
-    for file in files:
-        stat = file.stat()
-        line = f"{file.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+    for file, (num_bytes, version) in zip(found.paths, found.entries or _entries(found.paths)):
+        line = f"{file.relative_to(folder)}\0{num_bytes}\0{version}\n"
         digest.update(line.encode(errors="surrogateescape"))
-    for index in probes(len(files)):
+    for index in [] if found.entries else probes(len(found.paths)):
         # A file that cannot be read is named when it is used.
-        with contextlib.suppress(OSError), files[index].open("rb") as opened:
+        with contextlib.suppress(OSError), found.paths[index].open("rb") as opened:
             digest.update(opened.read(PROBE_BYTES))
     return digest.hexdigest()[:12]
+
+
+def _entries(files: Sequence[Path]) -> Iterator[Entry]:
+    for stat in map(Path.stat, files):
+        yield Entry(stat.st_size, str(stat.st_mtime_ns))
 
 
 def probes(num: int) -> list[int]:

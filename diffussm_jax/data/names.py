@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from diffussm_jax.config.paths import FOLDER, HUB, PARQUET, parse_hub_name
+from diffussm_jax.files.paths import as_path
 
 
 def portable_name(name: str) -> str:
@@ -13,7 +14,7 @@ def portable_name(name: str) -> str:
     """
     for prefix in (FOLDER, PARQUET):
         if name.startswith(prefix):
-            return prefix + Path(name.removeprefix(prefix)).resolve().name
+            return prefix + as_path(name.removeprefix(prefix)).resolve().name
     hub = parse_hub_name(name)
     if hub is not None:
         return f"{HUB}{hub.repository}" + (f":{hub.config}" if hub.config else "")

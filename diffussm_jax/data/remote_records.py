@@ -47,7 +47,7 @@ class RemoteRecords:
         if cache is not None:
             local = self._local  # the threads do not keep this object
             fetching = Fetching(
-                files, cache, lambda number, path: local.update({number: _reader(path)})
+                files, cache, lambda number, path: local.update({number: open_reader(path)})
             )
             weakref.finalize(self, fetching.stop)
 
@@ -82,14 +82,15 @@ def parallel_reads_of(records: object) -> int:
     return PARALLEL_READS if isinstance(records, RemoteRecords) else 1
 
 
-def _reader(path: Path | str) -> ArrayRecordReader:
+def open_reader(path: Path | str) -> ArrayRecordReader:
+    """Open an ArrayRecord file for reading in any order."""
     return ArrayRecordReader(str(path), options=READER_OPTIONS, file_reader_buffer_size=2**15)
 
 
 def _load(file: RemoteFile) -> list[bytes]:
     with tempfile.NamedTemporaryFile() as local:
         copy(file, local)
-        reader = _reader(local.name)
+        reader = open_reader(local.name)
         records = reader.read(list(file.records))
         reader.close()
         return records

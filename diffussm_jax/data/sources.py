@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import quote
 
@@ -22,9 +21,10 @@ from diffussm_jax.data.fingerprint import Fingerprint, of_records
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.data.parquet import ParquetSplit
 from diffussm_jax.data.parquet_files import no_split
-from diffussm_jax.data.prepared import require_complete, require_description
+from diffussm_jax.data.prepared import open_records, require_complete, require_description
 from diffussm_jax.data.remote_records import parallel_reads_of
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.paths import as_path
 
 Example = dict[str, np.ndarray]
 
@@ -193,7 +193,7 @@ def _open_prepared(config: DataConfig, split: str) -> Images:
     if not num_images:
         raise UserError(f"split {split!r} of data set {config.name!r} has no images")
     require_complete(builder, split)
-    records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    records = open_records(builder, split, config)
     if isinstance(builder, image_folder_dataset_builder.Builder):
         fingerprint, name = builder.fingerprint(), portable_name(config.name)
     else:
@@ -201,13 +201,13 @@ def _open_prepared(config: DataConfig, split: str) -> Images:
         fingerprint = of_records(name, records)
     features = builder.info.features
     names = list(features["label"].names) if "label" in features else None
-    return Images(records, name, names, fingerprint, Path(builder.data_dir), {})
+    return Images(records, name, names, fingerprint, as_path(builder.data_dir), {})
 
 
 def _open_parquet(config: DataConfig, split: str) -> Images:
     opened = ParquetSplit(config, split)
     name, fingerprint = portable_name(config.name), opened.fingerprint()
-    root = Path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    root = as_path(config.data_dir or tfds.core.constants.DATA_DIR).expanduser()
     kept = root / "parquet" / fingerprint.sha256[:16]
     return Images(
         opened.records(), name, opened.class_names(), fingerprint, kept, opened.files.facts

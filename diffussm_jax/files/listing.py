@@ -12,7 +12,7 @@ class Entry(NamedTuple):
     """What a listing says of a file.
 
     Attributes:
-        version: another content has another one: of a bucket a checksum, else the time of change.
+        version: another content has another one: in a bucket a checksum, else the time of change.
     """
 
     num_bytes: int
@@ -27,9 +27,7 @@ def list_files(folder: Path) -> dict[str, Entry]:
     """
     try:
         if is_in_bucket(folder):
-            found = file_system().ls(str(folder), detail=True)
-            objects = (x for x in found if x["type"] == "file")
-            return {x["name"].rpartition("/")[2]: entry_of(x) for x in objects}
+            return {name: x for name, x in list_objects(folder).items() if x is not None}
         with os.scandir(folder) as entries:
             stats = {x.name: x.stat() for x in entries if x.is_file()}
     except (FileNotFoundError, NotADirectoryError):
@@ -37,6 +35,20 @@ def list_files(folder: Path) -> dict[str, Entry]:
     return {name: Entry(x.st_size, str(x.st_mtime_ns)) for name, x in stats.items()}
 
 
-def entry_of(info: dict[str, Any]) -> Entry:
-    """The entry of an object, given what the bucket says of it."""
-    return Entry(int(info["size"]), info.get("crc32c") or info["generation"])
+def list_objects(folder: Path) -> dict[str, Entry | None]:
+    """What is in a folder of a bucket by name, in this order; of a folder None.
+
+    Raises:
+        OSError: it is missing or cannot be listed.
+    """
+    found = file_system().ls(str(folder), detail=True)
+    # Web pages make folders as objects without bytes, whose names end with a slash.
+    entries = [x for x in found if not x["name"].endswith("/")]
+    return {
+        x["name"].rpartition("/")[2]: None if x["type"] == "directory" else _entry(x)
+        for x in sorted(entries, key=lambda x: x["name"])
+    }
+
+
+def _entry(info: dict[str, Any]) -> Entry:
+    return Entry(int(info["size"]), info.get("crc32c") or info.get("generation", ""))

@@ -27,7 +27,12 @@ _last_line = 0.0
 _lock = threading.Lock()
 
 
-def read_range(name: str, start: int, stop: int) -> bytes:
+def read_object(name: str) -> bytes:
+    """Read a whole object; arguments and errors are those of `read_range`."""
+    return read_range(name, None, None)
+
+
+def read_range(name: str, start: int | None, stop: int | None) -> bytes:
     """Read the bytes [start, stop) of an object.
 
     Args:

@@ -18,16 +18,11 @@ from diffussm_jax.data.fingerprint import (
     key_of_folder,
     of_folder,
 )
-from diffussm_jax.data.image_files import (
-    find_images,
-    read_file,
-    readable,
-    sha256_of_image,
-    sub_folders,
-)
+from diffussm_jax.data.image_files import ImageFiles, find_images, read_files, readable, sub_folders
 from diffussm_jax.data.prepared import LocalBuilder
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_json
+from diffussm_jax.files.paths import as_path
 
 Examples = Iterator[tuple[int, dict[str, Any]]]
 
@@ -52,10 +47,11 @@ class Builder(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
 
     def __init__(self, folder: Path, *, allow_empty_classes: bool = False, **options: Any):
         self._folder = folder
-        self._files, self._classes = _list_images(folder, allow_empty_classes)
+        found, self._classes = _list_images(folder, allow_empty_classes)
+        self._files = found.paths
         # Files and folders of the prepared data set begin with the name.
         label = re.sub(r"\W+", "_", folder.resolve().name)
-        self.name = f"folder_{label}_{key_of_folder(folder, self._files, self._classes)}"
+        self.name = f"folder_{label}_{key_of_folder(folder, found, self._classes)}"
         super().__init__(**options)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -77,14 +73,17 @@ class Builder(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
 
     def _generate_examples(self) -> Examples:
         checksums = {}
-        for index, file in enumerate(self._files):
-            path, data = file.relative_to(self._folder), read_file(file, field=FIELD)
+        for index, (file, data) in enumerate(self._contents()):
+            path = file.relative_to(self._folder)
             checksums[path.as_posix()] = hashlib.sha256(data).hexdigest()
             example: dict[str, Any] = {"image": data, "file_name": os.fsencode(path)}
             if self._classes:
                 example["label"] = _class_of(path)
             yield index, example
-        write_json(Path(self.data_dir) / CHECKSUMS_FILE, checksums)
+        write_json(as_path(self.data_dir) / CHECKSUMS_FILE, checksums)
+
+    def _contents(self) -> Iterator[tuple[Path, bytes]]:
+        return zip(self._files, read_files(self._files, field=FIELD), strict=True)
 
     def fingerprint(self) -> Fingerprint:
         """The fingerprint of the folder's images; they are read unless they are prepared."""
@@ -97,7 +96,7 @@ class Builder(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
         """
         if self.info.full_name == before.data_set:
             return None
-        known = _read_checksums(Path(self.data_dir_root) / before.data_set)
+        known = _read_checksums(as_path(self.data_dir_root) / before.data_set)
         names = dict.fromkeys((x.relative_to(self._folder).as_posix() for x in self._files), "")
         if known is not None and known.keys() != names.keys():
             return describe_changes(dict.fromkeys(known, ""), names)
@@ -109,13 +108,13 @@ class Builder(LocalBuilder, skip_registration=True):  # type: ignore[call-arg]
         return describe_changes(known, now) if known else f"{len(names)} as then, but not the same"
 
     def _checksums(self) -> Checksums:
-        kept = _read_checksums(Path(self.data_dir))
+        kept = _read_checksums(as_path(self.data_dir))
         if kept is not None:
             return kept
         logger.info("reading the %d images of %s to compare them", len(self._files), self._folder)
         return {
-            file.relative_to(self._folder).as_posix(): sha256_of_image(file, field=FIELD)
-            for file in self._files
+            file.relative_to(self._folder).as_posix(): hashlib.sha256(data).hexdigest()
+            for file, data in self._contents()
         }
 
 
@@ -127,9 +126,10 @@ def _read_checksums(prepared: Path) -> Checksums | None:
         return None
 
 
-def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[list[Path], list[str]]:
+def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[ImageFiles, list[str]]:
     """The images in the order of their names, and the classes, of which there may be none."""
-    files = find_images(folder, field=FIELD).paths
+    found = find_images(folder, field=FIELD)
+    files = found.paths
     beside = [file for file in files if file.parent == folder]
     classes = [readable(child.name) for child in sub_folders(folder)]
     if beside and classes:
@@ -146,7 +146,7 @@ def _list_images(folder: Path, allow_empty_classes: bool) -> tuple[list[Path], l
             )
         if name not in with_images:
             logger.warning("class %r of %s has no images", name, folder)
-    return files, classes
+    return found, classes
 
 
 def _class_of(file: Path) -> str:
