@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from diffussm_jax.data.file_cache import FileCache, FullError
+from diffussm_jax.errors import StorageError
 from diffussm_jax.files.ranges import read_range
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Fetching:
             pass
         except FullError:
             self._is_full = True
-        except OSError as error:
+        except (OSError, StorageError) as error:
             self._is_full = True
             logger.warning("no more files are fetched into the cache: %s", error)
         with self._lock:
@@ -139,7 +140,8 @@ def copy(file: RemoteFile, to: IO[bytes], *, is_stopped: Callable[[], bool] = bo
 
     Raises:
         DamagedError: it does not have its checksum.
-        OSError: the object cannot be read, or the local file not be written.
+        FileNotFoundError, StorageError: the object cannot be read.
+        OSError: the local file cannot be written.
     """
     digest = hashlib.sha256()
     for start in range(0, file.num_bytes, PIECE):

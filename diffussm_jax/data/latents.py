@@ -32,7 +32,6 @@ from diffussm_jax.data.sources import Buckets, Example, Source, check_num_classe
 from diffussm_jax.errors import UserError
 from diffussm_jax.files.listing import list_files
 from diffussm_jax.files.paths import as_path, is_in_bucket
-from diffussm_jax.files.ranges import named
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +197,6 @@ class LatentSource:
             self.parallel_reads = parallel_reads_of(self._records)
         except (DamagedError, RuntimeError) as error:
             raise UserError(f"{folder} is damaged: {error}; {MEND_HINT}") from error
-        except OSError as error:
-            raise named(error) from error
         self._num_classes = config.data.num_classes
 
     def _open(self, config: DataConfig, shards: list[Shard]) -> Any:
@@ -225,8 +222,8 @@ class LatentSource:
             record = np.frombuffer(data, self._dtype)[0]
         except (RuntimeError, ValueError, IndexError) as error:
             raise BadRecordError(f"latents {index} of {self._folder}: {error}") from error
-        except OSError as error:
-            raise named(error) from error
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename} is missing: {MEND_HINT}") from error
         label = np.asarray(record["label"], np.int32)
         if self._num_classes and not 0 <= label < self._num_classes:
             raise BadRecordError(

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from diffussm_jax.config import DataConfig
 from diffussm_jax.data.fetching import RemoteFile
 from diffussm_jax.data.remote_records import RemoteRecords, open_cache, open_reader
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import StorageError, UserError
 from diffussm_jax.files.listing import list_files
 from diffussm_jax.files.paths import as_path, is_in_bucket
 
@@ -77,7 +78,14 @@ def _reader(name: str) -> ArrayRecordReader:
 
 def _read_one(file: RemoteFile, index: int) -> bytes:
     """Read a record at gs:// by array_record: those of TFDS have any size and are compressed."""
-    return _reader(file.name).read([index])[0]
+    try:
+        return _reader(file.name).read([index])[0]
+    except RuntimeError as error:
+        # Of google-cloud-cpp, which array_record reads buckets with, and which has tried again.
+        refusal = re.search(r"\w+, with a last message of (.*?); reading ", str(error))
+        if refusal is None:
+            raise
+        raise StorageError(file.name, refusal[1], may_pass=False) from error
 
 
 def require_description(builder: tfds.core.DatasetBuilder) -> None:

@@ -34,7 +34,7 @@ def read_record(name: str, index: int, record_bytes: int) -> bytes:
         record_bytes: the size of every record of it.
 
     Raises:
-        OSError: the object cannot be read.
+        FileNotFoundError, StorageError: the object cannot be read.
         RuntimeError: it is damaged there.
     """
     size = chunk_bytes(record_bytes)

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 from urllib.parse import quote
 
@@ -23,7 +24,7 @@ from diffussm_jax.data.parquet import ParquetSplit
 from diffussm_jax.data.parquet_files import no_split
 from diffussm_jax.data.prepared import open_records, require_complete, require_description
 from diffussm_jax.data.remote_records import parallel_reads_of
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.files.paths import as_path
 
 Example = dict[str, np.ndarray]
@@ -95,6 +96,8 @@ class ImageSource:
             pixels = transforms.centre_crop(image, (height - 2 * pad, width - 2 * pad))
             if pad:
                 pixels = transforms.pad_with_black(pixels, pad)
+        except CommandEnd:
+            raise
         # Pillow's decoders and the record reader raise anything at all for damaged bytes.
         except Exception as error:
             raise BadRecordError(f"{self._name(index, record)}: {error}") from error

@@ -67,7 +67,8 @@ class BucketFileSystem(gcsfs.core.GCSFileSystem):
         try:
             return await super()._call(method, path, *args, **options)
         except _ERRORS as error:
-            raise _our_error(error, name) from error
+            text = (str(error).strip(", ") or type(error).__name__).splitlines()[0]
+            raise error_of(name, _status_of(error), text) from error
         finally:
             _object.reset(token)
 
@@ -82,15 +83,14 @@ class BucketFileSystem(gcsfs.core.GCSFileSystem):
         return await super()._info(path, **options)
 
 
-def _our_error(error: BaseException, name: str) -> Exception:
-    status = _status_of(error)
+def error_of(name: str, status: int | None, text: str) -> Exception:
+    """The error of an object whose request ended in a status, or in what the text says."""
     if status == 404:
         return FileNotFoundError(errno.ENOENT, "No such object", name)
     if status == 412:
         return FileExistsError(errno.EEXIST, "Another process has written it", name)
     if status in REFUSALS:
         return StorageError(name, REFUSALS[status], may_pass=False)
-    text = (str(error).strip(", ") or type(error).__name__).splitlines()[0]
     return StorageError(name, f"the bucket does not answer ({text})", may_pass=True)
 
 

@@ -13,7 +13,7 @@ import time
 
 import tensorstore
 
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import StorageError
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ def read_range(name: str, start: int | None, stop: int | None) -> bytes:
         name: gs://BUCKET/KEY.
 
     Raises:
-        OSError: with the name of the object; a FileNotFoundError where there is none.
+        FileNotFoundError: there is no such object.
+        StorageError: the bucket refuses it, or does not answer, whatever was tried.
     """
     bucket, _, key = name.removeprefix("gs://").partition("/")
     begun = time.monotonic()
@@ -52,15 +53,10 @@ def read_range(name: str, start: int | None, stop: int | None) -> bytes:
             except TimeoutError:
                 _log_wait(name, time.monotonic() - begun)
     except ValueError as error:  # all that TensorStore raises
-        raise _as_os_error(error, name) from error
+        raise _our_error(error, name) from error
     if result.state != "value":
-        raise OSError(errno.ENOENT, "no such object", name)
+        raise FileNotFoundError(errno.ENOENT, "No such object", name)
     return result.value
-
-
-def named(error: OSError) -> UserError:
-    """The error of an object in one line."""
-    return UserError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 @functools.cache
@@ -75,7 +71,7 @@ def _log_wait(name: str, seconds: float) -> None:
     """Log that an object keeps one waiting: one line for all that wait at the time."""
     global _last_line
     if seconds > LIMIT:
-        raise OSError(errno.EIO, f"the bucket is out of reach: no answer in {seconds:.0f} s", name)
+        raise StorageError(name, f"the bucket does not answer in {LIMIT:.0f} s", may_pass=True)
     with _lock:
         if time.monotonic() < _last_line + PATIENCE / 2:
             return
@@ -83,13 +79,9 @@ def _log_wait(name: str, seconds: float) -> None:
     logger.warning("%s: no answer for %.0f s; trying on", name, seconds)
 
 
-def _as_os_error(error: ValueError, name: str) -> OSError:
-    from diffussm_jax.files.gcs import REFUSALS  # its libraries take a second
+def _our_error(error: ValueError, name: str) -> Exception:
+    from diffussm_jax.files.gcs import error_of  # its libraries take a second
 
     text = str(error).splitlines()[0]
     status = re.search(r"http_response_code='(\d+)'", text)
-    if status and int(status[1]) in REFUSALS:
-        return OSError(errno.EACCES, REFUSALS[int(status[1])], name)
-    if text.startswith("OUT_OF_RANGE"):
-        return OSError(errno.EIO, "it is shorter than it should be", name)
-    return OSError(errno.EIO, f"the bucket is out of reach: {text}", name)
+    return error_of(name, int(status[1]) if status else None, text)

@@ -76,9 +76,10 @@ class Storage:
         self.lock = threading.Lock()
 
     def environment(self) -> dict[str, str]:
-        """What tells gcsfs, google-cloud-storage and TensorStore of this server."""
+        """What tells gcsfs, google-cloud-storage, TensorStore and array_record of this server."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self.url,  # array_record's
             "TENSORSTORE_GCS_HTTP_URL": self.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "a-token",  # TensorStore's
             "FSSPEC_GCS_TOKEN": "anon",
