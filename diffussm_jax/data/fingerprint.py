@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffussm_jax.data.image_files import ImageFiles
+from diffussm_jax.errors import CommandEnd
 from diffussm_jax.files.listing import Entry
 
 NUM_PROBES = 64
@@ -64,6 +65,8 @@ def of_records(data_set: str, records: Sequence[dict[str, Any]]) -> Fingerprint:
         try:
             record = records[index]
             digest.update(b"%d " % int(record.get("label", -1)) + record["image"])
+        except CommandEnd:  # of a bucket
+            raise
         # A bad record is named when it is used; its reader raises anything at all.
         except Exception:  # noqa: BLE001
             digest.update(b"unreadable")

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +50,8 @@ def require_complete(builder: tfds.core.DatasetBuilder, split: str) -> None:
         raise damaged(builder.data_dir, error, is_local=is_local) from error
 
 
-def open_records(
-    builder: tfds.core.DatasetBuilder, split: str, config: DataConfig
-) -> Sequence[dict[str, Any]]:
-    """Open the records of a split, whose images are not decoded."""
+def open_records(builder: tfds.core.DatasetBuilder, split: str, config: DataConfig) -> Any:
+    """Open the records of a split, a sequence of dicts whose images are not decoded."""
     records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     folder = as_path(builder.data_dir)
     if is_in_bucket(folder):

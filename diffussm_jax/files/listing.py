@@ -42,8 +42,9 @@ def list_objects(folder: Path) -> dict[str, Entry | None]:
         OSError: it is missing or cannot be listed.
     """
     found = file_system().ls(str(folder), detail=True)
-    # Web pages make folders as objects without bytes, whose names end with a slash.
-    entries = [x for x in found if not x["name"].endswith("/")]
+    # The console makes a folder as an object of its name, which is listed as one in it.
+    own = str(folder).removeprefix("gs://")
+    entries = [x for x in found if x["name"].rstrip("/") != own]
     return {
         x["name"].rpartition("/")[2]: None if x["type"] == "directory" else _entry(x)
         for x in sorted(entries, key=lambda x: x["name"])
