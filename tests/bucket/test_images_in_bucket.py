@@ -141,9 +141,9 @@ def test_a_prepared_set_that_is_incomplete_or_refused_is_named(digits, storage):
     source = open_images(there, there.data.split)
     folder = as_path(there.data.data_dir) / "digits" / "1.0.0"
     [file] = [x for x in folder.iterdir() if "train.array_record" in x.name]
-    with storage.failing(f"{file.name}.*alt=media", 403):
-        with pytest.raises(CommandEnd, match=f"{file}: .*does not have storage"):
-            source.example(0)
+    refusal = pytest.raises(CommandEnd, match=f"{file}: .*does not have storage")
+    with storage.failing(f"{file.name}.*alt=media", 403), refusal:
+        source.example(0)
     file.unlink()
     with pytest.raises(UserError, match=f"{folder} is damaged: {file.name} is missing"):
         open_images(there, there.data.split)
