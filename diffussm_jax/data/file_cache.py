@@ -13,6 +13,8 @@ import contextlib
 import fcntl
 import os
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -29,23 +31,24 @@ class FullError(Exception):
 class FileCache:
     """A folder of files by key, of at most `max_bytes`, which processes share.
 
-    The files that this process has found or fetched stay until it ends.
+    The files that an object of this class has found or fetched stay until it is gone.
     """
 
     def __init__(self, folder: Path, *, max_bytes: int):
         self._folder, self._max_bytes = folder, max_bytes
         self._in_use: dict[str, int] = {}  # open files, with a shared lock on each
         self._lock = threading.Lock()
+        weakref.finalize(self, _close, self._in_use)
 
     def find(self, key: str) -> Path | None:
         """The file of a key, which is in use from now on; None if it is not here."""
         path = self._folder / key
         with self._lock, contextlib.suppress(FileNotFoundError, BlockingIOError):
             if key in self._in_use and _is_at(self._in_use[key], path):
+                _touch(self._in_use[key])
                 return path
             with _opened(path, os.O_RDONLY, fcntl.LOCK_SH) as file:
                 if _is_at(file, path):  # it might have given way just before it was locked
-                    os.utime(file)
                     self._keep(key, os.dup(file))
                     return path
         return None
@@ -86,6 +89,7 @@ class FileCache:
         return path
 
     def _keep(self, key: str, file: int) -> None:
+        _touch(file)
         if key in self._in_use:
             os.close(self._in_use[key])
         self._in_use[key] = file
@@ -128,6 +132,16 @@ def _opened(path: Path, flags: int, lock: int) -> Iterator[int]:
         fcntl.flock(file, lock | fcntl.LOCK_NB)
         yield file
     finally:
+        os.close(file)
+
+
+def _touch(file: int) -> None:
+    now = time.time_ns()  # the system's own clock for files is coarser
+    os.utime(file, ns=(now, now))
+
+
+def _close(files: dict[str, int]) -> None:
+    for file in files.values():
         os.close(file)
 
 

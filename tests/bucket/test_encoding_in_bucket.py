@@ -10,6 +10,7 @@ from diffussm_jax.autoencoder.weights import save_autoencoder
 from diffussm_jax.data.latents import LatentSource, cache_folder
 from diffussm_jax.encode import encode
 from diffussm_jax.errors import CommandEnd, UserError
+from diffussm_jax.files.listing import list_files
 from examples.photos import random_autoencoder
 from tests import jobs
 from tests.conftest import merge
@@ -99,10 +100,11 @@ def test_two_processes_that_are_killed_go_on(configs, storage, data_dir, weights
     }
     words = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py"]
     words += ["--mode=encode", *(f"--config.{name}={value}" for name, value in values.items())]
+    folder = cache_folder(there, SPLIT)
     for num_shards in (2, 6):
         processes = jobs.start_all(words, 2)
         deadline = time.monotonic() + 120
-        while sum(x.endswith(".array_record") for x in files(there)) < num_shards:
+        while sum(x.endswith(".array_record") for x in list_files(folder)) < num_shards:
             assert time.monotonic() < deadline
             assert all(x.poll() is None for x in processes), processes[0].communicate()[0]
             time.sleep(0.05)
