@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        latent_config = _make_latents(Path(folder))
+        latent_config = make_latents(Path(folder))
         if arguments.memory:
             _print_memory(latent_config)
             return
@@ -71,7 +71,8 @@ def _make_photos(folder: Path) -> Config:
     return from_dict({"data": data, "training": {"batch_size": BATCH_SIZE}})
 
 
-def _make_latents(folder: Path) -> Config:
+def latent_config(folder: Path) -> Config:
+    """The config that reads the moments of `make_latents`."""
     data = {
         "name": "random",
         "space": "latents",
@@ -80,7 +81,12 @@ def _make_latents(folder: Path) -> Config:
         "num_classes": 0,
         "latents_dir": str(folder),
     }
-    config = from_dict({"data": data, "training": {"batch_size": BATCH_SIZE}})
+    return from_dict({"data": data, "training": {"batch_size": BATCH_SIZE}})
+
+
+def make_latents(folder: Path) -> Config:
+    """Write random moments into a folder, and return the config that reads them."""
+    config = latent_config(folder)
     dtype, cache = latents.record_dtype(config), latents.cache_folder(config, "train")
     cache.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -169,20 +175,21 @@ def _print_whole(images: Config, moments: Config, workers: list[int]) -> None:
     """Time the path from storage to the device, in turn with the same work by tf.data."""
     print("\nFrom storage to the device\n\n| | workers | a second |\n|---|---|---|")
     for count in workers:
-        rate = _rate(_device_batches(moments, workers=count), num_batches=80)
+        rate = rate_of(device_batches(moments, workers=count), num_batches=80)
         print(f"| latents | {count} | {rate:,.0f} |")
     rounds: dict[str, list[float]] = {}
     for _ in range(3):
         for count in workers:
-            rate = _rate(_device_batches(images, workers=count), num_batches=4)
+            rate = rate_of(device_batches(images, workers=count), num_batches=4)
             rounds.setdefault(f"| images | {count} |", []).append(rate)
-        rate = _rate(_tf_batches(images), num_batches=4)
+        rate = rate_of(_tf_batches(images), num_batches=4)
         rounds.setdefault("| images, tf.data | autotuned |", []).append(rate)
     for name, rates in rounds.items():
         print(f"{name} {statistics.median(rates):,.0f} |")
 
 
-def _device_batches(config: Config, *, workers: int | None) -> Iterator[dict]:
+def device_batches(config: Config, *, workers: int | None) -> Iterator[dict]:
+    """The batches of a config, as training has them on its devices."""
     values = {"data": {**vars(config.data), "workers": workers}}
     config = from_dict(values | {"training": {"batch_size": BATCH_SIZE}})
     batches = train_batches(config, open_source(config, "train"))
@@ -210,7 +217,8 @@ def _tf_batches(config: Config) -> Iterator[dict]:
     return prefetch(make_mesh(), named, batch_size=BATCH_SIZE)
 
 
-def _rate(batches: Iterator[dict], *, num_batches: int) -> float:
+def rate_of(batches: Iterator[dict], *, num_batches: int) -> float:
+    """The examples a second that come after the first batch."""
     jax.block_until_ready(next(batches))
     start = time.perf_counter()
     for _ in range(num_batches):
@@ -219,22 +227,25 @@ def _rate(batches: Iterator[dict], *, num_batches: int) -> float:
 
 
 def _print_wait(config: Config) -> None:
-    """Print the share of time that a step of known length waits for its batch."""
-    batches = _device_batches(config, workers=None)
+    share = wait_share(device_batches(config, workers=None))
+    print(f"\nA step that takes 2,000 latents a second waits {share:.2%} of its time.")
+
+
+def wait_share(batches: Iterator[dict], *, num_batches: int = 100) -> float:
+    """The share of time that a step which takes 2,000 latents a second waits for its batch."""
     jax.block_until_ready(next(batches))
     waited, start = 0.0, time.perf_counter()
-    for _ in range(100):
+    for _ in range(num_batches):
         before = time.perf_counter()
         jax.block_until_ready(next(batches))
         waited += time.perf_counter() - before
         time.sleep(1 / STEPS_PER_SECOND)
-    share = waited / (time.perf_counter() - start)
-    print(f"\nA step that takes 2,000 latents a second waits {share:.2%} of its time.")
+    return waited / (time.perf_counter() - start)
 
 
 def _print_memory(config: Config) -> None:
     process = psutil.Process()
-    batches = _device_batches(config, workers=None)
+    batches = device_batches(config, workers=None)
     print("| batches | resident MiB |\n|---|---|")
     for number, batch in zip(range(1, 20_001), batches):
         jax.block_until_ready(batch)

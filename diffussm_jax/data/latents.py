@@ -213,6 +213,11 @@ class LatentSource:
             return records.load() if isinstance(records, RemoteRecords) else list(records)
         return records
 
+    @property
+    def num_local(self) -> int:
+        """How many of the shards at gs:// are in the cache."""
+        return self._records.num_local
+
     def __len__(self) -> int:
         return len(self._records) // 2
 

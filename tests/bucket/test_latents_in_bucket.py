@@ -85,7 +85,7 @@ def wait_for(is_so):
 
 
 def wait_until_local(source, num=NUM_SHARDS):
-    wait_for(lambda: source._records.num_local == num)
+    wait_for(lambda: source.num_local == num)
 
 
 @pytest.mark.parametrize("data", [{"cache_gb": 0.0}, {}, {"in_memory": True}])
@@ -98,7 +98,7 @@ def test_once_all_files_are_in_the_cache_no_bytes_come_from_the_bucket(remote, l
     wait_until_local(LatentSource(remote, "train"))
     num = len(storage.lines)
     source = LatentSource(remote, "train")
-    assert source._records.num_local == NUM_SHARDS
+    assert source.num_local == NUM_SHARDS
     for index in range(NUM_IMAGES):
         source.example(index, mirrored=bool(index % 2))
     assert not [x for x in storage.lines[num:] if "array_record" in x and "alt=media" in x]
@@ -121,7 +121,7 @@ def test_a_cache_smaller_than_the_data_stays_so(local, remote, num_kept, caplog)
             assert_equal([batch], [other])
             assert sum(x.stat().st_size for x in folder.iterdir()) < (num_kept + 1) * size
         wait_for(lambda: f"{num_kept} of {NUM_SHARDS} files of" in caplog.text)
-    assert source._records.num_local == num_kept
+    assert source.num_local == num_kept
 
 
 def test_a_cache_that_is_removed_is_filled_again(local, remote):
