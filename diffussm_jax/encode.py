@@ -57,6 +57,8 @@ def encode(config: Config) -> None:
     """
     if config.data.space != "latents":
         raise UserError("config.data.space must be 'latents' for --mode=encode, got 'pixels'")
+    # Gloo waits 30 s for all at the first meeting, and the lock of a killed process takes longer.
+    wait_for_all("encoding")
     autoencoder = Autoencoder(config, make_mesh(devices=jax.local_devices()))
     with PreemptionNotice() as notice:
         for split in (config.data.split, config.data.eval_split):

@@ -108,4 +108,4 @@ def open_cache(config: DataConfig) -> FileCache | None:
     folder = Path(config.cache_dir or f"{root}/diffussm_jax/files")
     with writing_to(folder, field="config.data.cache_dir"):
         folder.mkdir(parents=True, exist_ok=True)
-    return FileCache(folder, max_bytes=int(config.cache_gb * GB))
+    return FileCache(folder, max_bytes=round(config.cache_gb * GB))
