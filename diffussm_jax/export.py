@@ -7,6 +7,7 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -25,6 +26,8 @@ from diffussm_jax.files.hub.address import SCHEME, is_address, is_repository
 from diffussm_jax.files.paths import as_path
 from diffussm_jax.parallel.distributed import is_first
 from diffussm_jax.parallel.feed import to_host
+from diffussm_jax.planning.multiply_adds import multiply_adds
+from diffussm_jax.sampling.verification import num_calls
 from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.data_facts import read_all_facts
 from diffussm_jax.workdir.exports import require_export_or_new, write_export
@@ -32,6 +35,9 @@ from diffussm_jax.workdir.weights import Weights, load_weights
 
 logger = logging.getLogger(__name__)
 
+# Multiply-adds after which a CPU draws no images to verify the export by: ten minutes of one that
+# does 2e10 a second.
+MAX_ON_CPU = 1.2e13
 _NEEDED = ("sample.autoguidance", "autoencoder.name")  # to draw as the run does
 
 
@@ -58,7 +64,7 @@ def export(config: Config, workdir: Path) -> None:
     facts, programs = read_all_facts(workdir), _programs(exported, config.export)
     subfolders = _subfolders(config, weights, tensors)
     on_host = Weights(exported, unflatten_dict(tensors, sep="."), weights.step, None)
-    drawn = evidence_files(on_host, config.export, workdir)
+    drawn = evidence_files(on_host, workdir) if _draws(exported, config.export) else {}
     place = "FOLDER" if config.export.push_to is None else f"{SCHEME}{config.export.push_to}"
     with writing_to(folder, field="config.export.folder"):
         write_export(
@@ -69,6 +75,20 @@ def export(config: Config, workdir: Path) -> None:
     logger.info("wrote the EMA weights of step %d to %s", weights.step, folder)
     if config.export.push_to is not None:
         publish(config.export, folder, step=weights.step)
+
+
+def _draws(config: Config, options: ExportConfig) -> bool:
+    """Whether the images that --mode=verify compares with are drawn."""
+    if options.verify != "auto" or jax.default_backend() != "cpu":
+        return options.verify != "never"
+    total = multiply_adds(config).total * num_calls(config)
+    if total > MAX_ON_CPU:
+        logger.warning(
+            "no images to verify the export by: they would take %.2g multiply-adds, too many for a "
+            "CPU; config.export.verify=always draws them",
+            total,
+        )
+    return total <= MAX_ON_CPU
 
 
 def _programs(config: Config, options: ExportConfig) -> dict[str, str]:

@@ -13,14 +13,13 @@ import safetensors.numpy
 from PIL import Image
 
 import diffussm_jax
-from diffussm_jax.config import ExportConfig, from_dict
+from diffussm_jax.config import from_dict
 from diffussm_jax.errors import OtherImages, UserError
 from diffussm_jax.export import export
-from diffussm_jax.exporting import evidence
+from diffussm_jax.exporting.evidence import evidence_files
 from diffussm_jax.files import read_tensors, sha256_of
 from diffussm_jax.training.state import init_params
 from diffussm_jax.verify import verify
-from diffussm_jax.workdir import layout
 from diffussm_jax.workdir.exports import write_export
 from diffussm_jax.workdir.weights import Weights
 from tests.conftest import TINY_MODEL, merge
@@ -123,12 +122,14 @@ def test_what_keeps_no_images_is_told_to_be_exported_again(folder, trained, tiny
 
 
 def test_a_cpu_draws_no_images_that_take_long_unless_it_must(
-    exported, trained, monkeypatch, caplog
+    folder, trained, tiny_config, monkeypatch, caplog
 ):
-    weights = Weights(layout.read_config(exported), {}, 6, None)
-    monkeypatch.setattr(evidence, "MAX_ON_CPU", 1.0)
-    with caplog.at_level(logging.WARNING, "diffussm_jax"):
-        assert evidence.evidence_files(weights, ExportConfig(), trained) == {}
+    monkeypatch.setattr("diffussm_jax.export.MAX_ON_CPU", 1.0)
+    for verify_option, is_drawn in (("auto", False), ("always", True)):
+        options = {"folder": str(folder), "verify": verify_option}
+        with caplog.at_level(logging.WARNING, "diffussm_jax"):
+            export(merge(tiny_config, {"export": options}), trained)
+        assert (folder / "verify.png").exists() == is_drawn
     assert "config.export.verify=always draws them" in caplog.text
 
 
@@ -145,7 +146,7 @@ def test_a_model_of_latents_keeps_latents(tmp_path, caplog):
     params["head"]["bias"] = params["head"]["bias"] + np.float32(0.3)
     weights = Weights(config, params, 7, None)
     with caplog.at_level(logging.INFO, "diffussm_jax"):
-        drawn = evidence.evidence_files(weights, ExportConfig(), tmp_path)
+        drawn = evidence_files(weights, tmp_path)
     assert drawn.keys() == {"verify.json", "verify.safetensors"}
     assert "no picture for the model card" in caplog.text
     assert safetensors.numpy.load(drawn["verify.safetensors"])["latents"].shape == (8, 8, 8, 4)

@@ -7,12 +7,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from diffussm_jax.config import Config, ExportConfig
+from diffussm_jax.config import Config
 from diffussm_jax.data.transforms import to_uint8
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.feed import place, to_host
 from diffussm_jax.parallel.mesh import make_mesh, state_shardings
-from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.sampling.generator import Drawn, decoder_of, open_autoencoder
 from diffussm_jax.sampling.images import ImageArray, as_png, make_grid
 from diffussm_jax.sampling.model import TrainedModel
@@ -22,20 +21,14 @@ from diffussm_jax.workdir.weights import Weights
 
 logger = logging.getLogger(__name__)
 
-# Multiply-adds after which `auto` leaves the images out on a CPU: about ten minutes of one that
-# does 2e10 a second.
-MAX_ON_CPU = 1.2e13
 
-
-def evidence_files(weights: Weights, options: ExportConfig, workdir: Path) -> dict[str, bytes]:
-    """The files by name; none where `export.verify` leaves them out.
+def evidence_files(weights: Weights, workdir: Path) -> dict[str, bytes]:
+    """The files by name.
 
     Args:
         weights: the parameters are on the host, and the config is that of the export.
         workdir: of the run.
     """
-    if options.verify == "never" or (options.verify == "auto" and _takes_long(weights.config)):
-        return {}
     model = dataclasses.replace(
         weights.config.model, stack_implementation=None, attention_implementation=None
     )
@@ -50,19 +43,6 @@ def evidence_files(weights: Weights, options: ExportConfig, workdir: Path) -> di
     files, drawn = draw_evidence(trained)
     images = _decoded(config, workdir, drawn) if is_latent else drawn
     return files if images is None else files | {layout.PICTURE_FILE: as_png(make_grid(images))}
-
-
-def _takes_long(config: Config) -> bool:
-    if jax.default_backend() != "cpu":
-        return False
-    total = multiply_adds(config).total * num_calls(config)
-    if total > MAX_ON_CPU:
-        logger.warning(
-            "no images to verify the export by: they would take %.0f multiply-adds, too many for a "
-            "CPU; config.export.verify=always draws them",
-            total,
-        )
-    return total > MAX_ON_CPU
 
 
 def _decoded(config: Config, workdir: Path, latents: Drawn) -> ImageArray | None:

@@ -61,7 +61,7 @@ def commit(
     Raises:
         UserError: the hub refuses it, cannot be reached, or somebody else has pushed since `head`.
     """
-    changes = [
+    changes: list[CommitOperationAdd | CommitOperationDelete] = [
         *(CommitOperationAdd(name, str(folder / name)) for name in names),
         *(CommitOperationDelete(name) for name in gone),
     ]
