@@ -47,7 +47,7 @@ PURPOSES = {
     "planning": "estimates by the TPU compiler",
     "inspection": "maps, filters, pictures",
     "editing": "folders, masks, results",
-    "exporting": "PyTorch files, pages",
+    "exporting": "PyTorch, diffusers, pages",
     "sampling": "the compiled sampler, jobs, images",
     "workdir": "checkpoints, records and weights on disk",
     "training": "step, state, optimizer, averages",

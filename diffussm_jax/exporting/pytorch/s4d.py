@@ -40,7 +40,8 @@ class S4D(nn.Module):
             apply = self.operator(u.shape[1])
         else:
             apply = self.kept[key] = self.kept.get(key) or self.operator(u.shape[1])
-        return apply(u) + u[:, :, None] * self.skip
+        y = apply(u.float()) + u[:, :, None] * self.skip
+        return y.to(u.dtype)
 
     def operator(self, length: int) -> Callable[[Tensor], Tensor]:
         """What filters sequences of a length."""
