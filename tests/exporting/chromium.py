@@ -32,11 +32,12 @@ def served(folder):
         server.shutdown()
 
 
-def find(name):
-    path = shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is missing: apt-get install chromium chromium-driver, as .ci/run does")
-    return path
+def find(*names):
+    """The path of the first of some programs that is there."""
+    paths = [path for path in map(shutil.which, names) if path]
+    if not paths:
+        pytest.skip(f"{names[0]} is missing: apt-get install chromium chromium-driver")
+    return paths[0]
 
 
 @contextlib.contextmanager
@@ -44,7 +45,7 @@ def browser(*arguments):
     """Chromium; `get_log("browser")` has the console."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="make test-page installs it")
     options = webdriver.ChromeOptions()
-    options.binary_location = find("chromium")
+    options.binary_location = find("chromium", "google-chrome")
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *arguments):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
