@@ -11,7 +11,8 @@ from flax import nnx
 from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
 from diffussm_jax.exporting.web import runtime
-from diffussm_jax.exporting.web.graph import folded, model_graph, network
+from diffussm_jax.exporting.web.folding import folded
+from diffussm_jax.exporting.web.graph import model_graph, network
 from tests.conftest import TINY_MODEL
 from tests.models.tiny import randomized
 
