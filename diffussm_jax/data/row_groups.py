@@ -95,8 +95,8 @@ class RowGroups:
             self._total -= self._num_bytes.pop(oldest)
 
 
-class Records(Sequence[dict[str, Any]]):
-    """Some rows of parquet files as records: `image`, `label` and `file_name`."""
+class Records(Sequence[Any]):
+    """Some rows of parquet files as records: dicts of `image`, `label` and `file_name`."""
 
     def __init__(self, groups: RowGroups, columns: Columns, indices: Int[np.ndarray, " n"]):
         self._groups, self._columns, self._indices = groups, columns, indices

@@ -69,7 +69,7 @@ class ImageSource:
 
     def __init__(
         self,
-        records: Sequence[dict[str, Any]],
+        records: Sequence[Any],
         config: DataConfig,
         *,
         facts: dict[str, Any],
@@ -149,7 +149,7 @@ class Images(NamedTuple):
         facts: what data.json says of them besides.
     """
 
-    records: Sequence[dict[str, Any]]
+    records: Sequence[Any]
     name: str
     class_names: list[str] | None
     fingerprint: Fingerprint
@@ -218,7 +218,7 @@ def _open_parquet(config: DataConfig, split: str) -> Images:
 
 
 def _buckets(
-    records: Sequence[dict[str, Any]], sizes: Sizes, config: DataConfig, facts: dict[str, Any]
+    records: Sequence[Any], sizes: Sizes, config: DataConfig, facts: dict[str, Any]
 ) -> Iterator[ImageSource]:
     shapes = config.bucket_sides
     for sides, indices in zip(shapes, assign(sizes, shapes)):

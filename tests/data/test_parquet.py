@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from diffussm_jax.config import from_dict
+from diffussm_jax.config.parsing import from_object
+from diffussm_jax.data.at_hand import require_same_images
+from diffussm_jax.data.fingerprint import Fingerprint
 from diffussm_jax.data.names import portable_name
 from diffussm_jax.data.parquet_files import splits_of
 from diffussm_jax.data.pipeline import open_source, train_batches
@@ -212,6 +215,20 @@ def test_the_fingerprint_is_of_the_images_and_not_of_their_place(folder, tmp_pat
     write(moved / "data" / "train-00002-of-00003.parquet", changed)
     assert open_images(config, "train").facts["fingerprint"] != before
     assert portable_name(name) == portable_name(config.data.name) == "parquet:animals"
+
+
+def test_images_at_hand_are_compared_with_those_of_latents(folder, tmp_path, caplog):
+    config = config_of(f"parquet:{folder}", tmp_path)
+    before = from_object(Fingerprint, open_images(config, "train").facts["fingerprint"])
+    words = {"made": "the latents were encoded from", "mend": "encode again"}
+    require_same_images(config, "train", before, **words)
+    write(folder / "data" / "train-00002-of-00003.parquet", table_of(range(60, 70)))
+    with pytest.raises(UserError, match="not those that the latents were encoded from: 30 images"):
+        require_same_images(config, "train", before, **words)
+    shutil.rmtree(folder)
+    with caplog.at_level("INFO", "diffussm_jax"):
+        require_same_images(config, "train", before, **words)
+    assert "is not at hand, so it is not compared with the 30 images" in caplog.text
 
 
 def test_a_bad_image_is_named_and_may_be_skipped(tmp_path):

@@ -62,10 +62,11 @@ def rows_of(records):
 
 
 def test_a_resumed_run_goes_on_in_its_run_and_sends_no_step_twice(tiny_config, tmp_path):
-    config = merge(tiny_config, {"training": {"loggers": LOGGERS, "log_every": 1}})
+    training = {"loggers": LOGGERS, "log_every": 1, "sample_every": None, "ema_lengths": ()}
+    config = merge(tiny_config, {"training": training})
     workdir = tmp_path / "my run"
     train_lib.train(config, workdir)
-    longer = merge(tiny_config, {"training": {"loggers": LOGGERS, "log_every": 1, "num_steps": 8}})
+    longer = merge(tiny_config, {"training": training | {"num_steps": 8}})
     (workdir / "checkpoints" / "6").rename(tmp_path / "6")  # as if killed before it was saved
     train_lib.train(longer, workdir)
     first, second = records_of(workdir)
