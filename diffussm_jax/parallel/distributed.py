@@ -106,6 +106,15 @@ def is_first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
+def follow_first(name: str) -> None:
+    """Let the first process pass a point of this name before the others, which wait for it.
+
+    No device is touched: a collective would not wait longer than half a minute on CPUs.
+    """
+    if _joined:
+        _joined[0].follow(name)
+
+
 def wait_for_all(name: str) -> None:
     """Wait until every process has reached the point of this name."""
     if jax.process_count() > 1:

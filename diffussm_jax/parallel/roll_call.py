@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, TextIO
 
@@ -55,6 +56,8 @@ class RollCall:
         self._peers: dict[int, _Peer] = {}
         self._leaving = False
         self.stop_point = StopPoint(processes.index, processes.num, self._tell)
+        self._called, self._passed = Counter[str](), Counter[str]()
+        self._has_called = threading.Condition()
         deadline = time.monotonic() + timeout
         if processes.index == 0:
             self._gather(deadline, timeout)
@@ -66,6 +69,18 @@ class RollCall:
         ]
         for thread in self._threads:
             thread.start()
+
+    def follow(self, name: str) -> None:
+        """Pass a gate after process 0 has, however long that takes it; process 0 does not wait.
+
+        A gate is passed as often by the others as by process 0, or less often.
+        """
+        if self._processes.index == 0:
+            self._tell({"called": name})
+            return
+        with self._has_called:
+            self._passed[name] += 1
+            self._has_called.wait_for(lambda: self._called[name] >= self._passed[name])
 
     def leave(self, error: str | None = None, *, code: int = 1) -> None:
         """Tell the others that this process ends; with an error they end too.
@@ -152,6 +167,10 @@ class RollCall:
         """Read a peer's messages until its last; an end without one means that it died."""
         while not (last := peer.read()).keys() & {"left", "end"} and last:
             self.stop_point.receive(index, last)
+            if "called" in last:
+                with self._has_called:
+                    self._called[last["called"]] += 1
+                    self._has_called.notify_all()
         if last.get("left") == index and not last.get("error"):
             self.stop_point.has_left(index)
             return

@@ -26,7 +26,7 @@ from typing import IO, NoReturn
 from diffussm_jax.config.parsing import ConfigError, from_json
 from diffussm_jax.errors import StorageError, UserError
 from diffussm_jax.files.paths import is_in_bucket
-from diffussm_jax.parallel.distributed import is_first
+from diffussm_jax.parallel.distributed import follow_first, is_first
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def is_lock(name: str) -> bool:
 def held(folder: Path, *, named: str, file: str = LOCK_FILE) -> Iterator[None]:
     """Hold a folder of outputs, which is created, until the end of the context or of the process.
 
-    Of a job of several processes the first one holds it for all.
+    Of a job of several processes the first one holds it for all, and the others wait until it does.
 
     Args:
         named: what an error calls the folder, as `--workdir=runs/digits`.
@@ -73,6 +73,7 @@ def held(folder: Path, *, named: str, file: str = LOCK_FILE) -> Iterator[None]:
         UserError: another job holds the folder, or it cannot be written.
     """
     if not is_first():
+        follow_first(file)
         yield
         return
     path = folder / file
@@ -84,6 +85,7 @@ def held(folder: Path, *, named: str, file: str = LOCK_FILE) -> Iterator[None]:
             stack.callback(_remove_empty, missing)
             lock = _lock(path, named) if is_on_disk else None
         stack.enter_context(lock or _lease(path, named))
+        follow_first(file)
         yield
 
 

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from configs import digits
 from diffussm_jax.errors import UserError
 from diffussm_jax.parallel.distributed import find_processes
-from diffussm_jax.parallel.roll_call import Processes
+from diffussm_jax.parallel.roll_call import Processes, RollCall
 from diffussm_jax.sampling.model import load
 from launch.local import free_ports
 from tests.jobs import child_of, command, environment, metrics, run, start_all, wait_for_steps
@@ -52,6 +53,33 @@ def _flat(tree) -> np.ndarray:
     import jax
 
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+def test_the_others_pass_a_gate_after_the_first(monkeypatch):
+    """Each of its gates once, also where they come to one late."""
+    address, passed = f"localhost:{free_ports()}", []
+    monkeypatch.setattr(os, "_exit", passed.append)
+
+    def other():
+        call = RollCall(Processes(address, 2, 1), timeout=20.0)
+        for gate in ("a", "b", "a"):
+            call.follow(gate)
+            passed.append(gate)
+        call.leave()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    first = RollCall(Processes(address, 2, 0), timeout=20.0)
+    for gate, expected in (("b", []), ("a", ["a", "b"]), ("a", ["a", "b", "a"])):
+        time.sleep(0.2)
+        assert len(passed) < max(1, len(expected))
+        first.follow(gate)
+        deadline = time.monotonic() + 20
+        while passed != expected and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert passed == expected
+    thread.join()
+    first.leave()
 
 
 @pytest.mark.slow
