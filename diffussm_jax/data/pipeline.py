@@ -143,9 +143,10 @@ def _stack(
     faults: Faults,
     read_all: Callable[..., Iterator[Example]],
 ) -> Batch:
-    examples = list(
-        read_all(lambda *row: read_good(source, *row, faults), indices.tolist(), flips.tolist())
-    )
+    def read(index: int, flip: bool) -> Example:
+        return read_good(source, index, flip, faults)
+
+    examples = list(read_all(read, indices.tolist(), flips.tolist()))
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
 
 
