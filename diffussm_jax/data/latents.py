@@ -194,7 +194,6 @@ class LatentSource:
         _allow_open_files(2 * len(shards))  # those in the cache are locked too
         try:
             self._records = self._open(config.data, shards)
-            self.parallel_reads = parallel_reads_of(self._records)
         except (DamagedError, RuntimeError) as error:
             raise UserError(f"{folder} is damaged: {error}; {MEND_HINT}") from error
         self._num_classes = config.data.num_classes
@@ -212,6 +211,10 @@ class LatentSource:
             logger.info("reading %d records of %s", len(records), self._folder)
             return records.load() if isinstance(records, RemoteRecords) else list(records)
         return records
+
+    @property
+    def parallel_reads(self) -> int:
+        return parallel_reads_of(self._records)
 
     @property
     def num_local(self) -> int:

@@ -130,10 +130,11 @@ def eval_batches(
 
 
 def _mapping(source: Source) -> Callable[..., Iterator[Example]]:
-    """`map`, for a source whose reads wait for a bucket with many of them at a time."""
+    """`map`, with many calls at a time while a source's reads wait for a bucket."""
     if source.parallel_reads == 1:
         return map
-    return ThreadPoolExecutor(source.parallel_reads).map
+    pool = ThreadPoolExecutor(source.parallel_reads)
+    return lambda *of: (pool.map if source.parallel_reads > 1 else map)(*of)
 
 
 def _stack(

@@ -76,10 +76,16 @@ class RemoteRecords:
         """How many of the files are in the cache."""
         return len(self._local)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the bucket is needed no longer."""
+        return len(self._local) == len(self._files)
+
 
 def parallel_reads_of(records: object) -> int:
-    """How many records are best read at a time."""
-    return PARALLEL_READS if isinstance(records, RemoteRecords) else 1
+    """How many records are best read at a time: many while some come from a bucket."""
+    is_remote = isinstance(records, RemoteRecords) and not records.is_local
+    return PARALLEL_READS if is_remote else 1
 
 
 def open_reader(path: Path | str) -> ArrayRecordReader:

@@ -39,12 +39,14 @@ class Source(Protocol):
     Attributes:
         facts: what the work directory keeps about it: its origin, the `fingerprint` of its images,
             and `class_names`, which are None without labels.
-        parallel_reads: how many examples are best read at a time: of a bucket many, since each
-            read waits for it.
     """
 
     facts: dict[str, Any]
-    parallel_reads: int
+
+    @property
+    def parallel_reads(self) -> int:
+        """How many examples are best read at a time: many while each read waits for a bucket."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -76,9 +78,12 @@ class ImageSource:
         indices: Int[np.ndarray, " n"] | None = None,
     ):
         self.facts = facts
-        self.parallel_reads = parallel_reads_of(getattr(records, "data_source", records))
         self._records, self._config = records, config
         self._indices = np.arange(len(records)) if indices is None else indices
+
+    @property
+    def parallel_reads(self) -> int:
+        return parallel_reads_of(getattr(self._records, "data_source", self._records))
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -128,8 +133,11 @@ class Buckets:
     def __init__(self, sources: Sequence[Source]):
         ends = np.cumsum([len(x) for x in sources]).tolist()
         self.sources, self.facts = sources, sources[0].facts
-        self.parallel_reads = sources[0].parallel_reads
         self.runs = [range(end - len(x), end) for x, end in zip(sources, ends)]
+
+    @property
+    def parallel_reads(self) -> int:
+        return max(x.parallel_reads for x in self.sources)
 
     def __len__(self) -> int:
         return self.runs[-1].stop
