@@ -46,6 +46,7 @@ def test_a_run_goes_to_the_hub_and_comes_back(client, hub, trained, data_dir):
     assert "draws its 8 images" in command("--workdir=hf://ann/digits", "--mode=verify")
 
     model = ("model.depth=2", "model.width=16", "model.state_size=8", "model.dtype=float32")
+    model += ("diffusion.variance=learned_range",)
     brief = ("training.num_steps=1", "training.sample_every=None", f"data.data_dir={data_dir}")
     fields = (*model, *brief, "training.init_from=hf://ann/digits@main")
     said = command(DIGITS, "--workdir=new", *(f"--config.{field}" for field in fields))
