@@ -47,7 +47,7 @@ def load_autoencoder(folder: str | Path, *, dtype: str = "float32") -> Autoencod
     Raises:
         UserError: files are missing or of another architecture.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     config = _read_config(folder / CONFIG_FILE)
     model = jax.eval_shape(lambda: AutoencoderKL(config, dtype=dtype, rngs=nnx.Rngs(0)))
     graphdef, params = nnx.split(model, nnx.Param)
@@ -75,7 +75,7 @@ def save_autoencoder(model: AutoencoderKL, folder: str | Path) -> None:
             array = np.moveaxis(array, (-1, -2), (0, 1))  # out, in, then the window
         name = ".".join([*names, "bias" if kind == "bias" else "weight"])
         weights[name] = np.ascontiguousarray(array)
-    folder = Path(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     num = len(model.config.block_out_channels)
     blocks = {

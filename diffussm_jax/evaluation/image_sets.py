@@ -174,7 +174,7 @@ class FileImages(ImageSet):
     """
 
     def __init__(self, folder: str | Path, config: DataConfig):
-        self._folder, self._config = Path(folder), config
+        self._folder, self._config = as_path(folder), config
         self._paths = find_images(self._folder, field=FIELD).paths
         if config.channels == 1 and _has_colours(self._decode(0, channels=3)):
             logger.warning("the colours of %s are scored as grey: config.data.channels = 1", folder)

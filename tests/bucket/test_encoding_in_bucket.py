@@ -11,6 +11,7 @@ from diffussm_jax.data.latents import LatentSource, cache_folder
 from diffussm_jax.encode import encode
 from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.files.listing import list_files
+from diffussm_jax.files.paths import as_path
 from examples.photos import random_autoencoder
 from tests import jobs
 from tests.conftest import merge
@@ -28,15 +29,20 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def configs(tiny_config, weights, tmp_path, bucket):
-    """50 digits as RGB pictures in shards of 16, for a folder on the disk and for one at gs://."""
+    """50 digits as RGB pictures in shards of 16, for a folder on the disk and for one at gs://.
 
-    def config_of(folder):
+    The autoencoder lies beside them.
+    """
+    remote = as_path(f"{bucket}/{weights.name}")
+    remote.replace_by(weights)
+
+    def config_of(folder, weights):
         data = {"space": "latents", "channels": 3, "split": SPLIT, "eval_split": None}
         data |= {"shard_size": 16, "latents_dir": folder, "cache_dir": str(tmp_path / "cache")}
         autoencoder = {"name": str(weights), "factor": 2, "batch_size": 1}
         return merge(tiny_config, {"data": data, "autoencoder": autoencoder})
 
-    return config_of(str(tmp_path / "latents")), config_of(f"{bucket}/latents")
+    return config_of(str(tmp_path / "latents"), weights), config_of(f"{bucket}/latents", remote)
 
 
 def files(config):

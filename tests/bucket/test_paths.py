@@ -5,6 +5,7 @@ import pytest
 from etils import epath
 
 from diffussm_jax.errors import UserError
+from diffussm_jax.exporting.subfolder import write_subfolder
 from diffussm_jax.files import (
     array_shape,
     read_tensors,
@@ -104,3 +105,21 @@ def test_nothing_is_appended_silently(bucket):
 def test_other_places_are_named(name):
     with pytest.raises(UserError, match="gs://"):
         as_path(name)
+
+
+def test_a_folder_is_renamed(bucket):
+    folder = as_path(f"{bucket}/faults/step_1")
+    (folder / "a" / "b.txt").write_text("1")
+    folder.rename(folder.with_name("step_1.1"))
+    assert not folder.exists()
+    assert (folder.with_name("step_1.1") / "a" / "b.txt").read_text() == "1"
+
+
+def test_a_subfolder_replaces_the_one_before(bucket):
+    folder = as_path(f"{bucket}/export/web")
+    write_subfolder(folder, {"index.html": b"1", "old/a.js": b"2"})
+    write_subfolder(folder, {"index.html": b"3", "b.js": b"4"})
+    assert set(folder.names()) == {"index.html", "b.js"}
+    assert (folder / "index.html").read_bytes() == b"3"
+    write_subfolder(folder, {})
+    assert not folder.exists()
