@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffussm_jax.config import Config
 from diffussm_jax.data.formats import set_up_pillow
+from diffussm_jax.errors import CommandEnd
 from diffussm_jax.files import one_writer, replacing, writing_to
 
 Sizes = Int[np.ndarray, "n 2"]  # height and width of each image; 0 where nothing can read it
@@ -59,10 +60,10 @@ def read_sizes(records: Sequence[Record], path: Path, *, field: str) -> Sizes:
         UserError: the file cannot be written.
     """
     if path.exists():
-        return np.load(path)
+        return _load(path)
     with writing_to(path, field=field), one_writer(path):
         if path.exists():  # by now: another process read them
-            return np.load(path)
+            return _load(path)
         logger.info("reading the sizes of %d images (once)", len(records))
         with ThreadPoolExecutor() as pool:
             rows = pool.map(lambda index: _size(records, index), range(len(records)))
@@ -70,6 +71,11 @@ def read_sizes(records: Sequence[Record], path: Path, *, field: str) -> Sizes:
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.save(file, sizes)
         return sizes
+
+
+def _load(path: Path) -> Sizes:
+    with path.open("rb") as file:
+        return np.load(file)
 
 
 def _size(records: Sequence[Record], index: int) -> tuple[int, int]:
@@ -80,6 +86,8 @@ def _size(records: Sequence[Record], index: int) -> tuple[int, int]:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             orientation = image.getexif().get(EXIF_ORIENTATION)
+    except CommandEnd:  # of a bucket
+        raise
     except Exception:  # noqa: BLE001
         return 0, 0
     return (width, height) if orientation in TURNED else (height, width)

@@ -10,12 +10,14 @@ from PIL import Image
 
 from diffussm_jax.data import pipeline
 from diffussm_jax.data.at_hand import require_same_images
+from diffussm_jax.data.buckets import read_sizes
 from diffussm_jax.data.builders import DESCRIPTION
 from diffussm_jax.data.fingerprint import Fingerprint
 from diffussm_jax.data.image_files import find_images, read_files, sub_folders
 from diffussm_jax.data.placement import require_outside
 from diffussm_jax.data.sources import open_images
-from diffussm_jax.errors import CommandEnd, UserError
+from diffussm_jax.errors import CommandEnd, StorageError, UserError
+from diffussm_jax.evaluation.image_sets import open_given
 from diffussm_jax.files.paths import as_path
 from tests.conftest import merge
 
@@ -111,6 +113,13 @@ def test_a_folder_that_is_missing_or_refused_is_named(remote, storage):
         list(read_files(paths, field="f"))
 
 
+def test_a_folder_to_score_is_read_as_on_the_disk(tiny_config, pictures, remote):
+    data = merge(tiny_config, {"data": FOLDER}).data
+    here, there = (open_given(str(x), data) for x in (pictures, remote))
+    assert len(here) == 12 and here.facts() == there.facts()
+    np.testing.assert_array_equal(here.read(np.arange(12)), there.read(np.arange(12)))
+
+
 def test_nothing_is_written_among_the_images(remote):
     with pytest.raises(UserError, match="lies in the folder of images"):
         require_outside(str(remote), f"{remote}/runs", field="--workdir")
@@ -147,6 +156,24 @@ def test_a_prepared_set_that_is_incomplete_or_refused_is_named(digits, storage):
     file.unlink()
     with pytest.raises(UserError, match=f"{folder} is damaged: {file.name} is missing"):
         open_images(there, there.data.split)
+
+
+def test_sizes_of_images_are_kept_but_not_those_of_a_bucket_that_refuses(digits, storage, bucket):
+    there = dataclasses.replace(digits[1], data=dataclasses.replace(digits[1].data, cache_gb=0.0))
+    source = open_images(there, "test[:3]")
+
+    class Record(dict):
+        def __missing__(self, name):
+            return source._records[self["number"]][name]
+
+    records = [Record(number=number) for number in range(3)]
+    kept = as_path(f"{bucket}/sizes.npy")
+    with storage.failing("digits-test.*alt=media", 403), pytest.raises(StorageError):
+        read_sizes(records, kept, field="f")
+    assert not kept.exists()
+    for _ in range(2):  # they are read, and then there
+        np.testing.assert_array_equal(read_sizes(records, kept, field="f"), np.full((3, 2), 8))
+    assert kept.exists()
 
 
 def test_a_set_that_is_not_all_in_the_bucket_is_prepared_again(tiny_config, bucket, tmp_path):
