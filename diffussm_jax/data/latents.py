@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import re
-import resource
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +29,7 @@ from diffussm_jax.data.record_ranges import read_record
 from diffussm_jax.data.remote_records import RemoteRecords, open_cache, parallel_reads_of
 from diffussm_jax.data.sources import Buckets, Example, Source, check_num_classes
 from diffussm_jax.errors import UserError
+from diffussm_jax.files.limits import allow_open_files
 from diffussm_jax.files.listing import list_files
 from diffussm_jax.files.paths import as_path, is_in_bucket
 
@@ -51,7 +51,6 @@ SHARED_FIELDS = (
 )
 ENCODE_HINT = "run the same command with --mode=encode"
 MEND_HINT = f"{ENCODE_HINT} to mend it"
-SPARE_FILES = 256  # open files that are not shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +190,7 @@ class LatentSource:
         self.facts, self.fingerprint, shards = _finished_manifest(config, split, folder)
         check_num_classes(config.data, self.facts.get("class_names"))
         self._folder, self._dtype = folder, record_dtype(config)
-        _allow_open_files(2 * len(shards))  # those in the cache are locked too
+        allow_open_files(2 * len(shards))  # those in the cache are locked too
         try:
             self._records = self._open(config.data, shards)
         except (DamagedError, RuntimeError) as error:
@@ -286,12 +285,3 @@ def _remote_file(folder: Path, shard: Shard) -> RemoteFile:
     return RemoteFile(
         str(folder / shard.file), shard.num_bytes, shard.sha256, records, sha256=shard.sha256
     )
-
-
-def _allow_open_files(num_files: int) -> None:
-    """Raise the limit of open files: every shard stays open, and ImageNet has more than 1,024."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = num_files + SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        limit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -14,6 +14,7 @@ from diffussm_jax.config import DataConfig
 from diffussm_jax.data.fetching import RemoteFile
 from diffussm_jax.data.remote_records import RemoteRecords, open_cache, open_reader
 from diffussm_jax.errors import StorageError, UserError
+from diffussm_jax.files.limits import allow_open_files
 from diffussm_jax.files.listing import list_files
 from diffussm_jax.files.paths import as_path, is_in_bucket
 
@@ -53,18 +54,23 @@ def require_complete(builder: tfds.core.DatasetBuilder, split: str) -> None:
 def open_records(builder: tfds.core.DatasetBuilder, split: str, config: DataConfig) -> Any:
     """Open the records of a split, a sequence of dicts whose images are not decoded."""
     records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    parts = builder.info.splits[split].file_instructions
+    allow_open_files(2 * len(parts))  # those in the cache are locked too
     folder = as_path(builder.data_dir)
     if is_in_bucket(folder):
         there = list_files(folder)
         files = []
-        for part in builder.info.splits[split].file_instructions:
+        for part in parts:
             num_bytes, version = there[Path(part.filename).name]
             key = hashlib.sha256(f"{part.filename} {num_bytes} {version}".encode()).hexdigest()
             rows = range(part.skip, part.skip + part.take)
             files.append(RemoteFile(part.filename, num_bytes, key, rows))
         in_memory = config.in_memory and config.space == "pixels"
         remote = RemoteRecords(files, None if in_memory else open_cache(config), _read_one)
-        records.data_source = remote.load() if in_memory else remote
+        try:
+            records.data_source = remote.load() if in_memory else remote
+        except RuntimeError as error:
+            raise damaged(folder, error, is_local=isinstance(builder, LocalBuilder)) from error
     return records
 
 

@@ -7,6 +7,7 @@ which stay serve more reads than a cache of what was read last (decision 33).
 
 import bisect
 import itertools
+import logging
 import os
 import tempfile
 import weakref
@@ -21,6 +22,8 @@ from diffussm_jax.data.fetching import Fetching, RemoteFile, copy
 from diffussm_jax.data.file_cache import FileCache
 from diffussm_jax.data.record_ranges import READER_OPTIONS
 from diffussm_jax.files import writing_to
+
+logger = logging.getLogger(__name__)
 
 PARALLEL_READS = 64  # of a batch from the bucket, at a time
 LOADERS = 4  # files that are loaded into memory at a time
@@ -61,8 +64,12 @@ class RemoteRecords:
         file = self._files[number]
         position = file.records[index - self._ends[number]]  # from the end of those records
         try:
-            reader = self._local.get(number)
-            return reader.read([position])[0] if reader else self._read_one(file, position)
+            if (reader := self._local.get(number)) is not None:
+                try:
+                    return reader.read([position])[0]
+                except RuntimeError as error:  # what is read must not depend on the cache
+                    logger.warning("%s: record %d in the cache: %s", file.name, position, error)
+            return self._read_one(file, position)
         except RuntimeError as error:
             raise RuntimeError(f"{file.name}: {error}") from error
 

@@ -158,6 +158,24 @@ def test_a_flipped_byte_is_found_and_its_object_named(remote, cache_gb, caplog):
     assert "hash mismatch" in text
 
 
+def test_a_file_that_the_disk_damages_is_read_from_the_bucket(local, remote, caplog):
+    wait_until_local(LatentSource(remote, "train"))
+    cached = [x for x in Path(remote.data.cache_dir).iterdir() if not x.name.startswith(".")]
+    data = bytearray(cached[0].read_bytes())
+    for position in range(20_000, len(data), 20_000):
+        data[position] ^= 1
+    cached[0].write_bytes(data)
+    cached[1].write_bytes(bytes(cached[1].stat().st_size))
+    source = LatentSource(remote, "train")
+    assert source.num_local == NUM_SHARDS
+    expected = LatentSource(local, "train")
+    with caplog.at_level("INFO", "diffussm_jax"):
+        for index in range(NUM_IMAGES):
+            example = source.example(index, mirrored=False)
+            assert_equal([example], [expected.example(index, mirrored=False)])
+    assert "in the cache" in caplog.text
+
+
 def test_a_shard_of_another_length_is_named(remote):
     path = shards_of(remote)[1]
     path.write_bytes(path.read_bytes()[:-1])
