@@ -1,9 +1,12 @@
 """A split of a data set in parquet: its rows, columns and classes, from its files' footers."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow_datasets as tfds
 
@@ -103,7 +106,7 @@ class ParquetSplit:
         for path, footer in zip(self.files.paths, self._footers):
             values = _maxima(footer, column)
             if None in values:
-                values = pq.read_table(path, columns=[column]).column(0).to_pylist()
+                values = [_read_largest(path, column)]
             largest = max(largest, *(x for x in values if x is not None), -1)
         return largest
 
@@ -115,9 +118,21 @@ def _maxima(footer: pq.FileMetaData, column: str) -> list[int | None]:
     return [x.max if x is not None and x.has_min_max else None for x in statistics]
 
 
+def _read_largest(path: Path, column: str) -> int | None:
+    with _naming(path), pq.ParquetFile(path) as file:  # read_table would take `a=1/` for a column
+        return pc.max(file.read([column]).column(0)).as_py()
+
+
 def _read_footer(path: Path) -> pq.FileMetaData:
-    try:
+    with _naming(path):
         return pq.read_metadata(path)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn the errors of reading a file into UserErrors that name it."""
+    try:
+        yield
     except (OSError, pa.ArrowException) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(

@@ -309,7 +309,11 @@ def test_what_does_not_fit_is_one_line(folder, tmp_path, break_it, options, mess
     assert "\n" not in str(error.value)
 
 
-def test_labels_beyond_the_classes_are_one_line(tmp_path):
-    write(tmp_path / "set" / "train.parquet", table_of(range(9), with_names=False))
+@pytest.mark.parametrize("has_statistics", [True, False])
+def test_labels_beyond_the_classes_are_one_line(tmp_path, has_statistics):
+    path = tmp_path / "set" / "train.parquet"
+    path.parent.mkdir()
+    table = table_of(range(9), with_names=False)
+    pq.write_table(table, path, write_statistics=has_statistics)
     with pytest.raises(UserError, match=r"has labels up to 2 in 'label', .*num_classes=3"):
         open_images(config_of(f"parquet:{tmp_path / 'set'}", tmp_path, num_classes=2), "train")
