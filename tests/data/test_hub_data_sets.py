@@ -171,3 +171,13 @@ def test_names_on_the_hub_have_one_form():
     for name in ("hf:", "hf:animals", "hf:ann/animals@", "hf:ann/ani mals", "hf://ann/animals"):
         with pytest.raises(ConfigError, match=r"data.name must be hf:USER/NAME\[@REVISION\]"):
             from_dict({"data": {"name": name}})
+
+
+def test_the_name_of_a_repository_of_weights_has_no_revision():
+    assert portable_name("hf://ann/vae@v2") == portable_name("hf://ann/vae") == "ann/vae"
+
+
+@pytest.mark.parametrize("value", [{"name": "parquet:gs://b/x"}, {"cache_dir": "gs://b/x"}])
+def test_what_is_read_and_kept_on_a_disk_alone_is_refused_in_a_bucket(value):
+    with pytest.raises(ConfigError, match=r"data\.(name|cache_dir) must .* on a disk"):
+        from_dict({"data": value})
