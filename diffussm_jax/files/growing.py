@@ -1,4 +1,4 @@
-"""Files that grow, as logs do, where the folder that should hold them is in a bucket.
+"""Files that grow or change often, as logs do, where their folder is in a bucket.
 
 An object cannot be appended to. The files are written on the disk, and sent as wholes.
 """
@@ -32,7 +32,7 @@ class GrowingFiles:
             self.folder = Path(self._temporary.name)
             self._pool = ThreadPoolExecutor(1)
             self._sending: Future[None] | None = None
-            self._sizes: dict[str, int] = {}
+            self._sent: dict[str, int] = {}  # hashes of their content
             self._last = time.monotonic()
 
     def fetch(self, name: str) -> Path:
@@ -43,7 +43,7 @@ class GrowingFiles:
         return path
 
     def send(self) -> None:
-        """Send the files that have grown, in the background, if none were sent just now."""
+        """Send the files that have changed, in the background, if none were sent just now."""
         if self._temporary is None or time.monotonic() < self._last + SECONDS_BETWEEN:
             return
         if self._sending is not None:
@@ -73,8 +73,8 @@ class GrowingFiles:
                 self._temporary.cleanup()
 
     def _send(self) -> None:
-        for path in sorted(self.folder.iterdir()):
+        for path in sorted(self.folder.glob("[!.]*")):  # others are being replaced
             data = path.read_bytes()
-            if len(data) != self._sizes.get(path.name):
+            if hash(data) != self._sent.get(path.name):
                 (self._target / path.name).write_bytes(data)
-                self._sizes[path.name] = len(data)
+                self._sent[path.name] = hash(data)

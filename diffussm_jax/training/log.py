@@ -203,7 +203,7 @@ def _writers(
     if "tensorboard" in loggers:
         yield metric_writers.SummaryWriter(str(files.folder))
     if "wandb" in loggers:
-        yield WandbWriter(config, workdir, start_step=start_step)
+        yield WandbWriter(config, workdir, files.folder, start_step=start_step)
 
 
 class _Stopwatch:

@@ -48,16 +48,19 @@ class WandbWriter(metric_writers.LoggingWriter):
     A resumed run makes the steps after its checkpoint again, to the same numbers: those that are
     there already are not sent a second time. A run that begins anew is another run there.
 
+    Args:
+        folder: on a disk, whose files become the work directory's (`GrowingFiles`).
+
     Raises:
         UserError: the service is asked for, and no key is configured.
     """
 
-    def __init__(self, config: Config, workdir: Path, *, start_step: int):
+    def __init__(self, config: Config, workdir: Path, folder: Path, *, start_step: int):
         super().__init__()
-        self._path = workdir / RUN_FILE
+        self._path = folder / RUN_FILE
         self._kept = WandbRun(uuid.uuid4().hex)
-        if start_step and self._path.exists():
-            self._kept = read_as(self._path, WandbRun, mend="remove it")
+        if start_step and (workdir / RUN_FILE).exists():
+            self._kept = read_as(workdir / RUN_FILE, WandbRun, mend="remove it")
         self._run: Any = _start(config, workdir, self._kept.id)
         self._first_step = max(self._kept.next_step, self._run.step)
         self._step = self._first_step - 1

@@ -99,7 +99,7 @@ def test_sample_grids_are_images_of_tensorboard_and_of_wandb(tiny_config, tmp_pa
 def test_a_run_that_begins_anew_is_another_run(tmp_path):
     ids = []
     for start_step in (0, 0, 3):
-        writer = WandbWriter(from_dict({}), tmp_path, start_step=start_step)
+        writer = WandbWriter(from_dict({}), tmp_path, tmp_path, start_step=start_step)
         writer.write_scalars(start_step + 1, {"loss": 1.0})
         writer.close()
         ids.append(json.loads((tmp_path / "wandb.json").read_text())["id"])
@@ -112,7 +112,7 @@ def test_a_service_that_is_down_leaves_the_run_offline(tmp_path, monkeypatch, ca
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr("diffussm_jax.training.wandb_writer.INIT_SECONDS", 1)
     with caplog.at_level("INFO", "diffussm_jax"):
-        writer = WandbWriter(from_dict({}), tmp_path, start_step=0)
+        writer = WandbWriter(from_dict({}), tmp_path, tmp_path, start_step=0)
     writer.write_scalars(1, {"loss": 0.5})
     writer.close()
     assert "wandb is offline until the next start: " in caplog.text
@@ -123,7 +123,7 @@ def test_a_service_that_is_down_leaves_the_run_offline(tmp_path, monkeypatch, ca
 def test_a_client_that_breaks_does_not_stop_the_run(tmp_path, caplog):
     import wandb
 
-    writer = WandbWriter(from_dict({}), tmp_path, start_step=0)
+    writer = WandbWriter(from_dict({}), tmp_path, tmp_path, start_step=0)
     wandb.teardown()  # its service is gone
     with caplog.at_level("INFO", "diffussm_jax"):
         for step in (1, 2):
@@ -136,7 +136,7 @@ def test_a_missing_key_or_package_is_one_line(tiny_config, tmp_path, monkeypatch
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(UserError, match="No API key configured.*WANDB_MODE=offline") as error:
-        WandbWriter(from_dict({}), tmp_path, start_step=0)
+        WandbWriter(from_dict({}), tmp_path, tmp_path, start_step=0)
     assert "\n" not in str(error.value)
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = merge(tiny_config, {"training": {"loggers": LOGGERS}})
