@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from diffussm_jax.errors import UserError
+from diffussm_jax.errors import StorageError, UserError
 from diffussm_jax.exporting.subfolder import write_subfolder
 from diffussm_jax.files import (
     array_shape,
@@ -14,6 +14,7 @@ from diffussm_jax.files import (
     seekable,
     write_tensors,
 )
+from diffussm_jax.files.growing import GrowingFiles
 from diffussm_jax.files.paths import as_path, is_in_bucket
 
 
@@ -123,3 +124,31 @@ def test_a_subfolder_replaces_the_one_before(bucket):
     assert (folder / "index.html").read_bytes() == b"3"
     write_subfolder(folder, {})
     assert not folder.exists()
+
+
+def test_files_that_change_are_sent_also_where_their_size_stays(bucket):
+    folder = as_path(f"{bucket}/run")
+    files = GrowingFiles(folder)
+    for text in ("1", "2"):
+        (files.folder / "a.json").write_text(text)
+        files.finish()
+        assert (folder / "a.json").read_text() == text
+    (files.folder / ".b.json").write_text("being replaced")
+    files.close()
+    assert folder.names() == ["a.json"]
+
+
+def test_a_folder_takes_the_place_of_another(bucket, storage):
+    folder = as_path(f"{bucket}/made")
+    for numbers in (range(40), range(20, 50)):
+        with replacing_folder(folder) as temporary:
+            for number in numbers:
+                path = temporary / str(number % 3) / f"{number} \u00e9[1].txt"
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(f"{number} of {len(numbers)}")
+            expected = {str(x.relative_to(temporary)) for x in temporary.rglob("*.txt")}
+        assert set(folder.names()) == expected
+    refusal = pytest.raises(StorageError, match=f"{folder}/a.txt: .*denies access")
+    with storage.failing("^POST /upload", 403), refusal, replacing_folder(folder) as temporary:
+        (temporary / "a.txt").write_text("new")
+    assert not folder.exists()  # and no mixture
