@@ -6,12 +6,24 @@ from pathlib import Path
 from diffussm_jax.config import ExportConfig
 from diffussm_jax.errors import UserError
 from diffussm_jax.files.hub.address import Address
-from diffussm_jax.files.hub.push import commit, list_files, open_repository, require_token
+from diffussm_jax.files.hub.push import (
+    commit,
+    list_files,
+    open_repository,
+    require_name,
+    require_token,
+)
 from diffussm_jax.files.hub.snapshot import fetch
 from diffussm_jax.files.paths import is_in_bucket
 from diffussm_jax.workdir import layout
-from diffussm_jax.workdir.exports import CARD_FILE, EXPORTED, KEPT, NEW_CARD_FILE, has_edited_card
-from diffussm_jax.workdir.lock import is_lock
+from diffussm_jax.workdir.exports import (
+    CARD_FILE,
+    EXPORTED,
+    KEPT,
+    LICENCE,
+    NEW_CARD_FILE,
+    has_edited_card,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +39,7 @@ def require_pushable(options: ExportConfig, folder: Path) -> None:
             f"{_FIELD}: {folder} is in a bucket: name a folder of this machine to push from, as "
             "--config.export.folder=FOLDER"
         )
+    require_name(options.push_to, named=_named(options))
     if not options.push_dry_run:
         require_token(named=_named(options))
 
@@ -69,10 +82,10 @@ def _require_ours(there: set[str], *, named: str) -> None:
 
 
 def _files(folder: Path) -> list[str]:
-    """The files of an export by name, and its licence; not what modes have drawn or measured."""
-    not_pushed = {NEW_CARD_FILE, *layout.OUTPUTS}
-    paths = (path for path in folder.iterdir() if path.is_file() and path.name not in not_pushed)
-    return sorted(p.name for p in paths if not (p.name.startswith(".") or is_lock(p.name)))
+    """The files of an export by name, and its licence; nothing else that lies beside them."""
+    pushed = {*EXPORTED} - {NEW_CARD_FILE}
+    names = (path.name for path in folder.iterdir() if path.is_file())
+    return sorted(name for name in names if name in pushed or name.startswith(LICENCE))
 
 
 def _describe(options: ExportConfig, folder: Path, names: list[str]) -> None:

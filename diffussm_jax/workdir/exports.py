@@ -49,7 +49,8 @@ EXPORTED = (
     layout.PAGE_FOLDER,
     layout.PIPELINE_FOLDER,
 )
-KEPT = (".git", "LICENSE")  # beginnings of names of what its publisher or the hub may add
+LICENCE = "LICENSE"
+KEPT = (".git", LICENCE)  # beginnings of names of what its publisher or the hub may add
 FORMAT = 1
 
 

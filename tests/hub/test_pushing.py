@@ -5,6 +5,9 @@ import signal
 
 import pytest
 
+from diffussm_jax.config import ExportConfig
+from diffussm_jax.errors import UserError
+from diffussm_jax.exporting.publishing import require_pushable
 from tests.hub.hub_server import READER, File
 
 PUSH = """
@@ -28,6 +31,7 @@ def folder(exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "weights")
     (folder / "samples").mkdir()
     (folder / "plan.json").write_text("{}")
+    (folder / "Thumbs.db").write_bytes(b"what a file server leaves in folders")
     return folder
 
 
@@ -49,7 +53,7 @@ def test_a_push_is_one_commit_of_the_export_alone(client, hub, folder):
     assert len(repository.commits) == 2  # the first one is the hub's
     there = {name: file.content for name, file in repository.files.items()}
     there.pop(".gitattributes")
-    names = {x.name for x in folder.iterdir()} - {"samples", "plan.json"}
+    names = {x.name for x in folder.iterdir()} - {"samples", "plan.json", "Thumbs.db"}
     assert there == {name: (folder / name).read_bytes() for name in names}
     hub.requests.clear()
     result = push(client, folder)
@@ -102,6 +106,15 @@ def test_before_its_commit_nothing_is_there_and_no_file_is_sent_twice(client, hu
     assert push(client, folder).returncode == 0
     assert "export.json" in repository.files
     assert hub.received == sent
+
+
+@pytest.mark.parametrize("name", ["../digits", "ann/digits.git", "ann/-digits"])
+def test_a_name_that_the_hub_refuses_is_told_at_once(name, tmp_path):
+    options = ExportConfig(push_to=name, push_dry_run=True)
+    with pytest.raises(
+        UserError, match=rf"^config.export.push_to: hf://{name}: Repo.id .*'{name}'"
+    ):
+        require_pushable(options, tmp_path)
 
 
 @pytest.mark.slow

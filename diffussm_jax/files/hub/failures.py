@@ -50,6 +50,8 @@ def _reason(error: BaseException) -> str:
         return _NOT_FOUND
     if isinstance(error, errors.RevisionNotFoundError):
         return f"it has no such revision: {page} lists its branches, tags and commits"
+    if isinstance(error, errors.HFValidationError):
+        return _first_line(error)
     if isinstance(error, errors.LocalTokenNotFoundError):
         return f"there is no token: {_LOG_IN}"
     if isinstance(error, errors.HfHubHTTPError):

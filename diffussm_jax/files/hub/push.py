@@ -10,11 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.utils import validate_repo_id
 
 from diffussm_jax.files.hub.address import Address
 from diffussm_jax.files.hub.failures import in_one_line
 
 logger = logging.getLogger(__name__)
+
+
+def require_name(repository: str, *, named: str) -> None:
+    """Raise UserError unless the hub takes such a name."""
+    with in_one_line(named):
+        validate_repo_id(repository)
 
 
 def require_token(*, named: str) -> None:
