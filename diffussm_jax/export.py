@@ -52,7 +52,7 @@ def export(config: Config, workdir: Path) -> None:
     """
     layout.require_same_model(workdir, config)
     named = config.export.folder
-    folder = as_path(named) if named else workdir / "export"
+    folder = as_path(named) if named else workdir / layout.EXPORT_FOLDER
     if is_first():
         require_export_or_new(folder, named=f"config.export.folder: {folder}")
         require_pushable(config.export, folder)

@@ -25,6 +25,7 @@ from diffussm_jax.parallel.distributed import is_first, wait_for_all
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS_FOLDER = "checkpoints"
+EXPORT_FOLDER = "export"  # where --mode=export writes by default
 EXPORT_FILE, WEIGHTS_FILE = "export.json", "model.safetensors"  # of an export
 PYTORCH_FILE = "model.py"  # of an export, where it was asked for
 PAGE_FOLDER = "web"  # likewise

@@ -25,14 +25,15 @@ def mirror(address: Address) -> Path:
     named = f"--workdir={address}: the folder {folder} for its outputs"
 
     def is_ours(name: str) -> bool:
-        return name in layout.OUTPUTS or is_lock(name) or (folder / name).is_symlink()
+        ours = (*layout.OUTPUTS, layout.EXPORT_FOLDER)
+        return name in ours or is_lock(name) or (folder / name).is_symlink()
 
     require_only(folder, is_ours, named=named)
     try:
         folder.mkdir(exist_ok=True)
         for link in folder.iterdir():
             if link.is_symlink() and not (source / link.name).exists():
-                link.unlink()
+                link.unlink(missing_ok=True)  # another process may have done so
         for path in source.iterdir():
             _link(folder / path.name, path.absolute())
     except OSError as error:

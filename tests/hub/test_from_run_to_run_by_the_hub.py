@@ -11,6 +11,11 @@ from tests.hub.conftest import ROOT
 from tests.hub.hub_server import File
 
 DIGITS = f"--config={ROOT}/configs/digits.py"
+MIRROR = """
+from diffussm_jax.files.hub.address import parse
+from diffussm_jax.workdir.mirror import mirror
+mirror(parse("hf://ann/digits"))
+"""
 LOAD = """
 import sys, numpy as np, diffussm_jax
 np.save("drawn.npy", diffussm_jax.load("hf://ann/digits").sample(num=4, steps=2, seed=3))
@@ -70,6 +75,20 @@ def test_a_folder_of_outputs_that_is_somebody_elses_is_left_alone(client, hub):
     assert result.returncode == 2
     assert "ann--digits for its outputs holds 'export.json'" in result.stderr
     assert (client.folder / "ann--digits" / "export.json").read_text() == "mine"
+
+
+def test_the_folder_of_outputs_may_hold_an_export_and_is_brought_up_to_date(client, hub):
+    repository = hub.create("ann/digits")
+    files = {"export.json": File(b"{}", False), "verify.json": File(b"{}", False)}
+    repository.commit(files)
+    assert client.run("-c", MIRROR).returncode == 0
+    folder = client.folder / "ann--digits"
+    (folder / "export").mkdir()
+    repository.commit({"export.json": File(b"[]", False)})
+    result = client.run("-c", MIRROR)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in folder.iterdir()} == {"export", "export.json"}
+    assert (folder / "export.json").read_text() == "[]"
 
 
 @pytest.mark.parametrize("mode", ["train", "replay"])
