@@ -1,17 +1,18 @@
 """Folders in an export that other programs open."""
 
-import shutil
 from pathlib import Path
 
-from diffussm_jax.files.bucket_paths import BucketPath
+from etils import epath
 
-LAST_FILES = ("index.html", "model_index.json")  # what shows or opens the others
+from diffussm_jax.files import replacing_folder
 
 
 def write_subfolder(folder: Path, files: dict[str, bytes]) -> None:
     """Write files by their names in a folder in place of an earlier one, or none."""
-    if folder.exists():
-        folder.rmtree() if isinstance(folder, BucketPath) else shutil.rmtree(folder)
-    for name in sorted(files, key=LAST_FILES.__contains__):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(files[name])
+    if not files:
+        epath.Path(folder).rmtree(missing_ok=True)
+        return
+    with replacing_folder(folder) as temporary:
+        for name, content in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(content)

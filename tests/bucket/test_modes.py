@@ -8,6 +8,7 @@ import pytest
 from diffussm_jax.evaluate import evaluate
 from diffussm_jax.evaluation import classifier
 from diffussm_jax.export import export
+from diffussm_jax.exporting.subfolder import write_subfolder
 from diffussm_jax.files.paths import as_path
 from diffussm_jax.inspect import inspect
 from diffussm_jax.refstats import refstats
@@ -54,6 +55,16 @@ def test_samples_and_exports(runs, tiny_config):
         assert ours == theirs and ours
     remote, local = (load(str(run / "export")) for run in runs)
     assert remote.sample([3]).tobytes() == local.sample([3]).tobytes()
+
+
+def test_a_folder_in_an_export_takes_the_place_of_the_one_before(bucket, tmp_path):
+    for place in (as_path(f"{bucket}/export/web"), tmp_path / "export/web"):
+        write_subfolder(place, {"index.html": b"1", "runtime/old.mjs": b"1"})
+        write_subfolder(place, {"index.html": b"2", "runtime/new.mjs": b"2"})
+        assert contents(place) == {"index.html": b"2", "runtime/new.mjs": b"2"}
+        write_subfolder(place, {})
+        write_subfolder(place, {})
+        assert not place.exists()
 
 
 @pytest.mark.slow
