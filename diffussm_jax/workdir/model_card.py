@@ -43,7 +43,7 @@ To train on from these weights: `--config.training.init_from={place}`.
 Scores, intended use, limits and licence: not stated; whoever publishes these weights should.
 """
 
-_TITLES = {"diffussm": "DiffuSSM", "dit": "DiT"}
+TITLES = {"diffussm": "DiffuSSM", "dit": "DiT"}
 _ABOUT = {
     "diffussm": "An image diffusion model without attention, DiffuSSM "
     "([Yan, Gu and Rush, CVPR 2024](https://arxiv.org/abs/2311.18257)).",
@@ -74,7 +74,7 @@ def model_card(
         task="unconditional-image-generation" if not conditional else "other",
         model=model.name,
         about=_ABOUT[model.name],
-        title=f"{_TITLES[model.name]} on {data.name.removeprefix('folder:')}",
+        title=f"{TITLES[model.name]} on {data.name.removeprefix('folder:')}",
         layers=_layers(model),
         num_parameters=num_parameters,
         grid=f"{height} x {width} x {channels} {data.space}",

@@ -1,6 +1,7 @@
 """The network of a page: computed from constants as far as it goes, and the same as the model."""
 
 import sys
+from shutil import which
 
 import jax
 import jax.numpy as jnp
@@ -87,6 +88,15 @@ def test_missing_packages_are_named(monkeypatch):
         model_graph(config, params, num_images=2)
     monkeypatch.setattr(runtime.shutil, "which", lambda *_, **__: None)
     with pytest.raises(UserError, match=r"needs npm.*pip install 'diffussm-jax\[web\]'"):
+        runtime.runtime_files()
+
+
+@pytest.mark.skipif(which("npm") is None, reason="npm is missing")
+def test_what_npm_says_is_the_reason(monkeypatch, tmp_path):
+    settings = {"registry": "http://127.0.0.1:9/", "cache": str(tmp_path), "fetch_retries": "0"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"npm_config_{name}", value)
+    with pytest.raises(UserError, match=r"npm cannot get: npm \S+ code ECONNREFUSED$"):
         runtime.runtime_files()
 
 

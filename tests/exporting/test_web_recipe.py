@@ -1,5 +1,6 @@
 """The numbers of a page's steps, against the samplers that they stand for."""
 
+import json
 import subprocess
 from pathlib import Path
 from shutil import which
@@ -17,6 +18,7 @@ from diffussm_jax.errors import UserError
 from diffussm_jax.exporting.web import folder
 from diffussm_jax.exporting.web.recipe import require_drawable, step_counts, steps
 from diffussm_jax.sampling.inputs import image_keys
+from diffussm_jax.workdir.weights import Weights
 
 SHAPE = (4, 4, 1)
 FLOW = {"process": "flow", "variance": "none"}
@@ -115,6 +117,13 @@ def test_what_a_page_cannot_draw_is_named(changes, named):
     data = {"image_size": 8, "channels": 1} | changes.get("data", {})
     with pytest.raises(UserError, match=named):
         require_drawable(from_dict(changes | {"data": data}))
+
+
+def test_a_page_names_a_folder_of_images_without_its_path():
+    config = from_dict({"data": {"name": "folder:/home/ann/secret/cats", "num_classes": 0}})
+    facts = folder.page_facts(Weights(config, {}, 1, None), config)
+    assert facts["name"] == "DiffuSSM on cats"
+    assert "ann" not in json.dumps(facts)
 
 
 @pytest.mark.skipif(which("node") is None, reason="node, which reads the scripts, is missing")

@@ -5,9 +5,11 @@ from importlib import resources
 from typing import Any
 
 from diffussm_jax.config import Config
+from diffussm_jax.data.names import portable_name
 from diffussm_jax.exporting.web.graph import model_graph
 from diffussm_jax.exporting.web.recipe import require_drawable, step_counts, steps
 from diffussm_jax.exporting.web.runtime import runtime_files
+from diffussm_jax.workdir.model_card import TITLES
 from diffussm_jax.workdir.weights import Weights
 
 SOURCES = ("index.html", "page.css", "page.js", "worker.js", "sampler.js")
@@ -40,8 +42,9 @@ def page_files(weights: Weights, config: Config) -> dict[str, bytes]:
 def page_facts(weights: Weights, config: Config) -> dict[str, Any]:
     """What the page's scripts read: the model, its classes, and the steps of each way to sample."""
     num_classes = config.data.num_classes
+    data = portable_name(config.data.name).removeprefix("folder:")
     return {
-        "name": f"{'DiffuSSM' if config.model.name == 'diffussm' else 'DiT'} on {config.data.name}",
+        "name": f"{TITLES[config.model.name]} on {data}",
         "trainedSteps": weights.step,
         "shape": config.grid,
         "numImages": NUM_IMAGES,

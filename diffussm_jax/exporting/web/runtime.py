@@ -33,7 +33,7 @@ def runtime_files() -> dict[str, bytes]:
     """
     npm = _find_npm()
     with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", PACKAGE, "--prefer-offline", "--silent"]
+        command = [npm, "pack", PACKAGE, "--prefer-offline", "--loglevel=error"]
         try:
             subprocess.run(
                 command,
@@ -45,10 +45,10 @@ def runtime_files() -> dict[str, bytes]:
                 timeout=TIMEOUT_SECONDS,
             )
         except (subprocess.SubprocessError, OSError) as error:
-            reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            reason = getattr(error, "stderr", None) or str(error)  # npm's first line has its code
             raise UserError(
                 f"config.export.format = 'web' needs {PACKAGE}, which npm cannot get: "
-                f"{reason[-1] if reason else error}"
+                f"{reason.strip().splitlines()[0]}"
             ) from error
         (path,) = Path(folder).glob("*.tgz")
         return _unpacked(path)

@@ -124,8 +124,11 @@ function prepare() {
     addOption(form.steps, num, num);
   }
   form.steps.value = facts.numSteps;
+  // Bounds first: a value outside of them would be moved into them.
+  form.scale.min = Math.min(1, facts.scale);
+  form.scale.max = facts.maxScale ?? Math.max(8, facts.scale);
+  form.scale.step = Number.isInteger(4 * facts.scale) ? 0.25 : 0.01;
   form.scale.value = facts.scale;
-  form.scale.max = facts.maxScale ?? 8;
   byId("scale-field").hidden = !facts.classes && !facts.isToldScale;
   byId("label-field").hidden = !facts.classes;
   addOption(form.label, EVERY_CLASS, "every class in turn");
