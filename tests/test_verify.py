@@ -112,6 +112,19 @@ def test_damage_is_named(folder, tiny_config, name):
     assert diffussm_jax.load(folder).step == 6
 
 
+def test_images_of_another_number_are_damage(folder, tiny_config):
+    evidence, picture = folder / "verify.json", strip(folder)
+    Image.fromarray(picture[:, :-1]).save(folder / "verify.png")
+    note_checksums(folder)
+    with pytest.raises(UserError, match="verify.png cannot be read"):
+        verify(from_dict(tiny_config), folder)
+    kept = json.loads(evidence.read_text())
+    evidence.write_text(json.dumps(kept | {"sha256": kept["sha256"][1:]}))
+    note_checksums(folder)
+    with pytest.raises(UserError, match="verify.json is damaged: it must be of 8 images"):
+        verify(from_dict(tiny_config), folder)
+
+
 def test_what_keeps_no_images_is_told_to_be_exported_again(folder, trained, tiny_config):
     config = merge(tiny_config, {"export": {"folder": str(folder), "verify": "never"}})
     export(config, trained)

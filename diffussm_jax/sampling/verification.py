@@ -126,6 +126,8 @@ def read_evidence(folder: Path) -> Evidence:
             "early one, or one made with config.export.verify=never; export again"
         ) from error
     check_files(folder, [name for name in layout.VERIFY_FILES if (folder / name).exists()])
+    if not len(evidence.sha256) == evidence.sample.num == NUM_IMAGES:
+        raise UserError(f"{folder / FACTS_FILE} is damaged: it must be of {NUM_IMAGES} images")
     return evidence
 
 
@@ -154,10 +156,10 @@ def _read_images(folder: Path, config: Config, shape: tuple[int, ...]) -> np.nda
     else:
         try:
             strip = np.asarray(Image.open(io.BytesIO((folder / STRIP_FILE).read_bytes())))
+            strip = strip.reshape(*strip.shape[:2], -1)
+            kept = np.stack(np.split(strip, NUM_IMAGES, axis=1))
         except (OSError, ValueError) as error:
             raise UserError(f"{folder / STRIP_FILE} cannot be read: {error}") from error
-        strip = strip.reshape(*strip.shape[:2], -1)
-        kept = np.stack(np.split(strip, NUM_IMAGES, axis=1)) if strip.size else strip
     if kept.shape != shape:
         raise UserError(
             f"{folder} keeps images of shape {list(kept.shape)} to verify it by, and draws "
