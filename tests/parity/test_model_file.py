@@ -162,6 +162,29 @@ def require_same_images(config, module, folder):
     assert np.abs(images - expected).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--num 0", "num must be above 0"),
+        ("--seed 9999999999", "seed in 0 .. 2"),
+        ("--classes 5", "classes must be in 0 .. 4, got [5]"),
+        ("--sampler euler", "sampler must be one of ddpm"),
+        ("--device cuda:99", "--device cuda:99: "),
+        ("--out drawn.jpg", "--out must end in .png or .pt"),
+        ("--num 1 --steps 1 --out none/drawn.png", "No such file or directory: 'none/drawn.png'"),
+    ],
+)
+def test_a_mistake_ends_its_command_in_one_line(words, message, written, capsys, monkeypatch):
+    module = written(config_of({}))
+    monkeypatch.setattr(sys, "argv", ["model.py", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and message in said
+    assert said.count("\n") == 1
+
+
 @pytest.mark.slow
 def test_it_runs_where_there_is_pytorch_alone(written, tmp_path):
     """In an environment of its own, without NumPy, from a folder that has three files."""

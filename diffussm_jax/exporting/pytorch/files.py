@@ -26,8 +26,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def write_png(path: Path, image: Tensor) -> None:
-    """Write a uint8 image [h w c] of one channel or three."""
+def png(image: Tensor) -> bytes:
+    """The PNG of a uint8 image [h w c] of one channel or three."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -38,7 +38,7 @@ def write_png(path: Path, image: Tensor) -> None:
     header = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + bytes(row.flatten().tolist()) for row in image)  # 0: as they are
     chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def grid(images: Tensor) -> Tensor:

@@ -52,12 +52,15 @@ class Model(nn.Module):
             float32 [num c h w]: images in [-1, 1], or latents as their decoder takes them.
 
         Raises:
-            ValueError: an option or a class is none of the model's.
+            ValueError: an option or a class is none of the model's, or a number out of range.
         """
         if unknown := options.keys() - OPTIONS:
             raise ValueError(f"{min(unknown)} is none of {', '.join(OPTIONS)}")
         options = {name: self.config["sample"][name] for name in OPTIONS} | options
-        num = num or (len(classes) if classes is not None else self.config["sample"]["num"])
+        if num is None:
+            num = len(classes) if classes is not None else self.config["sample"]["num"]
+        if num < 1 or not 0 <= seed < 2**31:
+            raise ValueError(f"num must be above 0, seed in 0 .. 2**31 - 1, got {num} and {seed}")
         labels, batches = self.labels(classes, num), range(0, num, num if noise else batch_size)
         images = []
         for start in batches:
