@@ -42,11 +42,18 @@ def find(*names):
 
 @contextlib.contextmanager
 def browser(*arguments):
-    """Chromium; `get_log("browser")` has the console."""
+    """Chromium that finds no host but this one; `get_log("browser")` has the console."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="make test-page installs it")
     options = webdriver.ChromeOptions()
     options.binary_location = find("chromium", "google-chrome")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", *arguments):
+    alone = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # workers too
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        alone,
+        *arguments,
+    ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     service = webdriver.ChromeService(find("chromedriver"))
