@@ -117,6 +117,8 @@ def _subfolders(
 def _without_paths(config: Config, command: Config) -> Config:
     """A config for other machines: on any devices, and without folders but their names.
 
+    Nor does it say where the export went: who exports it again without a config would push it too.
+
     The guide's folder stays: without it `sample.cfg_scale` would be the scale of something else.
 
     Args:
@@ -139,7 +141,7 @@ def _without_paths(config: Config, command: Config) -> Config:
         elif parsing.find_type(Config, field) == FilePath | None and not is_address(str(value)):
             config = parsing.with_fields(config, {field: None})
     data = dataclasses.replace(config.data, name=portable_name(config.data.name))
-    return dataclasses.replace(config, data=data, mesh=MeshConfig())
+    return dataclasses.replace(config, data=data, mesh=MeshConfig(), export=ExportConfig())
 
 
 def _is_local(name: str) -> bool:

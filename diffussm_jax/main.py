@@ -27,7 +27,7 @@ except ValueError as error:  # of a value in the environment; any import of JAX 
     sys.stderr.write(f"error: an environment variable of JAX's: {error}\n")
     sys.exit(2)
 
-from diffussm_jax.config import Config, config_file, from_dict, parsing
+from diffussm_jax.config import Config, ExportConfig, config_file, from_dict, parsing
 from diffussm_jax.config.paths import expand
 from diffussm_jax.data.placement import require_apart
 from diffussm_jax.errors import CommandEnd, UserError
@@ -180,11 +180,19 @@ def read_run(argv: list[str]) -> tuple[Config, Path | None]:
     config = from_dict(given, options) if given is not None else Config()
     workdir = _find_workdir()
     if given is None and workdir is not None:  # the config of the run or the export there
-        config = from_dict(dataclasses.asdict(layout.read_config(workdir)), options)
+        config = from_dict(dataclasses.asdict(_config_of(workdir)), options)
     if config.plan.search and _MODE.value != "plan":
         raise UserError(f"config.plan.search=True needs --mode=plan, got --mode={_MODE.value}")
     require_apart(config, workdir)
     return config, workdir
+
+
+def _config_of(workdir: Path) -> Config:
+    """The config in a work directory; where it is on the hub, not what would be written where."""
+    saved = layout.read_config(workdir)
+    if not is_address(_WORKDIR.value):
+        return saved
+    return dataclasses.replace(saved, compilation_cache_dir=None, export=ExportConfig())
 
 
 def _find_workdir() -> Path | None:

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 import diffussm_jax
-from diffussm_jax.config import from_dict
+from diffussm_jax.config import ExportConfig, from_dict, to_json
 from diffussm_jax.errors import UserError
 from diffussm_jax.export import export
 from diffussm_jax.files import read_tensors
@@ -76,8 +76,12 @@ def test_the_work_directory_itself_is_refused(trained, tiny_config):
 
 def test_by_default_it_lies_in_the_work_directory(trained, tiny_config, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
+    of_run = merge(tiny_config, {"export": {"push_to": "ann/digits", "format": "torch"}})
+    (run / "config.json").write_text(to_json(of_run))
     export(from_dict(tiny_config), run)
-    assert load_export(run / "export").step == 6
+    exported = load_export(run / "export")
+    assert exported.step == 6
+    assert exported.config.export == ExportConfig()  # nobody else pushes there by it
 
 
 @pytest.mark.parametrize("name", CHECKED_FILES)

@@ -1,5 +1,6 @@
 """A run pushed, drawn from, verified and trained on from the hub, by the commands of a user."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,12 @@ MIRROR = """
 from diffussm_jax.files.hub.address import parse
 from diffussm_jax.workdir.mirror import mirror
 mirror(parse("hf://ann/digits"))
+"""
+READ = """
+from tests import command_line
+options = "--workdir=hf://ann/digits", "--mode=export", "--config.export.format=torch"
+config, _ = command_line.read(*options)
+print(config.export.push_to, config.compilation_cache_dir, config.export.format, config.seed)
 """
 LOAD = """
 import sys, numpy as np, diffussm_jax
@@ -101,6 +108,14 @@ def test_a_mode_that_needs_a_run_says_so(mode):
 def test_a_field_that_is_not_read_from_the_hub_says_so(field):
     with pytest.raises(ValueError, match=rf"config.{field} must not be at hf://"):
         command_line.read(DIGITS, "--workdir=run", f"--config.{field}=hf://ann/digits")
+
+
+def test_a_config_of_the_hub_does_not_say_what_is_written_where(client, hub):
+    theirs = {"export": {"push_to": "eve/digits"}, "compilation_cache_dir": "/eve", "seed": 5}
+    config = File(json.dumps(theirs).encode(), False)
+    hub.create("ann/digits").commit({"export.json": File(b"{}", False), "config.json": config})
+    result = client.run("-c", READ)
+    assert result.stdout.split() == ["None", "None", "torch", "5"], result.stderr
 
 
 def test_without_a_config_that_of_the_work_directory_is_taken(exported):
