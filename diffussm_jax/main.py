@@ -190,7 +190,7 @@ def read_run(argv: list[str]) -> tuple[Config, Path | None]:
 def _config_of(workdir: Path) -> Config:
     """The config in a work directory; where it is on the hub, not what would be written where."""
     saved = layout.read_config(workdir)
-    if not is_address(_WORKDIR.value):
+    if not is_address(str(_WORKDIR.value)):
         return saved
     return dataclasses.replace(saved, compilation_cache_dir=None, export=ExportConfig())
 
