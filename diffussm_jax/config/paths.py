@@ -38,7 +38,7 @@ class HubName(NamedTuple):
 
 
 def parse_hub_name(name: str) -> HubName | None:
-    """Read hf:USER/NAME[@REVISION][:CONFIG]; None if it has another form."""
+    """Read `hf:USER/NAME[@REVISION][:CONFIG]`; None if it has another form."""
     match = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)(?:@([^:\s]+))?(?::(\S+))?", name)
     return HubName(*match.groups()) if match else None
 
