@@ -1,5 +1,6 @@
 """What a bucket does wrong is repeated with a line of the log, or ends in one line."""
 
+import re
 import time
 
 import pytest
@@ -117,7 +118,8 @@ def test_a_save_that_the_bucket_refuses_ends_the_run_in_one_line(bucket, storage
     assert fault.num and result.returncode == 1, result.stderr
     start = "error: the checkpoint of step 1 could not be written: PERMISSION_DENIED: "
     assert last.startswith(start) and bucket in last and len(last) < 500, last
-    assert "Traceback" not in result.stderr
+    # TensorStore may print that asyncio's loop is closed, of requests that were in flight.
+    assert not re.search(r'File "[^"]*/diffussm_jax/\w', result.stderr), result.stderr
 
 
 @pytest.mark.slow
