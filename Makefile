@@ -42,7 +42,7 @@ one-step: install  ## the same digits, each drawn in one call of the network (fi
 		--mode=sample --config.sample.num=500 --config.sample.batch_size=500
 	$(BIN)/python -m benchmarks.digits $(ONE_STEP_RUN)
 
-test: install  ## the tests to run before each commit (five minutes on two cores)
+test: install  ## the tests to run before each commit (eight minutes on two cores)
 	$(PYTEST) -m 'not slow and not parity and not browser'
 
 test-long: install  ## the longer tests that CI runs too
