@@ -98,23 +98,29 @@ def merge(values: dict, changes: dict) -> Config:
 
 
 @pytest.fixture(scope="session")
-def trained(tiny_config, shared, tmp_path_factory) -> Path:
-    """The work directory of a finished tiny run: made once, and a copy for each worker."""
+def trained_once(tiny_config, shared) -> Path:
+    """The work directory of a finished tiny run, shared by all workers: nothing writes into it."""
     from diffussm_jax.train import train
 
-    original = shared / "trained"
-    with FileLock(f"{original}.lock"):
-        train(from_dict(tiny_config), original)  # does nothing where it is done
-    return shutil.copytree(original, tmp_path_factory.mktemp("trained") / "run")
+    folder = shared / "trained"
+    with FileLock(f"{folder}.lock"):
+        train(from_dict(tiny_config), folder)  # does nothing where it is done
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path_factory) -> Path:
+    """A copy of that work directory, for one test to write into."""
+    return shutil.copytree(trained_once, tmp_path_factory.mktemp("trained") / "run")
 
 
 @pytest.fixture(scope="module")
-def exported(trained, tiny_config, tmp_path_factory):
+def exported(trained_once, tiny_config, tmp_path_factory):
     """The export of that run; a module may damage it."""
     from diffussm_jax.export import export
 
     folder = tmp_path_factory.mktemp("exported") / "weights"
-    export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained)
+    export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained_once)
     return folder
 
 

@@ -49,8 +49,8 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
+def run(trained_once, tmp_path):
+    return shutil.copytree(trained_once, tmp_path / "run")
 
 
 def edit_config(tiny_config, folder, sample=None, **options):
@@ -113,8 +113,8 @@ def test_a_job_goes_on_and_another_replaces_it(run, folder, tiny_config, monkeyp
 
 
 @pytest.fixture(scope="module")
-def model(trained):
-    return diffussm_jax.load(trained)
+def model(trained_once):
+    return diffussm_jax.load(trained_once)
 
 
 def test_no_strength_gives_the_image_back(model):

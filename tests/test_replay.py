@@ -48,10 +48,10 @@ def overflow(params):
 
 
 @pytest.fixture(scope="module")
-def stopped(tiny_config, trained, tmp_path_factory):
+def stopped(tiny_config, trained_once, tmp_path_factory):
     """A run that stopped at step 5 with a dump."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
-    config, error = stop_with(tiny_config, trained, workdir, overflow, max_nonfinite=2)
+    config, error = stop_with(tiny_config, trained_once, workdir, overflow, max_nonfinite=2)
     assert error.step == 5
     return config, workdir
 

@@ -16,8 +16,8 @@ from tests.fuzz.one_line import error_of
 
 
 @pytest.fixture
-def run(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "run")
+def run(trained_once, tmp_path):
+    return shutil.copytree(trained_once, tmp_path / "run")
 
 
 def test_the_images_of_an_earlier_job_are_not_among_those_of_a_later_one(run, tiny_config, caplog):

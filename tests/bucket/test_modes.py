@@ -26,10 +26,10 @@ def no_wait(monkeypatch):
 
 
 @pytest.fixture
-def runs(trained, bucket, tmp_path):
+def runs(trained_once, bucket, tmp_path):
     """A finished run, in a bucket and on the disk."""
     remote, local = as_path(f"{bucket}/run"), tmp_path / "run"
-    shutil.copytree(trained, local)
+    shutil.copytree(trained_once, local)
     remote.replace_by(local)
     return remote, local
 

@@ -22,9 +22,9 @@ from tests.fuzz.one_line import JSON_DAMAGE, SAFETENSORS, error_of, files_of
 
 
 @pytest.fixture(scope="module")
-def run(trained, tmp_path_factory):
+def run(trained_once, tmp_path_factory):
     """A copy to damage and mend, without its samples."""
-    return shutil.copytree(trained, tmp_path_factory.mktemp("run") / "run")
+    return shutil.copytree(trained_once, tmp_path_factory.mktemp("run") / "run")
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture(scope="module")
-def model(trained):
-    return diffussm_jax.load(trained)
+def model(trained_once):
+    return diffussm_jax.load(trained_once)
 
 
 def test_sample_writes_a_grid_and_an_npz(trained, tiny_config):

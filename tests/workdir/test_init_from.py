@@ -7,7 +7,6 @@ import pytest
 
 from diffussm_jax import train as train_lib
 from diffussm_jax.errors import UserError
-from diffussm_jax.export import export
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.training.state import abstract_state
 from diffussm_jax.workdir.checkpoints import Checkpoints
@@ -18,13 +17,6 @@ from tests.saved_runs import assert_equal
 
 DIGITS = [str(i) for i in range(10)]
 FILL = 7.0
-
-
-@pytest.fixture(scope="module")
-def exported(trained, tiny_config, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported")
-    export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained)
-    return folder
 
 
 def begin(tiny_config, folder, changes=None, class_names=DIGITS):
