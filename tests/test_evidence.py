@@ -66,6 +66,13 @@ def done(monkeypatch):
 ALL = ["train 3", "sample 3 2", "sample 3 3", "train 5", "sample 5 2", "sample 5 3"]
 
 
+def test_the_first_seeds_alone(command, done):
+    command("--seeds=1")
+    assert done == ["train 3", "sample 3 2", "sample 3 3"]
+    with pytest.raises(UserError, match="--seeds=0 must be at least 1"):
+        command("--seeds=0")
+
+
 def test_a_teacher_is_trained_before_its_student(command, done, tmp_path, monkeypatch):
     """It is not among the chosen rows, and its images are left to whoever asks for them."""
     student = dataclasses.replace(ROW, name="student", num_steps=2, seeds=(3,), teacher=ROW)

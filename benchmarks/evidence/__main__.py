@@ -1,16 +1,18 @@
 """Trains named recipes, scores them in one way, and writes the tables that compare them.
 
 python -m benchmarks.evidence --list
-python -m benchmarks.evidence --out=runs/evidence [--only=ROW,ROW] [--scale=2] [--config.x.y=VALUE]
+python -m benchmarks.evidence --out=runs/evidence [--only=ROW,ROW] [--seeds=1] [--scale=2]
+    [--config.x.y=VALUE]
 
 Options of the form --config.x.y=VALUE hold for every row, as on the command line of a run; --scale
-multiplies the steps of every training. The same command, given again, goes on where a kill ended
-it. Given several times at once, as many processes share the work, each a run at a time. At its end
-each writes evidence.md, evidence.json and a plot for each comparison, from all scores in the
-folder.
+multiplies the steps of every training, and --seeds takes the first of each row's seeds alone. The
+same command, given again, goes on where a kill ended it. Given several times at once, as many
+processes share the work, each a run at a time. At its end each writes evidence.md, evidence.json
+and a plot for each comparison, from all scores in the folder.
 """
 
 import argparse
+import dataclasses
 import importlib
 import logging
 import os
@@ -34,8 +36,13 @@ def main(words: list[str]) -> None:
     parser.add_argument("--only", help="names of rows, separated by commas; else all")
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--seeds", type=int, help="how many of a row's seeds; else all")
     args, others = parser.parse_known_args(words)
-    rows = chosen_rows(args.only)
+    if args.seeds is not None and args.seeds < 1:
+        raise UserError(f"--seeds={args.seeds} must be at least 1")
+    rows = [
+        dataclasses.replace(row, seeds=row.seeds[: args.seeds]) for row in chosen_rows(args.only)
+    ]
     if not 0 < args.scale < float("inf"):
         raise UserError(f"--scale={args.scale} must be positive and finite")
     study = Study(args.out, read_options(others), args.scale)
