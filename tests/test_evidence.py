@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import report, rows, run
+from benchmarks.evidence import report, rows, run, times
 from benchmarks.evidence.study import Study
 from diffussm_jax.errors import Preempted, UserError
 from diffussm_jax.evaluate import result_path
@@ -183,6 +183,35 @@ def test_other_images_are_scored_anew_of_a_model_that_is_still_there(command, do
     done.clear()
     command("--config.sample.num=30")
     assert done == [x for x in ALL if "sample" in x]
+    done.clear()
+    command("--config.sample.num=30", "--config.sample.ema=False")
+    assert done == [x for x in ALL if "sample" in x]
+
+
+def test_a_student_is_compared_with_its_teacher_and_with_one_that_goes_on(
+    command, done, tmp_path, monkeypatch
+):
+    one = dataclasses.replace(ROW, seeds=(3,), scorings=SCORINGS[:1])
+    student = dataclasses.replace(one, name="student", teacher=one)
+    further = dataclasses.replace(one, name="further", teacher=one, is_taught=False)
+    chosen = {row.name: row for row in (one, student, further)}
+    of_all = rows.Comparison("all", "Which?", dict.fromkeys(chosen, ()), plot="seeds")
+    monkeypatch.setattr(report, "COMPARISONS", (of_all,))
+    for module in (evidence, report):
+        monkeypatch.setattr(module, "ROWS", chosen)
+    begun = []
+
+    def train(config, workdir, stand_in=run.train):
+        begun.append((config.training.teacher, config.training.init_from))
+        stand_in(config, workdir)
+
+    monkeypatch.setattr(run, "train", train)
+    command()
+    folder = str(tmp_path / "runs" / "tiny" / "3")
+    assert begun == [(None, None), (folder, None), (None, folder)]
+    lines = (tmp_path / "evidence.md").read_text().splitlines()
+    ratios = [line.split("|")[-2].strip() for line in lines if "| ddim |" in line]
+    assert ratios == ["1.00", "2.00", "3.00"]  # of distances 2, 4 and 6
 
 
 def test_the_rows_fit_their_configs_and_their_comparisons(tmp_path):
@@ -205,6 +234,14 @@ def test_the_rows_fit_their_configs_and_their_comparisons(tmp_path):
 def test_mistakes_end_in_one_line(words, match):
     with pytest.raises(UserError, match=match):
         evidence.main(words)
+
+
+def test_times_of_rows_side_by_side(capsys, monkeypatch):
+    options = [f"--config.{name}={value}" for name, value in TINY.items()]
+    times.main(["digits_dit", "digits_s4d_alone", "--batch-size=2", "--turns=1", *options])
+    first, second = capsys.readouterr().out.splitlines()[2:]
+    assert first.startswith("| digits_dit |") and first.endswith("| 1 |")
+    assert second.startswith("| digits_s4d_alone |")
 
 
 @pytest.mark.slow

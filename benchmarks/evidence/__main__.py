@@ -71,7 +71,7 @@ def chosen_rows(only: str | None) -> list[Row]:
     names = list(ROWS) if only is None else only.split(",")
     for name in names:
         if name not in ROWS:
-            raise UserError(f"--only={only}: there is no row {name!r}: --list shows them")
+            raise UserError(f"there is no row {name!r}: --list shows them")
     return [ROWS[name] for name in names]
 
 

@@ -15,6 +15,7 @@ from benchmarks.evidence.study import Record, Study, evaluate_options, sample_op
 from benchmarks.throughput.tables import table
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import one_writer, write_json, write_text
+from diffussm_jax.planning.multiply_adds import multiply_adds
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ def _write_report(study: Study) -> None:
             plot = _plot_calls if comparison.plot == "calls" else _plot_seeds
             plot(entries, study.folder / f"{comparison.name}.png")
             rows = [_cells(*entry) for entry in entries]
+            _compare_with_teacher(entries, rows)
             lines += [f"## {comparison.question}\n", table(rows)]
             lines += [f"\n![{comparison.question}]({comparison.name}.png)\n"]
     trained = [row for row in ROWS.values() if records[row.name]]
@@ -84,7 +86,8 @@ def _entries(
         for scoring in study.scorings(row):
             if not chosen or scoring.name in chosen:
                 scores = [x.scores.get(scoring.name, {}) for x in records[name]]
-                scores = [x for x in scores if x.get("num") == scoring.num]
+                facts = study.facts(row, scoring).items()
+                scores = [x for x in scores if facts <= x.items()]
                 if scores:
                     yield row, scoring, scores
 
@@ -103,6 +106,18 @@ def _cells(row: Row, scoring: Scoring, scores: Sequence[dict[str, Any]]) -> dict
     return cells | {"images": scoring.num, "seeds": len(scores)}
 
 
+def _compare_with_teacher(entries: Sequence[Entry], cells: Sequence[dict[str, Any]]) -> None:
+    """Add to the cells a training's distance over its teacher's, where both have the same seeds."""
+    distances = {row.name: [x[DISTANCE] for x in scores] for row, _, scores in entries}
+    teachers = {row.teacher.name for row, _, _ in entries if row.teacher is not None}
+    if len(teachers) != 1 or not teachers <= distances.keys():
+        return
+    (teacher,) = teachers
+    for (row, _, _), line in zip(entries, cells, strict=True):
+        pairs = list(zip(distances[row.name], distances[teacher], strict=False))
+        line["over the teacher's"] = _mean([ours / theirs for ours, theirs in pairs], 2)
+
+
 def _mean(values: Sequence[float], decimals: int) -> str:
     """The mean over seeds; where there are several, with their standard deviation."""
     mean = f"{statistics.fmean(values):.{decimals}f}"
@@ -110,6 +125,7 @@ def _mean(values: Sequence[float], decimals: int) -> str:
 
 
 def _training(study: Study, row: Row, records: dict[str, list[Record]]) -> dict[str, Any]:
+    """A training in a line; its multiply-adds are those of a call of the network for an image."""
     runs = records[row.name]
     config = study.config(row, row.seeds[0])
     num_images = config.training.num_steps * config.training.batch_size
@@ -117,6 +133,7 @@ def _training(study: Study, row: Row, records: dict[str, list[Record]]) -> dict[
     return {
         "training": row.name,
         "seeds": len(runs),
+        "G multiply-adds": f"{multiply_adds(config).total / 1e9:.3f}",
         "images": f"{num_images:,}",
         "images/s": f"{speed:,.0f}",
         "minutes": f"{num_images / speed / 60:.1f}",

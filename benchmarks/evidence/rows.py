@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Row:
         changes: values of dotted fields, as after `--config.`, in place of the config file's.
         num_steps: of the training.
         teacher: the row whose run of the same seed it learns from, if there is one.
+        is_taught: whether it imitates the teacher; else it only begins from the teacher's weights.
         num_drawn: images that the teacher draws to be the data, in place of the config's; or 0.
     """
 
@@ -43,6 +44,7 @@ class Row:
     seeds: tuple[int, ...]
     scorings: tuple[Scoring, ...]
     teacher: "Row | None" = None
+    is_taught: bool = True
     num_drawn: int = 0
 
     @property
@@ -106,37 +108,42 @@ def _fashion(name: str, changes: dict[str, str], *scorings: Scoring) -> Row:
 def _students(prefix: str, teacher: Row) -> Iterator[Row]:
     """Mixers in place of the teacher's attention: a fifth and a third of its steps, and alone.
 
-    Then S4D without other data than the teacher's samples, and hybrids, of which a part of the
-    layers have attention.
+    Beside them what tells where a student's distance comes from: the teacher itself with as many
+    further steps, and S4D that has the teacher's weights and does not imitate it. Then S4D without
+    other data than the teacher's samples, and hybrids, of which a part of the layers have
+    attention.
     """
 
-    def row(name: str, changes: dict[str, str], share: float, *, is_taught: bool) -> Row:
+    def row(name: str, changes: dict[str, str], share: float, **values: Any) -> Row:
         return dataclasses.replace(
             teacher,
             name=f"{prefix}_{name}",
             changes=teacher.changes | changes,
             num_steps=round(share * teacher.num_steps),
-            teacher=teacher if is_taught else None,
+            **values,
         )
 
+    yield row("dit_continued", {}, 1 / 3, teacher=teacher, is_taught=False)
     for mixer in ("s4d", "delta_conv", "convnext"):
         changes = {"model.mixer": mixer}
-        yield row(f"{mixer}_fifth", changes, 1 / 5, is_taught=True)
-        yield row(f"{mixer}_third", changes, 1 / 3, is_taught=True)
-        yield row(f"{mixer}_third_alone", changes, 1 / 3, is_taught=False)
-        yield row(f"{mixer}_alone", changes, 1, is_taught=False)
-        if mixer == "s4d":
-            without_data = row(f"{mixer}_third_drawn", changes, 1 / 3, is_taught=True)
-            yield dataclasses.replace(without_data, num_drawn=20_000)
+        yield row(f"{mixer}_fifth", changes, 1 / 5, teacher=teacher)
+        yield row(f"{mixer}_third", changes, 1 / 3, teacher=teacher)
+        yield row(f"{mixer}_third_alone", changes, 1 / 3)
+        yield row(f"{mixer}_alone", changes, 1)
+    s4d = {"model.mixer": "s4d"}
+    yield row("s4d_third_inherited", s4d | {"distill.output": "0"}, 1 / 3, teacher=teacher)
+    yield row("s4d_third_drawn", s4d, 1 / 3, teacher=teacher, num_drawn=20_000)
     for name, pattern in (("quarter", "s4d,s4d,s4d,attention"), ("half", "s4d,attention")):
-        yield row(f"{name}_attention", {"model.mixers": pattern}, 1, is_taught=False)
+        yield row(f"{name}_attention", {"model.mixers": pattern}, 1)
 
 
 def _compared(question: str, prefix: str, scoring: Scoring) -> Iterator[Comparison]:
     """The questions about a teacher and its students."""
     for mixer in ("s4d", "delta_conv", "convnext"):
-        names = ["fifth", "third", "third_alone", "alone"] + ["third_drawn"] * (mixer == "s4d")
-        rows = [f"{prefix}_dit", *(f"{prefix}_{mixer}_{name}" for name in names)]
+        names = ["fifth", "third", "third_alone", "alone"]
+        names += ["third_inherited", "third_drawn"] if mixer == "s4d" else []
+        rows = [f"{prefix}_dit", f"{prefix}_dit_continued"]
+        rows += [f"{prefix}_{mixer}_{name}" for name in names]
         yield Comparison(
             f"{prefix}_{mixer}",
             f"{question}: {mixer} from a DiT, or alone?",

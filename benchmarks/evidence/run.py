@@ -78,8 +78,7 @@ def _run(study: Study, row: Row, seed: int) -> None:
 
 def _missing(study: Study, row: Row, record: Record) -> dict[Scoring, dict[str, Any]]:
     """The scorings that a run lacks, or has of other images; with what they are of."""
-    scorings = study.scorings(row)
-    facts = {x: dataclasses.asdict(x) | {"calls": study.calls(row, x)} for x in scorings}
+    facts = {x: study.facts(row, x) for x in study.scorings(row)}
     return {
         x: y for x, y in facts.items() if not y.items() <= record.scores.get(x.name, {}).items()
     }

@@ -58,7 +58,8 @@ class Study:
         num_steps = max(1, round(row.num_steps * self.scale))
         own = {"seed": str(seed), "training.num_steps": str(num_steps)}
         if row.teacher is not None:
-            own["training.teacher"] = str(self.workdir(row.teacher, seed))
+            field = "training.teacher" if row.is_taught else "training.init_from"
+            own[field] = str(self.workdir(row.teacher, seed))
         if row.num_drawn:
             # The samples have the padding of the images that the teacher learned.
             own |= {"data.name": f"folder:{self.drawn(row, seed)}", "data.pad": "0"}
@@ -90,6 +91,17 @@ class Study:
             return row.scorings
         num_images = parsing.with_option(Config(), "sample.num", num).sample.num
         return tuple(dataclasses.replace(x, num=num_images) for x in row.scorings)
+
+    def facts(self, row: Row, scoring: Scoring) -> dict[str, Any]:
+        """What the scores of a scoring are of; they are kept beside them."""
+        own = sample_options(scoring)
+        options = {
+            name: x
+            for name, x in self.options.items()
+            if name.startswith(("sample.", "evaluate.")) and name not in own
+        }
+        calls = self.calls(row, scoring)
+        return dataclasses.asdict(scoring) | {"calls": calls, "options": options}
 
     def calls(self, row: Row, scoring: Scoring) -> int:
         """The calls of the network for an image.
