@@ -1,9 +1,6 @@
 """Data sets on the hub, from a server of its protocol on loopback; nothing is patched."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -11,8 +8,10 @@ import pytest
 from diffussm_jax.config import from_dict
 from diffussm_jax.config.parsing import ConfigError
 from diffussm_jax.data.names import portable_name
-from tests.data.set_server import serving
 from tests.data.test_parquet import table_of
+from tests.hub.client import ROOT, Client
+from tests.hub.hub_server import serving
+from tests.hub.repositories import File
 from tests.jobs import TINY
 
 OPEN = """
@@ -34,7 +33,7 @@ for name, split in json.loads(sys.argv[1]):
 def file_of(numbers, tmp_path):
     path = tmp_path / "file.parquet"
     pq.write_table(table_of(numbers), path)
-    return path.read_bytes()
+    return File(path.read_bytes(), True)
 
 
 @pytest.fixture
@@ -46,37 +45,49 @@ def hub(tmp_path):
             for x in range(2)
         }
         test = {"data/test-00000-of-00001.parquet": file_of(range(90, 93), tmp_path)}
-        server.commit("ann/animals", train | test | {"README.md": b"animals"})
-        server.commit("ann/zips", {"images.zip": b"zip"})
-        converted = {f"{x}/train/0000.parquet": file_of(range(40, 43), tmp_path) for x in "ab"}
-        server.commit("ann/zips", converted, branch="refs/convert/parquet")
-        server.commit("ann/gated", test)
-        server.gated.add("ann/gated")
-        server.commit("ann/none", {"README.md": b"nothing"})
+        card = {"README.md": File(b"animals", False)}
+        server.create("datasets/ann/animals").commit(train | test | card)
+        zips = server.create("datasets/ann/zips")
+        zips.commit({"images.zip": File(b"zip", True)})
+        converted = {
+            f"{name}/train/0000.parquet": file_of(range(first, first + 3), tmp_path)
+            for name, first in (("a", 30), ("b", 40))
+        }
+        zips.commit(converted, branch="refs/convert/parquet")
+        gated = server.create("datasets/ann/gated")
+        gated.commit(test)
+        gated.gated = True
+        server.create("datasets/ann/none").commit(card)
         yield server
 
 
 @pytest.fixture
-def environment(hub, tmp_path):
-    kept = {name: x for name, x in os.environ.items() if not name.startswith("HF_")}
-    return kept | {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    }
+def animals(hub):
+    return hub.repositories["datasets/ann/animals"]
 
 
-def open_all(wanted, environment, tmp_path):
+@pytest.fixture
+def client(hub, tmp_path):
+    return Client(hub, tmp_path)
+
+
+def open_all(wanted, client):
     """What each (name, split) gives in a new process: numbers and facts, or its error."""
-    words = [sys.executable, "-c", OPEN, json.dumps(wanted), str(tmp_path)]
-    process = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    process = client.run("-c", OPEN, json.dumps(wanted), client.folder, HF_TOKEN=None)
     assert process.returncode == 0, process.stderr
     return [json.loads(line) for line in process.stdout.splitlines()]
 
 
-def test_data_sets_are_downloaded_once_and_used_without_a_network(hub, environment, tmp_path):
-    first = hub.branches["ann/animals"]["main"]
+def downloads(hub):
+    """The names of the large files that were sent."""
+    commits = [x for repository in hub.repositories.values() for x in repository.commits.values()]
+    names = {file.sha256: name for files in commits for name, file in files.items()}
+    start = "GET /cdn/"
+    return [names[x.removeprefix(start)] for x in hub.requests if x.startswith(start)]
+
+
+def test_data_sets_are_downloaded_once_and_used_without_a_network(hub, animals, client):
+    first = animals.head
     wanted = [
         ["hf:ann/animals", "train[20%:]"],
         ["hf:ann/zips:b", "train"],
@@ -89,7 +100,7 @@ def test_data_sets_are_downloaded_once_and_used_without_a_network(hub, environme
         ["hf:ann/missing", "train"],
         ["hf:ann/gated", "test"],
     ]
-    train, converted, test, *refused = open_all(wanted, environment, tmp_path)
+    train, converted, test, *refused = open_all(wanted, client)
     assert train[0] == list(range(2, 10))
     assert train[1]["revision"] == first
     assert train[1]["class_names"] == ["cat", "dog", "eel"]
@@ -109,7 +120,7 @@ def test_data_sets_are_downloaded_once_and_used_without_a_network(hub, environme
         assert part in error
         assert name.partition("@")[0] in error
         assert "\n" not in error
-    assert sorted(hub.downloads) == [
+    assert sorted(downloads(hub)) == [
         "b/train/0000.parquet",
         "data/test-00000-of-00001.parquet",
         "data/train-00000-of-00002.parquet",
@@ -118,15 +129,15 @@ def test_data_sets_are_downloaded_once_and_used_without_a_network(hub, environme
     hub.shutdown()
     hub.server_close()
     wanted = [["hf:ann/animals", "train[20%:]"], ["hf:ann/zips:b", "train"], ["hf:ann/none", "x"]]
-    *again, error = open_all(wanted, environment, tmp_path)
+    *again, error = open_all(wanted, client)
     assert again == [train, converted]
     assert "cannot be reached" in error and "no complete copy is in" in error
 
 
-def train_command(environment, tmp_path, **changes):
+def train(client, **changes):
     fields = TINY | {
         "data.name": "hf:ann/animals",
-        "data.data_dir": tmp_path / "tfds",
+        "data.data_dir": client.folder / "tfds",
         "data.num_classes": 3,
         "data.channels": 1,
         "data.eval_split": None,
@@ -136,34 +147,28 @@ def train_command(environment, tmp_path, **changes):
         **changes,
     }
     options = [f"--config.{name}={value}" for name, value in fields.items()]
-    words = [sys.executable, "-m", "diffussm_jax.main", "--config=configs/digits.py"]
-    return subprocess.run(
-        [*words, f"--workdir={tmp_path / 'run'}", *options],
-        env=environment | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    digits = f"--config={ROOT}/configs/digits.py"
+    return client.command(digits, "--workdir=run", *options, HF_TOKEN=None)
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_the_same_images_alone(hub, environment, tmp_path):
-    first = train_command(environment, tmp_path)
+def test_a_run_goes_on_in_the_same_images_alone(animals, client, tmp_path):
+    first = train(client)
     assert first.returncode == 0, first.stderr
     facts = json.loads((tmp_path / "run" / "data.json").read_text())
-    assert facts["revision"] == hub.branches["ann/animals"]["main"]
-    files = dict(hub.commits["ann/animals"][facts["revision"]])
-    hub.commit("ann/animals", files | {"README.md": b"a new text"})
-    told = train_command(environment, tmp_path, **{"training.num_steps": 4})
+    assert facts["revision"] == animals.head
+    files = animals.files
+    animals.commit(files | {"README.md": File(b"a new text", False)})
+    told = train(client, **{"training.num_steps": 4})
     assert told.returncode == 0, told.stderr
     assert "the data have changed since the run began: revision was" in told.stderr
     name = "data/train-00001-of-00002.parquet"
-    hub.commit("ann/animals", files | {name: file_of([5, 6, 7, 8, 77], tmp_path)})
-    refused = train_command(environment, tmp_path, **{"training.num_steps": 6})
+    animals.commit(files | {name: file_of([5, 6, 7, 8, 77], tmp_path)})
+    refused = train(client, **{"training.num_steps": 6})
     assert refused.returncode == 2
     assert "began with other data: 10 images" in refused.stderr
     pinned = {"training.num_steps": 6, "data.name": f"hf:ann/animals@{facts['revision']}"}
-    assert train_command(environment, tmp_path, **pinned).returncode == 0
+    assert train(client, **pinned).returncode == 0
 
 
 def test_names_on_the_hub_have_one_form():

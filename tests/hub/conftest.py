@@ -1,53 +1,9 @@
-"""A hub on loopback, and processes whose `huggingface_hub` speaks with it."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""A hub on loopback, and what starts processes that speak with it."""
 
 import pytest
 
-from tests.hub.hub_server import WRITER, HubServer, serving
-
-ROOT = Path(__file__).parents[2]
-
-
-class Client:
-    """Starts processes in a folder of their own, with the library's own environment variables.
-
-    Xet storage, which the library prefers and the server does not speak, is off.
-    """
-
-    def __init__(self, server: HubServer, folder: Path):
-        self.folder = folder
-        self.variables = {
-            "HF_ENDPOINT": server.url,
-            "HF_HOME": str(folder / "hub_home"),
-            "HF_TOKEN": WRITER,
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
-
-    def start(self, *words: object, **variables: str | None) -> subprocess.Popen:
-        settings = {**os.environ, **self.variables, **variables}
-        environment = {name: x for name, x in settings.items() if x is not None}
-        return subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, *words: object, **variables: str | None) -> subprocess.CompletedProcess:
-        with self.start(*words, **variables) as process:
-            out, err = process.communicate(timeout=120)
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-    def command(self, *options: object, **variables: str | None) -> subprocess.CompletedProcess:
-        return self.run("-m", "diffussm_jax.main", *options, **variables)
+from tests.hub.client import Client
+from tests.hub.hub_server import serving
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
-"""The hub's protocol on loopback, as far as `huggingface_hub` uses it to push and to load models.
+"""The hub's protocol on loopback, as far as `huggingface_hub` uses it for models and data sets.
 
-It keeps repositories in memory: commits of small files and of large ones by their SHA-256, which
-are uploaded by Git LFS's batch protocol before the commit that names them. Statuses and headers of
-errors are those of the hub (X-Error-Code, X-Error-Message). It does not announce Xet storage.
+Models are pushed and both are downloaded. Large files go by their SHA-256, and are uploaded by Git
+LFS's batch protocol before the commit that names them. Statuses and headers of errors are those of
+the hub (X-Error-Code, X-Error-Message). It does not announce Xet storage.
 """
 
 import base64
 import contextlib
-import dataclasses
 import hashlib
 import json
 import re
@@ -17,55 +16,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+from tests.hub.repositories import File, Repository
+
 WRITER, READER = "hf_writer", "hf_reader"
 USERS = {WRITER: "ann", READER: "bob"}
 LFS_BYTES = 4096  # files above are large
-
-
-@dataclasses.dataclass(frozen=True)
-class File:
-    """A file of a commit; `content` of a large one is with the server's objects."""
-
-    content: bytes
-    is_lfs: bool
-
-    @property
-    def git_oid(self) -> str:
-        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()
-
-
-@dataclasses.dataclass
-class Repository:
-    """Commits in their order, each with all its files."""
-
-    private: bool
-    gated: bool = False
-    commits: dict[str, dict[str, File]] = dataclasses.field(default_factory=dict)
-    tags: dict[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def head(self) -> str:
-        return list(self.commits)[-1]
-
-    @property
-    def files(self) -> dict[str, File]:
-        return self.commits[self.head]
-
-    def commit(self, files: dict[str, File]) -> str:
-        content = [(name, file.git_oid) for name, file in sorted(files.items())]
-        oid = hashlib.sha1(repr((list(self.commits), content)).encode()).hexdigest()
-        self.commits[oid] = files
-        return oid
-
-    def resolve(self, revision: str) -> str | None:
-        if revision == "main":
-            return self.head
-        revision = self.tags.get(revision, revision)
-        return revision if revision in self.commits else None
 
 
 class Refusal(Exception):
@@ -83,7 +38,8 @@ class HubServer(ThreadingHTTPServer):
     """The state of the hub; tests read and change it.
 
     Attributes:
-        objects: large files that were uploaded, by SHA-256.
+        repositories: by name, which begins with `datasets/` for a data set.
+        objects: large files, by SHA-256.
         requests: the method and path of each request.
         drops: patterns of "METHOD path" whose connection is cut in the middle, and how often.
         received: bytes of the body of each upload of a large file, by SHA-256.
@@ -106,7 +62,7 @@ class HubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def create(self, name: str, *, private: bool = False) -> Repository:
-        repository = Repository(private)
+        repository = Repository(name, self.objects, private)
         repository.commit({".gitattributes": File(b"*.safetensors filter=lfs\n", False)})
         self.repositories[name] = repository
         return repository
@@ -186,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repository(self, name: str, *, to_write: bool = False) -> Repository:
         user, repository = self._user(), self.server.repositories.get(name)
-        is_owner = user == name.split("/")[0]
+        is_owner = repository is not None and user == repository.owner
         if repository is None or (repository.private and not is_owner):
             if user is None:
                 raise Refusal(401, None, "Invalid username or password.")
@@ -224,7 +180,8 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self._repository(repo)
         oid = self._revision(repository, revision or "main")
         siblings = [{"rfilename": name} for name in repository.commits[oid]]
-        facts = {"id": repo, "sha": oid, "private": repository.private, "siblings": siblings}
+        facts = {"sha": oid, "private": repository.private, "siblings": siblings}
+        facts["id"] = repo.removeprefix("datasets/")
         self._json(facts | {"gated": "manual" if repository.gated else False, "tags": []})
 
     def tree(self, body: bytes, repo: str, revision: str) -> None:
@@ -293,8 +250,8 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, body: bytes, repo: str, revision: str, path: str) -> None:
         repository, user = self._repository(repo), self._user()
         oid = self._revision(repository, revision)
-        if repository.gated and user != repo.split("/")[0]:
-            message = f"Access to model {repo} is restricted."
+        if repository.gated and user != repository.owner:
+            message = f"Access to {repo} is restricted."
             raise Refusal(403 if user else 401, "GatedRepo", message)
         if path not in repository.commits[oid]:
             raise Refusal(404, "EntryNotFound", "Entry not found", X_Repo_Commit=oid)
@@ -318,19 +275,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, content[start:], ETag=f'"{oid}"', Content_Range=place)
 
 
-_REPO, _REVISION = r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>.+)"
+_MODEL, _REVISION = r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>.+)"
+_EITHER = r"(?P<repo>(datasets/)?[^/]+/[^/]+)"  # a model or a data set
 _ROUTES = [
     (r"GET /api/whoami-v2", _Handler.whoami),
     (r"POST /api/repos/create", _Handler.create),
     (r"POST /api/validate-yaml", _Handler.validate_yaml),
-    (rf"GET /api/models/{_REPO}", _Handler.info),
-    (rf"GET /api/models/{_REPO}/revision/{_REVISION}", _Handler.info),
-    (rf"GET /api/models/{_REPO}/tree/{_REVISION}", _Handler.tree),
-    (rf"POST /api/models/{_REPO}/preupload/{_REVISION}", _Handler.preupload),
-    (rf"POST /api/models/{_REPO}/commit/{_REVISION}", _Handler.commit),
-    (rf"POST /{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
+    (rf"GET /api/(models/)?{_EITHER}", _Handler.info),
+    (rf"GET /api/(models/)?{_EITHER}/revision/{_REVISION}", _Handler.info),
+    (rf"GET /api/(models/)?{_EITHER}/tree/{_REVISION}", _Handler.tree),
+    (rf"POST /api/models/{_MODEL}/preupload/{_REVISION}", _Handler.preupload),
+    (rf"POST /api/models/{_MODEL}/commit/{_REVISION}", _Handler.commit),
+    (rf"POST /{_MODEL}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     (r"PUT /lfs/(?P<oid>\w+)", _Handler.lfs_upload),
-    (r"GET /cdn/(?P<oid>\w+)", _Handler.download),
-    (r"HEAD /cdn/(?P<oid>\w+)", _Handler.download),
-    (rf"(GET|HEAD) /{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
+    (r"(GET|HEAD) /cdn/(?P<oid>\w+)", _Handler.download),
+    (rf"(GET|HEAD) /{_EITHER}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
 ]

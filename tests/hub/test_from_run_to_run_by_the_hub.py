@@ -8,8 +8,8 @@ import pytest
 
 import diffussm_jax
 from tests import command_line
-from tests.hub.conftest import ROOT
-from tests.hub.hub_server import File
+from tests.hub.client import ROOT
+from tests.hub.repositories import File
 
 DIGITS = f"--config={ROOT}/configs/digits.py"
 MIRROR = """

@@ -8,7 +8,8 @@ import pytest
 from diffussm_jax.config import ExportConfig
 from diffussm_jax.errors import UserError
 from diffussm_jax.exporting.publishing import require_pushable
-from tests.hub.hub_server import READER, File
+from tests.hub.hub_server import READER
+from tests.hub.repositories import File
 
 PUSH = """
 import logging, sys

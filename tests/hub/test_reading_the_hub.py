@@ -9,7 +9,8 @@ from diffussm_jax.files.hub.address import Address, parse
 from diffussm_jax.files.hub.snapshot import EXPORT_FILES
 from diffussm_jax.files.paths import as_path
 from diffussm_jax.workdir.exports import CHECKED_FILES
-from tests.hub.hub_server import READER, File
+from tests.hub.hub_server import READER
+from tests.hub.repositories import File
 
 FETCH = """
 import sys
@@ -29,7 +30,6 @@ def repository(hub):
     made = hub.create("ann/digits")
     names = ("export.json", "config.json", "data.json", "notes.txt")
     made.commit(dict.fromkeys(names, SMALL) | {"model.safetensors": LARGE, "old.bin": LARGE})
-    hub.objects[LARGE.sha256] = LARGE.content
     return made
 
 
@@ -81,7 +81,7 @@ def test_processes_that_begin_together_get_one_copy(client, hub, repository):
 
 def test_a_revision_is_that_of_its_name(client, repository):
     first = repository.head
-    repository.tags["v1"] = first
+    repository.refs["v1"] = first
     repository.commit(repository.files | {"config.json": File(b"{1}", False)})
     texts = {}
     for revision in ("", "@v1", f"@{first}", "@main"):
@@ -127,7 +127,6 @@ def test_a_download_that_is_cut_goes_on(client, hub, repository):
 def test_an_autoencoder_is_found_by_the_same_rules(client, hub):
     files = {"config.json": SMALL, "diffusion_pytorch_model.safetensors": LARGE}
     hub.create("ann/vae").commit(files)
-    hub.objects[LARGE.sha256] = LARGE.content
     find = FETCH.replace(
         "files.paths import as_path", "autoencoder.weights import find_autoencoder"
     )
