@@ -98,6 +98,22 @@ def merge(values: dict, changes: dict) -> Config:
 
 
 @pytest.fixture(scope="session")
+def tiny_autoencoder(tmp_path_factory) -> Path:
+    """The folder of an autoencoder with random weights that halves sides: nothing writes into it.
+
+    Its pictures have three channels, and its latents four.
+    """
+    from diffussm_jax.autoencoder.network import AutoencoderKLConfig
+    from diffussm_jax.autoencoder.weights import save_autoencoder
+    from examples.photos import random_autoencoder
+
+    shape = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
+    folder = tmp_path_factory.mktemp("autoencoder")
+    save_autoencoder(random_autoencoder(shape), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def trained_once(tiny_config, shared) -> Path:
     """The work directory of a finished tiny run, shared by all workers: nothing writes into it."""
     from diffussm_jax.train import train

@@ -11,21 +11,17 @@ import pytest
 from PIL import Image
 
 import diffussm_jax
-from diffussm_jax.autoencoder.network import AutoencoderKLConfig
-from diffussm_jax.autoencoder.weights import save_autoencoder
 from diffussm_jax.edit import edit
 from diffussm_jax.editing.folder import read_folder
 from diffussm_jax.editing.results import psnr
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.editor import Editor
 from diffussm_jax.sampling.model import TrainedModel
-from examples.photos import random_autoencoder
 from tests import command_line
 from tests.conftest import merge
 from tests.fuzz.one_line import error_of
 from tests.sampling.test_job import random_weights
 
-AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)
 
@@ -258,11 +254,10 @@ def test_psnr_of_equal_images_is_that_of_rounding():
 
 
 @pytest.mark.slow
-def test_pixels_outside_a_mask_come_back_through_latents(tmp_path):
+def test_pixels_outside_a_mask_come_back_through_latents(tiny_autoencoder):
     """Of a rectangle that the autoencoder's factor does not divide too."""
-    save_autoencoder(random_autoencoder(AUTOENCODER), tmp_path)
     data = {"space": "latents", "image_size": 16, "channels": 3, "num_classes": 0}
-    sections = {"data": data, "autoencoder": {"name": str(tmp_path), "factor": 2}}
+    sections = {"data": data, "autoencoder": {"name": str(tiny_autoencoder), "factor": 2}}
     weights = random_weights(0, **sections)
     mesh = make_mesh(devices=jax.devices()[:2])
     model = TrainedModel(weights, Path("unused"), mesh)

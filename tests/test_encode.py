@@ -17,7 +17,6 @@ import pytest
 
 import diffussm_jax
 from diffussm_jax import encode as encode_lib
-from diffussm_jax.autoencoder.network import AutoencoderKLConfig
 from diffussm_jax.autoencoder.weights import load_autoencoder, save_autoencoder
 from diffussm_jax.data.buckets import of_bucket
 from diffussm_jax.data.faults import BadRecordError
@@ -36,20 +35,12 @@ from tests.disks import disk_of
 from tests.fuzz.one_line import error_of, files_of
 
 ROOT = Path(__file__).parents[1]
-AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    save_autoencoder(random_autoencoder(AUTOENCODER), folder)
-    return folder
 
 
 @pytest.fixture
-def config(tiny_config, weights, tmp_path):
+def config(tiny_config, tiny_autoencoder, tmp_path):
     """50 digits as RGB pictures, in shards of 16 on the eight devices."""
-    return with_data(tiny_config, weights, tmp_path)
+    return with_data(tiny_config, tiny_autoencoder, tmp_path)
 
 
 def with_data(tiny_config, weights, tmp_path, *, autoencoder=None, **data):
@@ -70,13 +61,13 @@ def files(config):
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
-def test_moments_are_the_autoencoders(config, weights):
+def test_moments_are_the_autoencoders(config, tiny_autoencoder):
     encode(config)
     images, latents = open_images(config, "train[:50]"), LatentSource(config, "train[:50]")
     assert len(latents) == len(images) == 50
     shards = json.loads(files(config)["manifest.json"])["shards"]
     assert [shard["num_images"] for shard in shards] == [16, 16, 16, 2]
-    model = load_autoencoder(weights)
+    model = load_autoencoder(tiny_autoencoder)
     apply = jax.jit(lambda x: model.encode(x))
     for mirrored in (False, True):
         examples = [latents.example(i, mirrored=mirrored) for i in range(50)]
@@ -90,11 +81,11 @@ def test_moments_are_the_autoencoders(config, weights):
 
 
 @pytest.mark.slow
-def test_each_bucket_has_a_cache_of_its_own(tiny_config, weights, tmp_path):
+def test_each_bucket_has_a_cache_of_its_own(tiny_config, tiny_autoencoder, tmp_path):
     write_pictures(tmp_path / "shapes")
     folder = {"name": f"folder:{tmp_path / 'shapes'}", "num_classes": 0, "split": "train"}
     data = folder | {"image_size": 8, "buckets": ("8x8", "4x16", "16x4")}
-    config = with_data(tiny_config, weights, tmp_path, **data)
+    config = with_data(tiny_config, tiny_autoencoder, tmp_path, **data)
     encode(config)
     source = open_source(config, "train")
     assert [len(run) for run in source.runs] == list(SHAPES.values())
@@ -102,7 +93,7 @@ def test_each_bucket_has_a_cache_of_its_own(tiny_config, weights, tmp_path):
     for latents, pictures, sides in zip(source.sources, images.sources, SHAPES):
         mean = latents.example(1, mirrored=False)["mean"]
         assert mean.shape == (sides[0] // 2, sides[1] // 2, 4)
-        alone = with_data(tiny_config, weights, tmp_path, **folder, image_size=sides)
+        alone = with_data(tiny_config, tiny_autoencoder, tmp_path, **folder, image_size=sides)
         with pytest.raises(UserError, match=r"holds latents of data.buckets = \['8x8', "):
             open_source(alone, "train")
         assert len(pictures) == len(latents)
@@ -157,17 +148,18 @@ def test_a_notice_to_stop_keeps_the_finished_shards(config, monkeypatch):
     ],
 )
 def test_other_settings_do_not_mix_into_a_cache(
-    tiny_config, weights, config, tmp_path, changes, field
+    tiny_config, tiny_autoencoder, config, tmp_path, changes, field
 ):
     encode(config)
     with pytest.raises(UserError, match=f"holds latents of {field}"):
-        encode(with_data(tiny_config, weights, tmp_path, **changes))
+        encode(with_data(tiny_config, tiny_autoencoder, tmp_path, **changes))
 
 
-def test_other_weights_are_another_autoencoder(tiny_config, config, tmp_path):
+def test_other_weights_are_another_autoencoder(tiny_config, tiny_autoencoder, config, tmp_path):
     encode(config)
-    other = tmp_path / "other" / Path(config.autoencoder.name).name
-    save_autoencoder(random_autoencoder(AUTOENCODER, seed=1), other)
+    other = tmp_path / "other" / tiny_autoencoder.name
+    shape = load_autoencoder(tiny_autoencoder).config
+    save_autoencoder(random_autoencoder(shape, seed=1), other)
     with pytest.raises(UserError, match="holds latents of autoencoder.sha256"):
         encode(with_data(tiny_config, other, tmp_path))
 
@@ -182,9 +174,9 @@ def test_other_weights_are_another_autoencoder(tiny_config, config, tmp_path):
         ({"latents_dir": "/dev/null/x"}, "config.data.latents_dir: .* cannot be wri"),
     ],
 )
-def test_what_does_not_fit_is_named(tiny_config, weights, tmp_path, changes, message):
+def test_what_does_not_fit_is_named(tiny_config, tiny_autoencoder, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        encode(with_data(tiny_config, weights, tmp_path, **changes))
+        encode(with_data(tiny_config, tiny_autoencoder, tmp_path, **changes))
     assert "\n" not in str(error.value)
 
 
@@ -198,8 +190,10 @@ def test_a_disk_that_fills_while_latents_are_written(tmp_path):
     assert "No space left on device" in error
 
 
-def test_skipped_images_are_counted(tiny_config, weights, tmp_path, monkeypatch):
-    config = with_data(tiny_config, weights, tmp_path, split="train[:130]", on_error="skip")
+def test_skipped_images_are_counted(tiny_config, tiny_autoencoder, tmp_path, monkeypatch):
+    config = with_data(
+        tiny_config, tiny_autoencoder, tmp_path, split="train[:130]", on_error="skip"
+    )
     source = open_images(config, config.data.split)
     read = source.example
 
@@ -245,11 +239,11 @@ def begin_as(other, config):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"shards": []}))
 
 
-def test_two_processes_write_what_one_writes(tiny_config, weights, tmp_path, monkeypatch):
+def test_two_processes_write_what_one_writes(tiny_config, tiny_autoencoder, tmp_path, monkeypatch):
     """Each in turn, as if it were the other's peer; the barrier is the order of the calls."""
-    alone = with_data(tiny_config, weights, tmp_path / "alone")
+    alone = with_data(tiny_config, tiny_autoencoder, tmp_path / "alone")
     encode(alone)
-    shared = with_data(tiny_config, weights, tmp_path / "shared")
+    shared = with_data(tiny_config, tiny_autoencoder, tmp_path / "shared")
     begin_as(alone, shared)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
@@ -280,7 +274,7 @@ def test_training_and_sampling_from_latents(tiny_config, config, tmp_path):
 
 
 @pytest.mark.slow
-def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(weights, tmp_path, data_dir):
+def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(tiny_autoencoder, tmp_path, data_dir):
     """SIGKILL at random moments, from start-up on, and once more undisturbed."""
     command = [
         sys.executable,
@@ -292,7 +286,7 @@ def test_ten_kills_leave_the_bytes_of_an_undisturbed_run(weights, tmp_path, data
         "--config.data.channels=3",
         f"--config.data.data_dir={data_dir}",
         "--config.data.shard_size=10",
-        f"--config.autoencoder.name={weights}",
+        f"--config.autoencoder.name={tiny_autoencoder}",
         "--config.autoencoder.factor=2",
         "--config.autoencoder.batch_size=1",
     ]

@@ -10,8 +10,6 @@ from PIL import Image
 import diffussm_jax
 from benchmarks.sizes import read_size, real_digits, score
 from configs import common
-from diffussm_jax.autoencoder.network import AutoencoderKLConfig
-from diffussm_jax.autoencoder.weights import save_autoencoder
 from diffussm_jax.config import Config, MeshConfig, from_dict, to_json
 from diffussm_jax.config.drawn import as_drawn
 from diffussm_jax.config.parsing import ConfigError
@@ -28,7 +26,6 @@ from diffussm_jax.parallel.mesh import check_rows, make_mesh
 from diffussm_jax.refstats import refstats
 from diffussm_jax.sample import sample
 from diffussm_jax.train import train
-from examples.photos import random_autoencoder
 from tests.conftest import merge
 
 
@@ -197,9 +194,7 @@ def test_rectangles_through_training_sampling_and_scores(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_latents_of_rectangles(tiny_config, tmp_path):
-    shape = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
-    save_autoencoder(random_autoencoder(shape), tmp_path / "vae")
+def test_latents_of_rectangles(tiny_config, tiny_autoencoder, tmp_path):
     data = {
         "space": "latents",
         "channels": 3,
@@ -208,7 +203,7 @@ def test_latents_of_rectangles(tiny_config, tmp_path):
         "eval_split": None,
         "latents_dir": str(tmp_path / "latents"),
     }
-    vae = {"name": str(tmp_path / "vae"), "factor": 2, "batch_size": 1}
+    vae = {"name": str(tiny_autoencoder), "factor": 2, "batch_size": 1}
     config = merge(tiny_config, {"data": data, "autoencoder": vae, "training": {"num_steps": 2}})
     encode(config)
     encode(config)  # finished, and of the same size

@@ -5,44 +5,34 @@ import time
 
 import pytest
 
-from diffussm_jax.autoencoder.network import AutoencoderKLConfig
-from diffussm_jax.autoencoder.weights import save_autoencoder
 from diffussm_jax.data.latents import LatentSource, cache_folder
 from diffussm_jax.encode import encode
 from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.files.listing import list_files
 from diffussm_jax.files.paths import as_path
-from examples.photos import random_autoencoder
 from tests import jobs
 from tests.conftest import merge
 
-AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
 SPLIT = "train[:50]"
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("weights")
-    save_autoencoder(random_autoencoder(AUTOENCODER), folder)
-    return folder
-
-
 @pytest.fixture
-def configs(tiny_config, weights, tmp_path, bucket):
+def configs(tiny_config, tiny_autoencoder, tmp_path, bucket):
     """50 digits as RGB pictures in shards of 16, for a folder on the disk and for one at gs://.
 
     The autoencoder lies beside them.
     """
-    remote = as_path(f"{bucket}/{weights.name}")
-    remote.replace_by(weights)
+    remote = as_path(f"{bucket}/{tiny_autoencoder.name}")
+    remote.replace_by(tiny_autoencoder)
 
-    def config_of(folder, weights):
+    def config_of(folder, autoencoder):
         data = {"space": "latents", "channels": 3, "split": SPLIT, "eval_split": None}
         data |= {"shard_size": 16, "latents_dir": folder, "cache_dir": str(tmp_path / "cache")}
-        autoencoder = {"name": str(weights), "factor": 2, "batch_size": 1}
-        return merge(tiny_config, {"data": data, "autoencoder": autoencoder})
+        vae = {"name": str(autoencoder), "factor": 2, "batch_size": 1}
+        return merge(tiny_config, {"data": data, "autoencoder": vae})
 
-    return config_of(str(tmp_path / "latents"), weights), config_of(f"{bucket}/latents", remote)
+    here = config_of(str(tmp_path / "latents"), tiny_autoencoder)
+    return here, config_of(f"{bucket}/latents", remote)
 
 
 def files(config):
@@ -89,7 +79,7 @@ def test_a_shard_that_is_damaged_or_missing_is_encoded_again(configs):
 
 
 @pytest.mark.slow
-def test_two_processes_that_are_killed_go_on(configs, storage, data_dir, weights):
+def test_two_processes_that_are_killed_go_on(configs, storage, data_dir, tiny_autoencoder):
     here, there = configs
     encode(here)
     values = {
@@ -100,7 +90,7 @@ def test_two_processes_that_are_killed_go_on(configs, storage, data_dir, weights
         "data.shard_size": 4,
         "data.data_dir": data_dir,
         "data.latents_dir": there.data.latents_dir,
-        "autoencoder.name": weights,
+        "autoencoder.name": tiny_autoencoder,
         "autoencoder.factor": 2,
         "autoencoder.batch_size": 1,
     }

@@ -6,13 +6,10 @@ import shutil
 
 import pytest
 
-from diffussm_jax.autoencoder.network import AutoencoderKLConfig
-from diffussm_jax.autoencoder.weights import save_autoencoder
 from diffussm_jax.data.latents import cache_folder
 from diffussm_jax.data.pipeline import open_source
 from diffussm_jax.encode import encode
 from diffussm_jax.train import set_up, train
-from examples.photos import random_autoencoder
 from tests.command_line import read
 from tests.data.test_sources import write_image
 from tests.fuzz.one_line import error_of
@@ -38,11 +35,10 @@ def config_of(root, folder, *more):
 
 
 @pytest.fixture(scope="module")
-def encoded(tmp_path_factory):
+def encoded(tiny_autoencoder, tmp_path_factory):
     """A folder `A/images` whose latents were encoded by a command without classes."""
     root = tmp_path_factory.mktemp("encoded")
-    sizes = AutoencoderKLConfig(block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
-    save_autoencoder(random_autoencoder(sizes), root / "autoencoder")
+    shutil.copytree(tiny_autoencoder, root / "autoencoder")
     for label, name in enumerate(CLASSES):
         for index in range(PER_CLASS):
             write_image(root / "A/images" / name / f"{index}.png", 10 * label + index)

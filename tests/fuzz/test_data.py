@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from diffussm_jax.autoencoder.network import AutoencoderKLConfig
 from diffussm_jax.autoencoder.on_mesh import Autoencoder
-from diffussm_jax.autoencoder.weights import load_autoencoder, save_autoencoder
+from diffussm_jax.autoencoder.weights import load_autoencoder
 from diffussm_jax.config import from_dict
 from diffussm_jax.data import latents
 from diffussm_jax.data.latent_shards import write_shard
@@ -18,24 +17,15 @@ from diffussm_jax.data.latents import SHARED_FIELDS, LatentSource, record_dtype
 from diffussm_jax.data.pipeline import open_source, train_batches
 from diffussm_jax.files import read_tensors
 from diffussm_jax.parallel.mesh import make_mesh
-from examples.photos import random_autoencoder
 from tests.conftest import merge
 from tests.fuzz.one_line import JSON_DAMAGE, SAFETENSORS, error_of, files_of
 
-AUTOENCODER = AutoencoderKLConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def whole_autoencoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("autoencoder")
-    save_autoencoder(random_autoencoder(AUTOENCODER), folder)
-    return folder
-
-
 @pytest.fixture
-def autoencoder(whole_autoencoder, tmp_path):
-    return shutil.copytree(whole_autoencoder, tmp_path / "autoencoder")
+def autoencoder(tiny_autoencoder, tmp_path):
+    return shutil.copytree(tiny_autoencoder, tmp_path / "autoencoder")
 
 
 @pytest.mark.parametrize("damage", JSON_DAMAGE)
