@@ -130,14 +130,20 @@ def trained(trained_once, tmp_path_factory) -> Path:
     return shutil.copytree(trained_once, tmp_path_factory.mktemp("trained") / "run")
 
 
-@pytest.fixture(scope="module")
-def exported(trained_once, tiny_config, tmp_path_factory):
-    """The export of that run; a module may damage it."""
+@pytest.fixture(scope="session")
+def exported_once(trained_once, tiny_config, tmp_path_factory) -> Path:
+    """The export of that run: nothing writes into it."""
     from diffussm_jax.export import export
 
     folder = tmp_path_factory.mktemp("exported") / "weights"
     export(merge(tiny_config, {"export": {"folder": str(folder)}}), trained_once)
     return folder
+
+
+@pytest.fixture
+def exported(exported_once, tmp_path_factory) -> Path:
+    """A copy of that export, for one test to write into."""
+    return shutil.copytree(exported_once, tmp_path_factory.mktemp("exported") / "weights")
 
 
 @pytest.fixture(autouse=True)

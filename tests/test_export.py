@@ -18,12 +18,6 @@ from diffussm_jax.workdir.weights import load_export, load_weights
 from tests.conftest import merge
 
 
-@pytest.fixture
-def folder(exported, tmp_path):
-    """A copy to damage."""
-    return shutil.copytree(exported, tmp_path / "weights")
-
-
 def test_an_export_gives_the_ema_back(exported, trained):
     weights, of_run = load_export(exported), load_weights(trained)
     jax.tree.map(np.testing.assert_array_equal, weights.params, of_run.params)
@@ -54,15 +48,15 @@ def test_the_model_card_says_what_it_is(exported, data_dir):
         assert data_dir.encode() not in path.read_bytes(), "a path of this machine"
 
 
-def test_an_export_can_be_written_again_but_nothing_else(folder, trained, tiny_config):
-    before = (folder / "model.safetensors").read_bytes()
-    config = merge(tiny_config, {"export": {"folder": str(folder)}})
+def test_an_export_can_be_written_again_but_nothing_else(exported, trained, tiny_config):
+    before = (exported / "model.safetensors").read_bytes()
+    config = merge(tiny_config, {"export": {"folder": str(exported)}})
     export(config, trained)
-    assert (folder / "model.safetensors").read_bytes() == before
+    assert (exported / "model.safetensors").read_bytes() == before
     for name in (".gitattributes", "LICENSE"):  # as a hub keeps them
-        (folder / name).touch()
+        (exported / name).touch()
     export(config, trained)
-    (folder / "thesis.tex").write_text("x")
+    (exported / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"export.folder: .*holds 'thesis.tex'"):
         export(config, trained)
 
@@ -86,21 +80,21 @@ def test_by_default_it_lies_in_the_work_directory(trained, tiny_config, tmp_path
 
 @pytest.mark.parametrize("name", CHECKED_FILES)
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "missing"])
-def test_every_damaged_file_is_named(folder, name, damage):
-    path = folder / name
+def test_every_damaged_file_is_named(exported, name, damage):
+    path = exported / name
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes({"flipped": data, "truncated": data[:-7]}.get(damage, b""))
     if damage == "missing":
         path.unlink()
     with pytest.raises(UserError, match=rf"{name} (is not the file|cannot be read)"):
-        load_export(folder)
+        load_export(exported)
 
 
-def test_an_export_without_its_last_file_is_not_whole(folder):
-    (folder / "export.json").unlink()
+def test_an_export_without_its_last_file_is_not_whole(exported):
+    (exported / "export.json").unlink()
     with pytest.raises(UserError, match="is no whole export"):
-        diffussm_jax.load(folder)
+        diffussm_jax.load(exported)
 
 
 @pytest.mark.parametrize(
@@ -123,14 +117,14 @@ def test_an_export_without_its_last_file_is_not_whole(folder):
         ),
     ],
 )
-def test_weights_of_another_model_are_refused(folder, change, message):
+def test_weights_of_another_model_are_refused(exported, change, message):
     """With checksums that agree: another tool wrote it."""
-    tensors = read_tensors(folder / "model.safetensors")
+    tensors = read_tensors(exported / "model.safetensors")
     change(tensors)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
-    note_checksums(folder)
+    safetensors.numpy.save_file(tensors, exported / "model.safetensors")
+    note_checksums(exported)
     with pytest.raises(UserError, match=message):
-        load_export(folder)
+        load_export(exported)
 
 
 def note_checksums(folder):
@@ -141,8 +135,8 @@ def note_checksums(folder):
     (folder / "export.json").write_text(json.dumps(summary))
 
 
-def test_what_an_export_does_not_have_is_said(folder):
+def test_what_an_export_does_not_have_is_said(exported):
     with pytest.raises(UserError, match="has the EMA weights of step 6 alone"):
-        diffussm_jax.load(folder, step=3)
+        diffussm_jax.load(exported, step=3)
     with pytest.raises(UserError, match="has the EMA weights of step 6 alone"):
-        diffussm_jax.load(folder, ema=False)
+        diffussm_jax.load(exported, ema=False)

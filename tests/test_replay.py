@@ -48,12 +48,19 @@ def overflow(params):
 
 
 @pytest.fixture(scope="module")
-def stopped(tiny_config, trained_once, tmp_path_factory):
+def stopped_once(tiny_config, trained_once, tmp_path_factory):
     """A run that stopped at step 5 with a dump."""
     workdir = tmp_path_factory.mktemp("stopped") / "run"
     config, error = stop_with(tiny_config, trained_once, workdir, overflow, max_nonfinite=2)
     assert error.step == 5
     return config, workdir
+
+
+@pytest.fixture
+def stopped(stopped_once, tmp_path):
+    """The same run in a copy, for one test to write into."""
+    config, workdir = stopped_once
+    return config, shutil.copytree(workdir, tmp_path / "stopped")
 
 
 def test_the_dump_has_the_step(stopped, trained):

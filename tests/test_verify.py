@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import shutil
 
 import jax
 import numpy as np
@@ -23,12 +22,6 @@ from diffussm_jax.verify import verify
 from diffussm_jax.workdir.exports import write_export
 from diffussm_jax.workdir.weights import Weights
 from tests.conftest import TINY_MODEL, merge
-
-
-@pytest.fixture
-def folder(exported, tmp_path):
-    """A copy to damage."""
-    return shutil.copytree(exported, tmp_path / "weights")
 
 
 def strip(folder):
@@ -72,77 +65,77 @@ def test_an_export_draws_its_images(exported, tiny_config, caplog):
     assert "step 6 draws its 8 images bit by bit" in caplog.text
 
 
-def test_images_that_differ_a_little_are_within_the_tolerance(folder, tiny_config, caplog):
-    change_image(folder, 3)
+def test_images_that_differ_a_little_are_within_the_tolerance(exported, tiny_config, caplog):
+    change_image(exported, 3)
     with caplog.at_level(logging.INFO, "diffussm_jax"):
-        verify(from_dict(tiny_config), folder)
+        verify(from_dict(tiny_config), exported)
     mean = 3 * 8 / (8 * 64)
     assert f"7 are equal, and levels differ by {mean:.3g} in the mean (at most 1)" in caplog.text
     assert "by 3 at most (at most 32)" in caplog.text
 
 
-def test_other_images_are_told(folder, tiny_config):
-    change_image(folder, 40)
+def test_other_images_are_told(exported, tiny_config):
+    change_image(exported, 40)
     with pytest.raises(OtherImages, match=r"draws other images than it keeps: 7 are eq") as end:
-        verify(from_dict(tiny_config), folder)
+        verify(from_dict(tiny_config), exported)
     assert end.value.exit_code == 1
     assert "by 40 at most (at most 32)" in end.value.last_line
     assert "\n" not in end.value.last_line
 
 
-def test_other_weights_draw_other_images(folder, tiny_config):
-    path = folder / "model.safetensors"
+def test_other_weights_draw_other_images(exported, tiny_config):
+    path = exported / "model.safetensors"
     tensors = read_tensors(path)
     tensors["head.kernel"] = -tensors["head.kernel"]
     tensors["head.bias"] = tensors["head.bias"] + np.float32(0.5)
     safetensors.numpy.save_file(tensors, path)
-    note_checksums(folder)
+    note_checksums(exported)
     with pytest.raises(OtherImages):
-        verify(from_dict(tiny_config), folder)
+        verify(from_dict(tiny_config), exported)
 
 
 @pytest.mark.parametrize("name", ["verify.json", "verify.png"])
-def test_damage_is_named(folder, tiny_config, name):
-    data = bytearray((folder / name).read_bytes())
+def test_damage_is_named(exported, tiny_config, name):
+    data = bytearray((exported / name).read_bytes())
     data[len(data) // 2] ^= 1
-    (folder / name).write_bytes(data)
+    (exported / name).write_bytes(data)
     with pytest.raises(UserError, match=rf"{name} is (not the file|damaged)"):
-        verify(from_dict(tiny_config), folder)
-    (folder / "verify.png").unlink()
-    assert diffussm_jax.load(folder).step == 6
+        verify(from_dict(tiny_config), exported)
+    (exported / "verify.png").unlink()
+    assert diffussm_jax.load(exported).step == 6
 
 
-def test_images_of_another_number_are_damage(folder, tiny_config):
-    evidence, picture = folder / "verify.json", strip(folder)
-    Image.fromarray(picture[:, :-1]).save(folder / "verify.png")
-    note_checksums(folder)
+def test_images_of_another_number_are_damage(exported, tiny_config):
+    evidence, picture = exported / "verify.json", strip(exported)
+    Image.fromarray(picture[:, :-1]).save(exported / "verify.png")
+    note_checksums(exported)
     with pytest.raises(UserError, match="verify.png cannot be read"):
-        verify(from_dict(tiny_config), folder)
+        verify(from_dict(tiny_config), exported)
     kept = json.loads(evidence.read_text())
     evidence.write_text(json.dumps(kept | {"sha256": kept["sha256"][1:]}))
-    note_checksums(folder)
+    note_checksums(exported)
     with pytest.raises(UserError, match="verify.json is damaged: it must be of 8 images"):
-        verify(from_dict(tiny_config), folder)
+        verify(from_dict(tiny_config), exported)
 
 
-def test_what_keeps_no_images_is_told_to_be_exported_again(folder, trained, tiny_config):
-    config = merge(tiny_config, {"export": {"folder": str(folder), "verify": "never"}})
+def test_what_keeps_no_images_is_told_to_be_exported_again(exported, trained, tiny_config):
+    config = merge(tiny_config, {"export": {"folder": str(exported), "verify": "never"}})
     export(config, trained)
-    assert not [path.name for path in folder.iterdir() if path.name.startswith("verify")]
-    for path in (folder, trained):
+    assert not [path.name for path in exported.iterdir() if path.name.startswith("verify")]
+    for path in (exported, trained):
         with pytest.raises(UserError, match=r"has no verify.json.*export again"):
             verify(config, path)
 
 
 def test_a_cpu_draws_no_images_that_take_long_unless_it_must(
-    folder, trained, tiny_config, monkeypatch, caplog
+    exported, trained, tiny_config, monkeypatch, caplog
 ):
     monkeypatch.setattr("diffussm_jax.export.MAX_ON_CPU", 1.0)
     for verify_option, is_drawn in (("auto", False), ("always", True)):
-        options = {"folder": str(folder), "verify": verify_option}
+        options = {"folder": str(exported), "verify": verify_option}
         with caplog.at_level(logging.WARNING, "diffussm_jax"):
             export(merge(tiny_config, {"export": options}), trained)
-        assert (folder / "verify.png").exists() == is_drawn
+        assert (exported / "verify.png").exists() == is_drawn
     assert "config.export.verify=always draws them" in caplog.text
 
 

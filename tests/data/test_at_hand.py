@@ -35,7 +35,7 @@ def config_of(root, folder, *more):
 
 
 @pytest.fixture(scope="module")
-def encoded(tiny_autoencoder, tmp_path_factory):
+def encoded_once(tiny_autoencoder, tmp_path_factory):
     """A folder `A/images` whose latents were encoded by a command without classes."""
     root = tmp_path_factory.mktemp("encoded")
     shutil.copytree(tiny_autoencoder, root / "autoencoder")
@@ -45,6 +45,12 @@ def encoded(tiny_autoencoder, tmp_path_factory):
     flags = "--config.data.num_classes=0", "--config.sample.cfg_scale=1.0", "--mode=encode"
     encode(config_of(root, root / "A/images", *flags))
     return root
+
+
+@pytest.fixture
+def encoded(encoded_once, tmp_path):
+    """A copy of that folder and of what was encoded, to write into."""
+    return shutil.copytree(encoded_once, tmp_path / "encoded")
 
 
 @pytest.fixture

@@ -60,12 +60,19 @@ def changed(images, seed=0):
 
 
 @pytest.fixture(scope="module")
-def reference(scored_values, tmp_path_factory):
-    """A work directory with the reference of the digits' training split, and the file."""
+def reference_once(scored_values, tmp_path_factory):
+    """A work directory with the reference of the digits' training split."""
     workdir = tmp_path_factory.mktemp("reference")
     config = merge(scored_values, {})
     refstats(config, workdir)
     refstats(config, workdir)  # finds it there
+    return workdir
+
+
+@pytest.fixture
+def reference(reference_once, tmp_path):
+    """A copy of that work directory, for one test to write into, and the reference's file."""
+    workdir = shutil.copytree(reference_once, tmp_path / "reference")
     return workdir, workdir / "evaluation" / "reference-pixels.npz"
 
 

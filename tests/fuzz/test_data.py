@@ -1,5 +1,6 @@
 """Autoencoders, caches of latents and data sets that are damaged, misnamed or point elsewhere."""
 
+import dataclasses
 import json
 import shutil
 
@@ -18,7 +19,7 @@ from diffussm_jax.data.pipeline import open_source, train_batches
 from diffussm_jax.files import read_tensors
 from diffussm_jax.parallel.mesh import make_mesh
 from tests.conftest import merge
-from tests.fuzz.one_line import JSON_DAMAGE, SAFETENSORS, error_of, files_of
+from tests.fuzz.one_line import JSON_DAMAGE, SAFETENSORS, error_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -121,14 +122,13 @@ def whole_cache(tiny_config, tmp_path_factory):
 
 
 @pytest.fixture
-def cache(whole_cache):
-    """The same, mended after the test."""
-    config, folder = whole_cache
-    before = files_of(folder)
-    yield config, folder
-    for name, data in before.items():
-        with open(name, "wb") as file:
-            file.write(data)
+def cache(whole_cache, tmp_path):
+    """The same, to damage."""
+    config, _ = whole_cache
+    copied = shutil.copytree(config.data.latents_dir, tmp_path / "latents")
+    data = dataclasses.replace(config.data, latents_dir=str(copied))
+    config = dataclasses.replace(config, data=data)
+    return config, latents.cache_folder(config, "train")
 
 
 def edit(folder, **changes):

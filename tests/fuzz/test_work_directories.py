@@ -1,7 +1,6 @@
 """Damaged work directories, exports and dumps: refused in one line, with nothing written."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -21,47 +20,24 @@ from tests.conftest import merge
 from tests.fuzz.one_line import JSON_DAMAGE, SAFETENSORS, error_of, files_of
 
 
-@pytest.fixture(scope="module")
-def run(trained_once, tmp_path_factory):
-    """A copy to damage and mend, without its samples."""
-    return shutil.copytree(trained_once, tmp_path_factory.mktemp("run") / "run")
-
-
-@pytest.fixture
-def replaced(request):
-    """Writes files for a test and puts the old ones back."""
-    saved = {}
-
-    def write(path, data):
-        saved.setdefault(path, path.read_bytes() if path.exists() else None)
-        path.write_bytes(data)
-
-    yield write
-    for path, data in saved.items():
-        if data is None:
-            path.unlink()
-        else:
-            path.write_bytes(data)
-
-
 @pytest.mark.parametrize("damage", JSON_DAMAGE)
-def test_the_config_of_a_run(run, tiny_config, replaced, damage):
-    replaced(run / "config.json", JSON_DAMAGE[damage])
-    before = files_of(run)
+def test_the_config_of_a_run(trained, tiny_config, damage):
+    (trained / "config.json").write_bytes(JSON_DAMAGE[damage])
+    before = files_of(trained)
     config = from_dict(tiny_config)
     for use in (
-        lambda: diffussm_jax.load(run),
-        lambda: sample(config, run),
-        lambda: export(config, run),
-        lambda: train_lib.train(config, run),
+        lambda: diffussm_jax.load(trained),
+        lambda: sample(config, trained),
+        lambda: export(config, trained),
+        lambda: train_lib.train(config, trained),
     ):
         assert "config.json" in error_of(use)
-    assert files_of(run) == before
+    assert files_of(trained) == before
 
 
-def test_a_config_of_the_defaults_is_another_run(run, tiny_config, replaced):
-    replaced(run / "config.json", b"{}")
-    assert "holds a run with" in error_of(lambda: train_lib.train(from_dict(tiny_config), run))
+def test_a_config_of_the_defaults_is_another_run(trained, tiny_config):
+    (trained / "config.json").write_bytes(b"{}")
+    assert "holds a run with" in error_of(lambda: train_lib.train(from_dict(tiny_config), trained))
 
 
 # JSON objects are facts, whatever they are of.
@@ -82,9 +58,9 @@ NO_OBJECTS = set(JSON_DAMAGE) - {"unknown", "nan", "huge", "section"}
         b'{"fingerprint": {"data_set": "x"}}',
     ],
 )
-def test_the_data_facts_of_a_run(run, replaced, facts):
-    replaced(run / "data.json", facts)
-    assert "data.json" in error_of(lambda: read_data_facts(run))
+def test_the_data_facts_of_a_run(trained, facts):
+    (trained / "data.json").write_bytes(facts)
+    assert "data.json" in error_of(lambda: read_data_facts(trained))
 
 
 @pytest.mark.parametrize(
@@ -97,8 +73,8 @@ def test_the_data_facts_of_a_run(run, replaced, facts):
         b'{"format": 1, "step": 6, "sha256": {"../config.json": "0"}}',
     ],
 )
-def test_the_summary_of_an_export(exported, replaced, summary):
-    replaced(exported / "export.json", summary)
+def test_the_summary_of_an_export(exported, summary):
+    (exported / "export.json").write_bytes(summary)
     assert "export.json" in error_of(lambda: load_export(exported))
 
 
@@ -113,22 +89,22 @@ def test_the_summary_of_an_export(exported, replaced, summary):
         ),
     ],
 )
-def test_fields_of_the_summary(exported, replaced, field, value):
+def test_fields_of_the_summary(exported, field, value):
     summary = json.loads((exported / "export.json").read_text())
-    replaced(exported / "export.json", json.dumps(summary | {field: value}).encode())
+    (exported / "export.json").write_bytes(json.dumps(summary | {field: value}).encode())
     error_of(lambda: load_export(exported))
 
 
 @pytest.mark.parametrize("name", SAFETENSORS)
-def test_the_weights_of_an_export(exported, replaced, name):
+def test_the_weights_of_an_export(exported, name):
     """With checksums that agree, so that only the reader stands between them and the run."""
-    replaced(exported / "model.safetensors", SAFETENSORS[name])
-    note_checksums(exported, replaced)
+    (exported / "model.safetensors").write_bytes(SAFETENSORS[name])
+    note_checksums(exported)
     assert "model.safetensors" in error_of(lambda: load_export(exported))
 
 
 @pytest.mark.parametrize("kind", ["dtype", "shape", "missing", "extra", "transposed"])
-def test_arrays_of_an_export(exported, replaced, kind):
+def test_arrays_of_an_export(exported, kind):
     path = exported / "model.safetensors"
     tensors = safetensors.numpy.load_file(path)
     names = sorted(tensors)
@@ -144,21 +120,21 @@ def test_arrays_of_an_export(exported, replaced, kind):
                 "extra": x,
                 "transposed": np.ascontiguousarray(np.concatenate([x, x]).T),
             }[kind]
-        replaced(path, safetensors.numpy.save(changed))
-        note_checksums(exported, replaced)
+        path.write_bytes(safetensors.numpy.save(changed))
+        note_checksums(exported)
         assert name in error_of(lambda: load_export(exported))
 
 
-def note_checksums(folder, replaced):
+def note_checksums(folder):
     summary = json.loads((folder / "export.json").read_text())
     summary["sha256"] = {name: sha256_of(folder / name) for name in CHECKED_FILES}
-    replaced(folder / "export.json", json.dumps(summary).encode())
+    (folder / "export.json").write_bytes(json.dumps(summary).encode())
 
 
 @pytest.mark.parametrize("config", JSON_DAMAGE.values(), ids=JSON_DAMAGE)
-def test_the_config_of_an_export(exported, replaced, config):
-    replaced(exported / "config.json", config)
-    note_checksums(exported, replaced)
+def test_the_config_of_an_export(exported, config):
+    (exported / "config.json").write_bytes(config)
+    note_checksums(exported)
     assert "config.json" in error_of(lambda: diffussm_jax.load(exported))
 
 

@@ -1,6 +1,5 @@
 """Exports pushed to the hub: one commit, whole or not at all, and what is not overwritten."""
 
-import shutil
 import signal
 
 import pytest
@@ -28,12 +27,12 @@ except UserError as error:
 
 
 @pytest.fixture
-def folder(exported, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "weights")
-    (folder / "samples").mkdir()
-    (folder / "plan.json").write_text("{}")
-    (folder / "Thumbs.db").write_bytes(b"what a file server leaves in folders")
-    return folder
+def folder(exported):
+    """An export, and what else may lie there."""
+    (exported / "samples").mkdir()
+    (exported / "plan.json").write_text("{}")
+    (exported / "Thumbs.db").write_bytes(b"what a file server leaves in folders")
+    return exported
 
 
 def push(client, folder, *words, **variables):
