@@ -4,13 +4,20 @@ The student has DiT's blocks around another mixer, takes over every weight of th
 of attention, and learns from the teacher's output besides the usual loss (docs/distillation.md).
 After `:` stands its mixer, s4d by default.
 
-Teacher first:  python -m diffussm_jax.convert.dit DiT-XL-2-256x256.pt runs/dit-xl-2
-Data:           the latents of configs/imagenet256.py, or the teacher's own samples:
-                python -m diffussm_jax.main --config=configs/dit256.py --workdir=runs/dit-xl-2 \
-                    --mode=sample --config.sample.outputs=latents --config.sample.num=50000
-                and --config.data.latents_dir=runs/dit-xl-2/samples/latents below
-Command:        python -m diffussm_jax.main --config=configs/distill_dit256.py \
-                    --workdir=runs/distilled
+Teacher first:
+
+python -m diffussm_jax.convert.dit DiT-XL-2-256x256.pt runs/dit-xl-2
+
+On the latents of configs/imagenet256.py:
+
+python -m diffussm_jax.main --config=configs/distill_dit256.py --workdir=runs/distilled
+
+On the teacher's own samples, drawn without guidance:
+
+python -m diffussm_jax.main --config=configs/dit256.py --workdir=runs/dit-xl-2 --mode=sample \
+    --config.sample.outputs=latents --config.sample.num=50000 --config.sample.cfg_scale=1
+python -m diffussm_jax.main --config=configs/distill_dit256.py --workdir=runs/distilled \
+    --config.data.latents_dir=runs/dit-xl-2/samples/latents --config.data.eval_split=None
 """
 
 from typing import get_args
