@@ -13,7 +13,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan_store import kept_plan, misfit, plan_shipped, table
+from benchmarks.plan_store import (
+    kept_plan,
+    misfit,
+    plan_key,
+    plan_or_refusal,
+    shipped_config,
+    table,
+)
+from diffussm_jax.config import Config
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.planning.gpus import read_topology
 
@@ -74,17 +82,23 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.configs:
         for topology in CARDS:
-            _, number = read_topology(topology)
-            make = functools.partial(plan_shipped, name, topology, most_fsdp=number)
-            kept_plan(STORE, f"{name} {topology}", make)
+            config = on_cards(name, topology)
+            make = functools.partial(plan_or_refusal, config, topology)
+            kept_plan(STORE, name, config, topology, make)
     PAGE.write_text(page(read_as(STORE, dict)), encoding="utf-8")
+
+
+def on_cards(name: str, topology: str) -> Config:
+    """A shipped config that splits its parameters over no more cards than there are."""
+    _, number = read_topology(topology)
+    return shipped_config(name, most_fsdp=number)
 
 
 def page(plans: dict[str, dict[str, Any]]) -> str:
     """The document: one table for each config of which there are plans."""
     text = [HEAD.format(date=time.strftime("%Y-%m-%d"), jax=version("jax"))]
     for config in CONFIGS:
-        known = {card: plans.get(f"{config} {card}") for card in CARDS}
+        known = {card: plans.get(plan_key(config, on_cards(config, card), card)) for card in CARDS}
         name, _, size = config.partition(":")
         if any(known.values()):
             rows = [_row(card, plan) for card, plan in known.items()]

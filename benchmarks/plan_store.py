@@ -1,20 +1,26 @@
 """A file of plans, so that a benchmark which takes hours goes on where it ended; and its page."""
 
+import hashlib
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from diffussm_jax.config import from_dict
+from diffussm_jax.config import Config, from_dict, to_json
 from diffussm_jax.config.parsing import read_as
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import write_json
 from diffussm_jax.plan import make_plan
+from diffussm_jax.planning.gpus import is_gpus
 
 
-def kept_plan(store: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def kept_plan(
+    store: Path, name: str, config: Config, topology: str, make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """The plan of this key in a JSON file; if it is missing, make it and add it to the file."""
+    key = plan_key(name, config, topology)
     plans = read_as(store, dict) if store.exists() else {}
     if key not in plans:
         sys.stderr.write(f"{key}\n")
@@ -24,8 +30,19 @@ def kept_plan(store: Path, key: str, make: Callable[[], dict[str, Any]]) -> dict
     return plans[key]
 
 
-def plan_shipped(name: str, topology: str, *, most_fsdp: int | None = None) -> dict[str, Any]:
-    """The plan of a shipped config, as "imagenet256" or "imagenet256:B", or why it was refused.
+def plan_key(name: str, config: Config, topology: str) -> str:
+    """What tells plans apart: their name, topology, config and compiler.
+
+    A changed model is not told: after that a benchmark begins with another file.
+    """
+    packages = ("jax",) if is_gpus(topology) else ("jax", "libtpu")
+    compiler = ", ".join(f"{package} {version(package)}" for package in packages)
+    digest = hashlib.sha256(to_json(config).encode()).hexdigest()[:8]
+    return f"{name} {topology}, config {digest}, {compiler}"
+
+
+def shipped_config(name: str, *, most_fsdp: int | None = None) -> Config:
+    """A shipped config, as "imagenet256" or "imagenet256:B".
 
     Args:
         most_fsdp: what `mesh.fsdp` is reduced to where it is more.
@@ -35,8 +52,13 @@ def plan_shipped(name: str, topology: str, *, most_fsdp: int | None = None) -> d
     values = values.to_dict()
     if most_fsdp is not None:
         values["mesh"]["fsdp"] = min(values["mesh"]["fsdp"], most_fsdp)
+    return from_dict(values)
+
+
+def plan_or_refusal(config: Config, topology: str) -> dict[str, Any]:
+    """The plan of a config, or why it was refused."""
     try:
-        return make_plan(from_dict(values), topology).to_dict()
+        return make_plan(config, topology).to_dict()
     except UserError as error:
         return {"refused": str(error)}
 

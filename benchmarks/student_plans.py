@@ -5,27 +5,31 @@ python -m benchmarks.student_plans [--topologies v5e:4x4 v6e:4x4] [--pixels 256 
 
 Each student is planned alone, and with the teacher's forward pass in its step. Larger images come
 in smaller batches, of as many latents as at 256 x 256. Prints a Markdown table; each plan is kept
-in --store, so that after a kill the same command goes on.
+in --store by its config and its compiler, so that after a kill the same command goes on.
 """
 
 import argparse
 import functools
+import itertools
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.plan_store import kept_plan
 from benchmarks.throughput.subjects import of_equal_tokens
 from benchmarks.throughput.tables import table
 from configs import distill_dit256, dit256
-from diffussm_jax.config import Config, from_dict, to_json
+from diffussm_jax.config import Config, MixerName, from_dict, to_json
 from diffussm_jax.config.parsing import with_fields
-from diffussm_jax.planning.estimate import estimate
+from diffussm_jax.errors import CommandEnd, UserError
+from diffussm_jax.planning.estimate import chip_and_mesh, estimate
 from diffussm_jax.planning.gpus import is_gpus
 from diffussm_jax.workdir import layout
 
 CARD_BATCH_SIZE = 32  # images of 256 x 256 on one card, which runs no mesh
 LATENT_SIDE = 8  # in pixels
+TEACHER = "attention"  # the teacher's mixer, whose plan is the first of each table
 
 
 def main() -> None:
@@ -37,20 +41,34 @@ def main() -> None:
     parser.add_argument("--mixers", nargs="+", default=["s4d", "delta_conv"])
     parser.add_argument("--store", type=Path, default=Path("runs/student_plans.json"))
     args = parser.parse_args()
-    rows = [
-        row(topology, pixels, mixer, args.store)
-        for topology in args.topologies
-        for pixels in args.pixels
-        for mixer in ("attention", *args.mixers)
-    ]
-    print(table(rows))
+    mixers = dict.fromkeys((TEACHER, *args.mixers))
+    asked = list(itertools.product(args.topologies, args.pixels, mixers))
+    for topology, pixels, mixer in asked:
+        check(topology, pixels, mixer)
+    sys.stdout.write(table([row(*one, args.store) for one in asked]) + "\n")
+
+
+def check(topology: str, pixels: int, mixer: str) -> None:
+    """Raise UserError if there is no such plan to make."""
+    patch = LATENT_SIDE * dit256.get_config().model.patch_size
+    if pixels < patch or pixels % patch:
+        raise UserError(f"--pixels {pixels} must be a multiple of {patch}, the side of a patch")
+    if mixer not in get_args(MixerName):
+        names = ", ".join(name for name in get_args(MixerName) if name != TEACHER)
+        raise UserError(f"--mixers {mixer} must be one of {names}")
+    config = subject(mixer, topology, pixels)
+    if config.training.batch_size < 1:
+        raise UserError(f"--pixels {pixels} has more latents than a batch of 256 x 256")
+    try:
+        chip_and_mesh(config, topology)
+    except UserError as error:
+        raise UserError(f"--topologies {topology}, --pixels {pixels}: {error}") from error
 
 
 def row(topology: str, pixels: int, mixer: str, store: Path) -> dict[str, Any]:
     """The plans of a network on one topology: alone and, if it is a student, with its teacher."""
-    config = subject(mixer, topology, pixels)
-    key = f"{mixer} {pixels} {topology}"
-    alone = kept_plan(store, key, lambda: estimate(config, topology).to_dict())
+    config, name = subject(mixer, topology, pixels), f"{mixer} {pixels}"
+    alone = kept_plan(store, name, config, topology, lambda: estimate(config, topology).to_dict())
     columns = {
         "devices": topology,
         "image": pixels,
@@ -60,15 +78,16 @@ def row(topology: str, pixels: int, mixer: str, store: Path) -> dict[str, Any]:
         "multiply_adds_G": alone["multiply_adds"] / 1e9,
         **_cells(alone, ""),
     }
-    if mixer == "attention":
+    if mixer == TEACHER:
         return columns
     make = functools.partial(_plan_with_teacher, config, topology, pixels)
-    return columns | _cells(kept_plan(store, f"{key}, with its teacher", make), "taught_")
+    taught = kept_plan(store, f"{name}, with its teacher,", config, topology, make)
+    return columns | _cells(taught, "taught_")
 
 
 def subject(mixer: str, topology: str, pixels: int) -> Config:
     """DiT-XL/2 with a mixer, as it trains on one topology, without a teacher."""
-    values = dit256.get_config() if mixer == "attention" else distill_dit256.get_config(mixer)
+    values = dit256.get_config() if mixer == TEACHER else distill_dit256.get_config(mixer)
     values.training.teacher = None
     if is_gpus(topology):
         values.training.batch_size, values.mesh.fsdp = CARD_BATCH_SIZE, 1
@@ -77,7 +96,7 @@ def subject(mixer: str, topology: str, pixels: int) -> Config:
 
 def _plan_with_teacher(config: Config, topology: str, pixels: int) -> dict[str, Any]:
     """A plan reads of a teacher nothing but its config."""
-    teacher = subject("attention", topology, pixels)
+    teacher = subject(TEACHER, topology, pixels)
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, layout.CONFIG_FILE).write_text(to_json(teacher), encoding="utf-8")
         return estimate(with_fields(config, {"training.teacher": folder}), topology).to_dict()
@@ -92,4 +111,8 @@ def _cells(plan: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except CommandEnd as end:
+        sys.stderr.write(f"{end.last_line}\n")
+        sys.exit(end.exit_code)

@@ -12,7 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plan_store import kept_plan, misfit, plan_shipped, table
+from benchmarks.plan_store import (
+    kept_plan,
+    misfit,
+    plan_key,
+    plan_or_refusal,
+    shipped_config,
+    table,
+)
 from diffussm_jax.config.parsing import read_as
 
 CONFIGS = (
@@ -83,8 +90,10 @@ def main() -> None:
     parser.add_argument("configs", nargs="*", default=CONFIGS)
     arguments = parser.parse_args()
     for name in arguments.configs:
+        config = shipped_config(name)
         for topology in SLICES.values():
-            kept_plan(STORE, f"{name} {topology}", functools.partial(plan_shipped, name, topology))
+            make = functools.partial(plan_or_refusal, config, topology)
+            kept_plan(STORE, name, config, topology, make)
     PAGE.write_text(page(read_as(STORE, dict)), encoding="utf-8")
 
 
@@ -92,12 +101,13 @@ def page(plans: dict[str, dict[str, Any]]) -> str:
     """The document: one table for each config."""
     versions = {name: version(name) for name in ("jax", "libtpu")}
     text = [HEAD.format(date=time.strftime("%Y-%m-%d"), **versions)]
-    for config in CONFIGS:
+    for name in CONFIGS:
+        config = shipped_config(name)
         rows = [
-            _row(cloud, topology, plans.get(f"{config} {topology}"))
+            _row(cloud, topology, plans.get(plan_key(name, config, topology)))
             for cloud, topology in SLICES.items()
         ]
-        text.append(table(f"configs/{config}.py", COLUMNS, rows))
+        text.append(table(f"configs/{name}.py", COLUMNS, rows))
     return "\n".join(text)
 
 

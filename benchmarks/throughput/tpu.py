@@ -37,7 +37,7 @@ def models(topology: str, store: Path) -> list[dict[str, Any]]:
     rows = []
     for name, config in extra_large().items():
         make = functools.partial(_plan, config, topology)
-        rows.append(_row(name, kept_plan(store, f"{name} {topology}", make)))
+        rows.append(_row(name, kept_plan(store, name, config, topology, make)))
     return rows
 
 
@@ -48,7 +48,7 @@ def training_steps(topology: str, sides: list[int], store: Path) -> list[dict[st
         for name in (DIFFUSSM, SAME_TOKENS, PATCHES):
             config = of_equal_tokens(subjects[name], side)
             make = functools.partial(_plan_training, config, topology)
-            plan = kept_plan(store, f"{name} {side} x {side} {topology}, training", make)
+            plan = kept_plan(store, f"{name}, training", config, topology, make)
             row = _row(name, plan)
             row.pop("sampling", None)
             rows.append({"latents": side**2, "tokens": config.num_tokens} | row)
