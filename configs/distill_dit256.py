@@ -4,7 +4,8 @@ The student has DiT's blocks around another mixer, takes over every weight of th
 of attention, and learns from the teacher's output besides the usual loss (docs/distillation.md).
 After `:` stands its mixer, s4d by default.
 
-Teacher first:
+Teacher first, from https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt, where PyTorch is
+installed (`pip install -e '.[parity]'`):
 
 python -m diffussm_jax.convert.dit DiT-XL-2-256x256.pt runs/dit-xl-2
 

@@ -16,7 +16,9 @@ def main(description: str | None, target: str, convert: Callable[[Path, Path], s
     Args:
         target: what the second path is called in the usage.
     """
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     parser.add_argument(target, type=Path)
     arguments = parser.parse_args()

@@ -2,7 +2,8 @@
 
 python -m diffussm_jax.convert.dit DiT-XL-2-256x256.pt runs/dit-xl-2
 
-This is done once, where PyTorch is installed (`pip install -e '.[parity]'`). `--mode=sample` and
+The file is https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-256x256.pt, or that of 512x512. This
+is done once, where PyTorch is installed (`pip install -e '.[parity]'`). `--mode=sample` and
 `diffussm_jax.load` read the result as any export.
 """
 

@@ -2,6 +2,7 @@
 
 python -m diffussm_jax.convert.inception SOURCE TARGET
 
+The source is pt_inception-2015-12-05-6726825d.pth of pytorch-fid's releases (docs/evaluation.md).
 This is done once, where PyTorch is installed (`pip install -e '.[parity]'`); `--mode=evaluate`
 reads the result without it.
 """
