@@ -44,9 +44,6 @@ def check_distillation(config: Config) -> None:
         return
     demand = "be None under diffusion.process = 'mean_flow', whose loss takes the network's tangent"
     require(config.diffusion.process != "mean_flow", "training.teacher", demand)
-    demand = "be 0 where model.levels is given: streams of several widths are not compared"
-    is_comparable = model.levels is None or not distill.features
-    require(is_comparable, "distill.features", demand, distill.features)
     blocks, num_layers = distill.blocks or (), model.num_layers
     demand = f"be different numbers up to {num_layers}, the number of blocks"
     fits = len(set(blocks)) == len(blocks) and max(blocks, default=1) <= num_layers

@@ -8,9 +8,10 @@ from flax import nnx
 
 from diffussm_jax.config import AttentionImplementation, Config, ModelConfig
 from diffussm_jax.models import stack
-from diffussm_jax.models.backbone import Backbone, Fuse
+from diffussm_jax.models.backbone import Backbone
 from diffussm_jax.models.diffussm import DiffuSSM
 from diffussm_jax.models.dit import DiT
+from diffussm_jax.models.isotropic import Fuse
 from diffussm_jax.models.levels import UShaped
 from diffussm_jax.models.mixers import Functions
 from diffussm_jax.ops import depthwise

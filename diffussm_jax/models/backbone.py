@@ -1,12 +1,11 @@
 """What the backbones share: tokens in, scans over equal blocks, tokens out.
 
-They differ in the block, and in whether all blocks have one width (`Isotropic`) or are in stages of
-several (`levels.UShaped`).
+They differ in the block, and in whether all blocks have one width (`isotropic.Isotropic`) or are in
+stages of several (`levels.UShaped`).
 """
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.layers import ConditionEmbeddings, Modulation, linear, modulate
+from diffussm_jax.models.layers import ConditionEmbeddings
 from diffussm_jax.ops.attention import SAVED_NAME
 from diffussm_jax.shapes import Condition, Conditions, Grid, Groups, Images, Labels, Streams
 
@@ -27,24 +26,34 @@ REMAT_POLICIES = {
 }
 
 
-@runtime_checkable
-class FusedBlocks(Protocol):
-    """All blocks of a model as one operation."""
+class Stack(NamedTuple):
+    """Blocks of one width, one after the other.
 
-    def run(self, blocks: Any, x: Groups, c: Condition) -> Groups:
-        """Apply blocks, whose arrays have a leading layer axis, one after the other to x."""
-        ...
+    Attributes:
+        blocks: their arrays have a leading axis.
+        grid: the height and width in tokens that they see.
+        first: number of the first layer in the backbone, from 0.
+        stage: which stage of a U it is; None is the only stack.
+    """
 
-    def prepare(self, blocks: Any) -> Any:
-        """What `run_prepared` reads; it depends on the blocks alone."""
-        ...
+    blocks: nnx.Module
+    grid: Grid
+    first: int = 0
+    stage: int | None = None
 
-    def run_prepared(self, prepared: Any, x: Groups, c: Condition) -> Groups:
-        """The values of `run`, without gradients."""
-        ...
+    @property
+    def num_blocks(self) -> int:
+        """The rounds of the loop over the blocks."""
+        return len(jax.tree.leaves(self.blocks)[0])
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the layers."""
+        return range(self.first, self.first + self.num_blocks * len(layers_of(self.blocks)))
 
 
-Fuse = Callable[[int], FusedBlocks | None]
+# Of (stack, the rows that enter it, the condition) to the rows that leave it.
+RunStack = Callable[[Stack, Groups, Condition], Groups]
 
 
 class Backbone(ConditionEmbeddings):
@@ -84,6 +93,16 @@ class Backbone(ConditionEmbeddings):
         self, x_t: Images, t: Conditions, y: Labels | None = None
     ) -> Float[Array, "b h w o"]:
         """The model's output."""
+        return self.call_with(self.run_stack, x_t, t, y)
+
+    def call_with(
+        self, run: RunStack, x_t: Images, t: Conditions, y: Labels | None = None
+    ) -> Float[Array, "b h w o"]:
+        """The model's output where `run` runs each stack."""
+        raise NotImplementedError
+
+    def stacks(self, grid: Grid) -> tuple[Stack, ...]:
+        """The stacks from the first to the last, for images of a height and width in tokens."""
         raise NotImplementedError
 
     def prepare(self, height: int, width: int) -> Callable[..., Float[Array, "b h w o"]]:
@@ -111,9 +130,30 @@ class Backbone(ConditionEmbeddings):
         """The height and width of an image in tokens."""
         return x_t.shape[1] // self.config.patch_size, x_t.shape[2] // self.config.patch_size
 
-    def _run(self, blocks: nnx.Module, x: Groups, c: Condition, grid: Grid) -> Groups:
-        """Apply stacked blocks one after the other."""
-        return self._scan(lambda x, block, _: (block(x, c, grid), None), blocks, x)[0]
+    def run_stack(self, stack: Stack, x: Groups, c: Condition) -> Groups:
+        """Apply the blocks of a stack one after the other."""
+        return self._scan(lambda x, block, _: (block(x, c, stack.grid), None), stack.blocks, x)[0]
+
+    def run_with_streams(
+        self, stack: Stack, x: Groups, c: Condition, forced: Streams | None = None
+    ) -> tuple[Groups, Streams]:
+        """Apply the blocks one after the other, and give x after each layer too.
+
+        Args:
+            forced: rows that each layer is also applied to; then these results are the streams.
+        """
+
+        def run(x: Groups, block: nnx.Module, forced: Streams | None) -> tuple[Groups, Streams]:
+            streams = []
+            for index, layer in enumerate(layers_of(block)):
+                x = layer(x, c, stack.grid)
+                streams.append(x if forced is None else layer(forced[index], c, stack.grid))
+            return x, jnp.stack(streams)
+
+        if forced is not None:
+            forced = forced.reshape(stack.num_blocks, -1, *forced.shape[1:])
+        x, streams = self._scan(run, stack.blocks, x, forced)
+        return x, streams.reshape(-1, *streams.shape[2:])
 
     def _scan(
         self,
@@ -139,106 +179,6 @@ class Backbone(ConditionEmbeddings):
                 policy=REMAT_POLICIES[self.config.remat],
             )
         return jax.lax.scan(step, x, (blocks, inputs), unroll=self.config.scan_unroll)
-
-
-class Isotropic(Backbone):
-    """The backbone of one stack of equal blocks, all at one width.
-
-    Args:
-        config: the model section of the run's config.
-        in_channels: channels of the image or latent.
-        out_channels: channels of the output; twice `in_channels` where the variance is learned.
-        group_size: tokens that become one row of x.
-        make_block: makes a block, called as block(x, c, grid) with the height and width of the grid
-            of tokens, from the random keys of its parameters.
-        num_blocks: blocks, one after the other.
-        fuse: finds for a number of rows what runs all blocks at once, or None for a loop over them.
-        **options: those of `Backbone`.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        in_channels: int,
-        out_channels: int,
-        group_size: int,
-        make_block: Callable[[nnx.Rngs], nnx.Module],
-        num_blocks: int,
-        fuse: Fuse = lambda num_rows: None,
-        rngs: nnx.Rngs,
-        **options: Any,
-    ):
-        d = config.width
-        dtype = jnp.dtype(config.dtype)
-        features = group_size * config.patch_size**2
-        self.embed = linear(features * in_channels, d, dtype=dtype, rngs=rngs)
-        super().__init__(config, group_size=group_size, rngs=rngs, **options)
-        self.blocks = stacked(make_block, num_blocks, rngs=rngs)
-        self.modulation = Modulation(d, 2, dtype=dtype, rngs=rngs)
-        self.head = linear(d, features * out_channels, dtype=dtype, rngs=rngs, zero=True)
-        self.fuse = fuse
-
-    def __call__(
-        self, x_t: Images, t: Conditions, y: Labels | None = None, *, prepared: Any = None
-    ) -> Float[Array, "b h w o"]:
-        """The model's output; `prepared` is what `prepare` made of the blocks."""
-        x, c = self.enter(x_t, t, y)
-        x = self.run_blocks(x, c, self.token_grid(x_t), prepared)
-        return self.leave(x, c, x_t.shape[1], x_t.shape[2])
-
-    def enter(
-        self, x_t: Images, t: Conditions, y: Labels | None = None
-    ) -> tuple[Groups, Condition]:
-        """The rows that the first block reads, and the condition of all blocks."""
-        with jax.named_scope("embeddings"):
-            x = self.with_position(self.embed(self.rows(x_t)), self.token_grid(x_t))
-            return x, self.embed_conditions(t, y)
-
-    def leave(self, x: Groups, c: Condition, height: int, width: int) -> Float[Array, "b h w o"]:
-        """The model's output from the rows that the last block wrote."""
-        with jax.named_scope("embeddings"):
-            x = self.head(modulate(x, *self.modulation(c)))
-        return ungroup(x.astype(jnp.float32), height, width, self.config.patch_size)
-
-    def prepare(self, height: int, width: int) -> Callable[..., Float[Array, "b h w o"]]:
-        """The model for many calls at one size, with the blocks laid out once for all of them."""
-        fused = self.fuse(height * width // self.config.patch_size**2 // self.group_size)
-        if fused is None:
-            return self
-        return functools.partial(self.__call__, prepared=fused.prepare(self.blocks))
-
-    def run_blocks(self, x: Groups, c: Condition, grid: Grid, prepared: Any = None) -> Groups:
-        """Apply the blocks one after the other to rows x."""
-        fused = self.fuse(x.shape[1])
-        if fused is not None and prepared is not None:
-            return fused.run_prepared(prepared, x, c)
-        if fused is not None:
-            return fused.run(self.blocks, x, c)
-
-        return self._run(self.blocks, x, c, grid)
-
-    def run_with_streams(
-        self, x: Groups, c: Condition, grid: Grid, forced: Streams | None = None
-    ) -> tuple[Groups, Streams]:
-        """Apply the blocks one after the other, and give x after each layer too.
-
-        Args:
-            forced: rows that each layer is also applied to; then these results are the streams.
-        """
-
-        def run(x: Groups, block: nnx.Module, forced: Streams | None) -> tuple[Groups, Streams]:
-            streams = []
-            for index, layer in enumerate(layers_of(block)):
-                x = layer(x, c, grid)
-                streams.append(x if forced is None else layer(forced[index], c, grid))
-            return x, jnp.stack(streams)
-
-        if forced is not None:
-            num_blocks = len(jax.tree.leaves(self.blocks)[0])
-            forced = forced.reshape(num_blocks, -1, *forced.shape[1:])
-        x, streams = self._scan(run, self.blocks, x, forced)
-        return x, streams.reshape(-1, *streams.shape[2:])
 
 
 def stacked(

@@ -6,8 +6,8 @@ from typing import Any
 from flax import nnx
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.backbone import Isotropic
 from diffussm_jax.models.block import Block
+from diffussm_jax.models.isotropic import Isotropic
 from diffussm_jax.models.layers import sincos2d
 from diffussm_jax.ops.s4d import Operator, s4d
 

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32
 
 from diffussm_jax.config import MixerName, ModelConfig
-from diffussm_jax.models.backbone import Isotropic
+from diffussm_jax.models.isotropic import Isotropic
 from diffussm_jax.models.layers import Modulation, linear, modulate, sincos2d
 from diffussm_jax.models.mixers import Functions, Mixer, create_mixer
 from diffussm_jax.models.mixers.convnext import ConvNeXt

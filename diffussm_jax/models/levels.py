@@ -7,6 +7,7 @@ Kwon et al., Reviving ConvNeXt for efficient convolutional diffusion models, 202
 
 import dataclasses
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.backbone import Backbone, group, stacked, ungroup
+from diffussm_jax.models.backbone import Backbone, RunStack, Stack, group, stacked, ungroup
 from diffussm_jax.models.dit import block_maker, position_code
 from diffussm_jax.models.layers import ConditionEmbeddings, Modulation, linear, modulate
 from diffussm_jax.models.mixers import Functions
@@ -65,34 +66,46 @@ class UShaped(Backbone):
         self.modulation = Modulation(last, 2, dtype=dtype, rngs=rngs)
         self.head = conv(last, features * out_channels, init=nnx.initializers.zeros)
 
-    def __call__(
-        self, x_t: Images, t: Conditions, y: Labels | None = None
+    def call_with(
+        self, run: RunStack, x_t: Images, t: Conditions, y: Labels | None = None
     ) -> Float[Array, "b h w o"]:
+        """The model's output where `run` runs each stage."""
         grid = self.token_grid(x_t)
         with jax.named_scope("embeddings"):
             x = self.with_position(self.embed(self.rows(x_t), grid), grid)
             conditions = self._embed_at_levels(t, y)
-        x = self._run_stages(x, conditions, grid)
+        x = self._run_stages(run, x, conditions, grid)
         with jax.named_scope("embeddings"):
             x = x if self.out is None else self.out(x, grid)
             x = modulate(x, *self.modulation(conditions[self.stages[-1].width]))
             x = self.head(x, grid)
         return ungroup(x.astype(jnp.float32), x_t.shape[1], x_t.shape[2], self.config.patch_size)
 
-    def _run_stages(self, x: Groups, conditions: dict[int, Condition], grid: Grid) -> Array:
+    def stacks(self, grid: Grid) -> tuple[Stack, ...]:
+        """The stages: down to the middle one, and up again."""
+        numbers = itertools.accumulate((stage.depth for stage in self.stages), initial=0)
+        return tuple(
+            Stack(
+                getattr(self.blocks, stage_name(index)), at_level(grid, stage.level), first, index
+            )
+            for index, (stage, first) in enumerate(zip(self.stages, numbers))
+        )
+
+    def _run_stages(
+        self, run: RunStack, x: Groups, conditions: dict[int, Condition], grid: Grid
+    ) -> Array:
         resampling: Any = self.resampling
         if self.gather is not None:
             resampling = self.gather(resampling)
         left, level = [], 0
-        for index, stage in enumerate(self.stages):
+        for stage, stack in zip(self.stages, self.stacks(grid), strict=True):
             if stage.level > level:
                 left.append(x)
                 x = self.residual(resampling.down(stage.level, x, at_level(grid, level)))
             elif stage.level < level:
                 x = self.residual(resampling.up(level, x, at_level(grid, level), left.pop()))
             level = stage.level
-            blocks = getattr(self.blocks, stage_name(index))
-            x = self._run(blocks, x, conditions[stage.width], at_level(grid, level))
+            x = run(stack, x, conditions[stage.width])
         return x
 
     def _embed_at_levels(self, t: Conditions, y: Labels | None) -> dict[int, Condition]:
@@ -124,6 +137,11 @@ def stages_of(config: ModelConfig) -> tuple[Stage, ...]:
     if config.last_stage == "wide":
         widths[last] = 2
     return tuple(map(Stage, levels, widths, config.levels))
+
+
+def stream_widths(config: ModelConfig) -> list[int]:
+    """The width of the rows that each layer leaves."""
+    return [config.width * s.width for s in stages_of(config) for _ in range(s.depth)]
 
 
 class Stages(nnx.Module):

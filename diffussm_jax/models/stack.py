@@ -62,7 +62,7 @@ class TakeApart:
 
 @dataclasses.dataclass(frozen=True)
 class FusedBlocks:
-    """`backbone.FusedBlocks` on one device, by `FusedStack`, whose activations are [b d j]."""
+    """`isotropic.FusedBlocks` on one device, by `FusedStack`, whose activations are [b d j]."""
 
     stack: FusedStack
 

@@ -50,7 +50,7 @@ def shard_stack(mesh: Mesh, fuse: FuseOnDevice) -> Callable[[int], "ShardedBlock
 
 @dataclasses.dataclass(frozen=True)
 class ShardedBlocks:
-    """`models.backbone.FusedBlocks` on a mesh.
+    """`models.isotropic.FusedBlocks` on a mesh.
 
     Attributes:
         local: makes the operation on a device, from what gathers a layer there.

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from diffussm_jax.config import Config
 from diffussm_jax.errors import UserError
 from diffussm_jax.files.paths import as_path
+from diffussm_jax.models.levels import stream_widths
 from diffussm_jax.training.state import TrainState, abstract_model
 from diffussm_jax.training.step import TrainStep, compile_train_step
 from diffussm_jax.workdir import layout
@@ -71,11 +72,7 @@ def read_teacher_config(config: Config) -> Config:
     named = f"{_FIELD}: {config.training.teacher}"
     require_same(config, teacher, fields, named=named, mend="a teacher has the same task")
     if config.distill.features:
-        fields = ["model.levels", "model.depth", "model.width", "model.patch_size"]
-        if "diffussm" in (config.model.name, teacher.model.name):
-            fields += ["model.name", "model.m"]
-        mend = "config.distill.features compares streams of one shape"
-        require_same(config, teacher, fields, named=named, mend=mend)
+        _require_same_streams(config, teacher, named)
     model = dataclasses.replace(
         teacher.model,
         dtype=config.model.dtype,
@@ -86,6 +83,28 @@ def read_teacher_config(config: Config) -> Config:
         attention_implementation=None,
     )
     return dataclasses.replace(teacher, model=model)
+
+
+def _require_same_streams(config: Config, teacher: Config, named: str) -> None:
+    """Raise UserError naming the first block whose streams differ, or the field that tells it."""
+    fields = ["model.levels", "model.width", "model.patch_size"]
+    if config.model.levels is None:
+        fields.append("model.depth")
+    if "diffussm" in (config.model.name, teacher.model.name):
+        fields += ["model.name", "model.m"]
+    mend = "config.distill.features compares streams of one shape"
+    require_same(config, teacher, fields, named=named, mend=mend)
+    if config.model.levels is None:
+        return
+    ours, theirs = (stream_widths(c.model) for c in (config, teacher))
+    for number in config.distill.blocks or range(1, len(ours) + 1):
+        here, there = ours[number - 1], theirs[number - 1]
+        if here != there:
+            raise UserError(
+                f"{named} holds a run whose stream has width {there} after block {number}, and "
+                f"that of the model has {here} (model.last_stage): leave the block out of "
+                f"config.distill.blocks; {mend}"
+            )
 
 
 def in_the_loss(config: Config, teacher: Teacher | None) -> tuple[nnx.GraphDef | None, dict | None]:

@@ -151,12 +151,6 @@ def test_what_does_not_fit_ends_in_a_line(options, line):
         tiny(**LEVELS | options)
 
 
-def test_streams_of_several_widths_are_not_compared():
-    values = {"model": LEVELS | {"width": 16}, "training": {"teacher": "x"}}
-    with pytest.raises(ConfigError, match="distill.features must be 0 where model.levels is given"):
-        from_dict(values | {"distill": {"features": 1.0}})
-
-
 @pytest.mark.parametrize("file", [fcdm256, dico256])
 def test_a_size_that_is_not_there_is_named(file):
     with pytest.raises(ValueError, match="takes one of S, B, L, XL; got 'M'"):
