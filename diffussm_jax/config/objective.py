@@ -62,7 +62,7 @@ class GuidanceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-    """What a student learns from `training.teacher` (docs/distillation.md); unused without one."""
+    """What a student learns from `training.teacher` (docs/distillation.md)."""
 
     # Weights of two terms of the loss: the mean square error to the teacher's output, its variance
     # included, and the relative one to its residual stream.

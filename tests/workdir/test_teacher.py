@@ -145,6 +145,16 @@ def test_a_teacher_of_another_task_is_refused(changes, message, teacher, data_di
     assert not (tmp_path / "run" / "config.json").exists()
 
 
+@pytest.mark.parametrize("distill", [{"features": 1.0}, {"output": 0.0}, {"train": "mixers"}])
+def test_who_trains_without_a_teacher_learns_from_none(distill, tmp_path):
+    config = from_dict(values_with(VALUES, distill=distill))  # as that of an export
+    (name,) = distill
+    line = error_of(lambda: train(config, tmp_path / "run"))
+    assert line.startswith(f"error: config.distill.{name} must be ")
+    assert "where training.teacher is None" in line
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "export.json"])
 def test_a_damaged_teacher_is_refused(file, teacher, data_dir, tmp_path):
     folder = shutil.copytree(teacher[0], tmp_path / "teacher")
