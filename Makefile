@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/digits
 ONE_STEP_RUN := runs/one_step
+DISTILL_RUNS := runs/distill_digits
 PAGE_PORT := 8000
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help install demo one-step test test-long test-all bucket test-page page web notebook \
+.PHONY: help install demo one-step distill test test-long test-all bucket test-page page web notebook \
 	chaos parity lint docs plan-check plan-check-all format plan-gpu clean
 
 help:  ## list the targets
@@ -30,17 +31,23 @@ plan-gpu: .venv-gpu/installed  ## make .venv-gpu: .venv and JAX's CUDA compiler,
 	.venv-gpu/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
-demo: install  ## train on 8x8 digits, draw 500, measure them (about four minutes on two cores)
-	$(BIN)/python -m diffussm_jax.main --config=configs/digits.py --workdir=$(RUN)
-	$(BIN)/python -m diffussm_jax.main --config=configs/digits.py --workdir=$(RUN) --mode=sample \
+# Train a config on the digits in a work directory, draw 500, measure them.
+define digits
+	$(BIN)/python -m diffussm_jax.main --config=configs/$(1) --workdir=$(2)
+	$(BIN)/python -m diffussm_jax.main --config=configs/$(1) --workdir=$(2) --mode=sample \
 		--config.sample.num=500 --config.sample.batch_size=500
-	$(BIN)/python -m benchmarks.digits $(RUN)
+	$(BIN)/python -m benchmarks.digits $(2)
+endef
+
+demo: install  ## train on 8x8 digits, draw 500, measure them (about four minutes on two cores)
+	$(call digits,digits.py,$(RUN))
 
 one-step: install  ## the same digits, each drawn in one call of the network (five minutes on two cores)
-	$(BIN)/python -m diffussm_jax.main --config=configs/one_step.py --workdir=$(ONE_STEP_RUN)
-	$(BIN)/python -m diffussm_jax.main --config=configs/one_step.py --workdir=$(ONE_STEP_RUN) \
-		--mode=sample --config.sample.num=500 --config.sample.batch_size=500
-	$(BIN)/python -m benchmarks.digits $(ONE_STEP_RUN)
+	$(call digits,one_step.py,$(ONE_STEP_RUN))
+
+distill: install  ## a DiT on the same digits, then S4D in place of its attention (four minutes on two cores)
+	$(call digits,distill_digits.py:teacher,$(DISTILL_RUNS)/teacher)
+	$(call digits,distill_digits.py:s4d,$(DISTILL_RUNS)/s4d)
 
 test: install  ## the tests to run before each commit (eight minutes on two cores)
 	$(PYTEST) -m 'not slow and not parity and not browser'

@@ -50,6 +50,7 @@ def test_every_config_builds_and_runs_abstractly(name):
 OWN_RECIPES = {
     "common",
     "digits",
+    "distill_digits",
     "fashion_mnist",
     "flow256",
     "mean_flow256",
