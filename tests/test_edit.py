@@ -20,7 +20,7 @@ from diffussm_jax.sampling.model import TrainedModel
 from tests import command_line
 from tests.conftest import merge
 from tests.fuzz.one_line import error_of
-from tests.sampling.test_job import random_weights
+from tests.sampling.test_generator import random_weights
 
 RNG = np.random.default_rng(0)
 PICTURES = RNG.integers(0, 256, (3, 8, 8, 1)).astype(np.uint8)

@@ -1,21 +1,18 @@
 """References made and read, images scored: each score equals the formula on the pixels."""
 
-import dataclasses
 import json
 import shutil
-import typing
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffussm_jax.config import EvaluateConfig, from_dict
+from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluate import evaluate
 from diffussm_jax.evaluation import classifier
 from diffussm_jax.evaluation.metrics import Moments
-from diffussm_jax.evaluation.presets import PRESETS, sample_options
 from diffussm_jax.evaluation.reference import Reference, note_other_images
 from diffussm_jax.refstats import refstats
 from diffussm_jax.train import train
@@ -240,33 +237,6 @@ def test_somebodys_own_features(scored_values, digits, tmp_path):
     expected = frechet_by_eigenvalues(rows[0], mean, covariance)
     assert result["scores"]["frechet_distance"] == pytest.approx(expected, rel=1e-3)
     assert result["extractor"] == {"features": OWN}
-
-
-def test_presets_are_those_of_the_config(scored_values):
-    hint = typing.get_type_hints(EvaluateConfig)["preset"]
-    names = typing.get_args(typing.get_args(hint)[0])
-    assert set(PRESETS) == set(names)
-    for name in PRESETS:
-        changes = {"evaluate": {"preset": name}, "diffusion": {"num_steps": 1000}}
-        config = merge(scored_values, changes)
-        options = sample_options(config)
-        assert dataclasses.asdict(options).items() >= PRESETS[name].items()
-        assert options.batch_size == config.sample.batch_size
-    unconditional = merge(
-        scored_values, changes | {"data": {"num_classes": 0}, "evaluate": {"preset": "dit_guided"}}
-    )
-    with pytest.raises(UserError, match="cfg_scale must be 1"):
-        sample_options(unconditional)
-
-
-def test_a_flow_has_a_fast_preset_and_none_of_the_papers(scored_values):
-    flow = {"process": "flow", "prediction": "v", "variance": "none"}
-    changes = {"diffusion": flow, "sample": {"sampler": "euler"}, "evaluate": {"preset": "fast"}}
-    options = sample_options(merge(scored_values, changes))
-    assert (options.sampler, options.steps, options.num) == ("heun", 13, 10_000)
-    papers = merge(scored_values, changes | {"evaluate": {"preset": "paper"}})
-    with pytest.raises(UserError, match="config.evaluate.preset = 'paper' samples DDPM's process"):
-        sample_options(papers)
 
 
 @pytest.mark.parametrize(
