@@ -1,8 +1,10 @@
 """`--mode=inspect`: what the layers of a trained model see, as numbers, pictures and one page."""
 
 import dataclasses
+import itertools
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,13 @@ from flax import nnx
 
 from diffussm_jax.config import Config
 from diffussm_jax.diffusion import create_process
-from diffussm_jax.errors import UserError
 from diffussm_jax.evaluation.score import make_scorer
 from diffussm_jax.files import require_only, write_json, write_text
 from diffussm_jax.inspection import report as reports
 from diffussm_jax.inspection.figures import Figure, figures
 from diffussm_jax.inspection.inputs import clean_images, noised
 from diffussm_jax.inspection.page import page, png
-from diffussm_jax.inspection.perturbation import KINDS, perturbed
+from diffussm_jax.inspection.perturbation import KINDS, Perturbed
 from diffussm_jax.inspection.report import Report
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.generator import Generator, make_decoder
@@ -39,18 +40,13 @@ def inspect(config: Config, workdir: Path) -> None:
     but for the images of `inspect.distance`.
 
     Raises:
-        UserError: there is no run or checkpoint, it does not fit the config or has levels, or what
+        UserError: there is no run or checkpoint, it does not fit the config, or what
             `inspect.distance` needs is missing.
     """
     folder = workdir / FOLDER
     options = config.sample
     require_only(folder, _is_ours, named=str(folder))
     model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
-    if (levels := model.config.model.levels) is not None:
-        raise UserError(
-            f"--mode=inspect: {workdir} has model.levels = {levels}; it looks into models of one "
-            "stack of blocks alone"
-        )
     with held(folder, named=str(folder)):
         report, pictures = _inspect(config, model)
         if config.inspect.distance:
@@ -75,8 +71,8 @@ def _inspect(config: Config, trained: TrainedModel) -> tuple[Report, list[Figure
     layers = reports.look(config, model, batches)
     initial = None
     if config.training.init_from is None:
-        initial = nnx.merge(graphdef, init_params(trained.config)).blocks
-    drawn = reports.add_filters(layers, model.blocks, initial, grid)
+        initial = nnx.merge(graphdef, init_params(trained.config))
+    drawn = reports.add_filters(layers, model, initial, grid)
     if options.perturb:
         logger.info("replacing the mixing of %d layers", len(layers))
         reports.add_perturbations(config, layers, graphdef, params, batches)
@@ -86,7 +82,6 @@ def _inspect(config: Config, trained: TrainedModel) -> tuple[Report, list[Figure
         "grid": grid,
         "noise_levels": [at["noise_level"] for at in layers[0]["at"]],
         "settings": dataclasses.asdict(options),
-        "uniform": reports.of_uniform_maps(grid, options),
         "layers": layers,
     }
     process = create_process(config.diffusion)
@@ -104,16 +99,16 @@ def _on_one_device(trained: TrainedModel) -> tuple[nnx.GraphDef, dict]:
 
 def _add_distances(config: Config, workdir: Path, trained: TrainedModel, report: Report) -> None:
     """Score images of the model, and of the model without each layer's mixing."""
-    mesh, grid = make_mesh(config.mesh), report["grid"]
+    mesh = make_mesh(config.mesh)
     graphdef, _ = abstract_model(trained.config, mesh)
     decode = make_decoder(trained.config, workdir, mesh)
 
     def scores(layer: int, kind: str) -> dict[str, float]:
-        model = perturbed(graphdef, trained.params, layer, KINDS.index(kind), grid)
-        changed, _ = nnx.split(model, nnx.Param)
+        model = Perturbed(nnx.merge(graphdef, trained.params), layer, KINDS.index(kind))
+        changed, params = nnx.split(model, nnx.Param)
         generator = Generator(trained.config, changed, mesh, decode)
         logger.info("drawing without the mixing of layer %d (%s)", layer, kind)
-        return make_scorer(config, workdir, generator)(trained.params)
+        return make_scorer(config, workdir, generator)(nnx.to_pure_dict(params))
 
     unperturbed = scores(0, "none")
     for layer, kind in reports.perturbations(report["layers"]):
@@ -128,7 +123,20 @@ def _write(folder: Path, report: Report, pictures: list[Figure]) -> None:
         (folder / f"{figure.name}.png").write_bytes(png(figure.picture))
     write_json(folder / REPORT_FILE, reports.as_json(report))
     facts: dict[str, Any] = {name: report[name] for name in ("step", "images", "grid")}
-    mixers = [layer["mixer"] for layer in report["layers"]]
-    facts |= {"layers": ", ".join(mixers), "noise levels": reports.as_json(report["noise_levels"])}
+    facts |= {"layers": "; ".join(_described(report["layers"]))}
+    facts |= {"noise levels": reports.as_json(report["noise_levels"])}
     write_text(folder / PAGE_FILE, page("What the layers see", facts, pictures))
     logger.info("wrote %s", folder / PAGE_FILE)
+
+
+def _described(layers: list[Report]) -> Iterator[str]:
+    """The mixers of the layers, by stages of a U with the rows that they see."""
+    for stage, members in itertools.groupby(layers, key=lambda layer: layer["stage"]):
+        of_stage = list(members)
+        mixers = [layer["mixer"] for layer in of_stage]
+        if stage is None:
+            yield ", ".join(mixers)
+        else:
+            height, width = of_stage[0]["grid"]
+            tokens = f"{height} x {width} tokens of width {of_stage[0]['width']}"
+            yield f"stage {stage} ({tokens}): {', '.join(mixers)}"

@@ -98,7 +98,7 @@ def test_heat_maps_lie_side_by_side_and_apart():
 
 def test_curves_may_have_one_value_or_none_that_a_logarithm_can_show():
     axes = Axes("x", "y", is_y_log=True)
-    line = curves({"x": ([1, 2, 3], [1e-3, 1, 1e3])}, axes, level=1)
+    line = curves({"x": ([1, 2, 3], [1e-3, 1, 1e3])}, axes, levels={1: 1, 2: 3})
     assert line.size == (400, 260)
     assert table([[line, line], [line]]).size == (800, 520)
     assert curves({"x": ([1], [2.0]), "z": ([1], [0.0])}, axes).size == line.size

@@ -1,5 +1,6 @@
 """A model with levels from training to images, and another run that begins with its weights."""
 
+import json
 import re
 
 import jax
@@ -15,9 +16,9 @@ from diffussm_jax.train import train
 from diffussm_jax.training.state import abstract_state
 from diffussm_jax.workdir.init_from import init_from
 from tests.conftest import merge
-from tests.fuzz.one_line import error_of
 from tests.models.test_levels import FCDM
 from tests.saved_runs import assert_equal, restored
+from tests.test_inspect import QUICK
 
 pytestmark = pytest.mark.slow
 
@@ -36,8 +37,7 @@ def test_a_run_its_images_its_export_and_a_finetuning(tiny_config, tmp_path, cap
 
     images = diffussm_jax.load(str(run)).sample(classes=[1, 2], steps=2, seed=0)
     assert images.shape[:3] == (2, 8, 8)
-    line = error_of(lambda: inspect(config, run))
-    assert "has model.levels = (1, 2, 1); it looks into models of one stack" in line
+    _assert_inspected(merge(tiny_config, changes | {"inspect": QUICK}), run)
 
     folder = tmp_path / "export"
     export(merge(tiny_config, changes | {"export": {"folder": str(folder)}}), run)
@@ -54,3 +54,25 @@ def test_a_run_its_images_its_export_and_a_finetuning(tiny_config, tmp_path, cap
     assert "level_1.label.table: re-initialised" in caplog.text
     assert began.params["level_1"]["label"]["table"].shape == (4, 32)
     assert_equal(began.params["blocks"], state.ema["blocks"])
+
+
+def _assert_inspected(config, run):
+    """Look at a run of convolutions, and find its layers on their grids in the report and page."""
+    inspect(merge(config, {"inspect": {"layers": None}}), run)
+    folder = run / "inspect"
+    layers = json.loads((folder / "inspect.json").read_text())["layers"]
+    assert [layer["stage"] for layer in layers] == [0, 1, 1, 2]
+    assert [(layer["grid"], layer["width"]) for layer in layers] == [
+        ([8, 8], 16),
+        *2 * [([4, 4], 32)],
+        ([8, 8], 16),
+    ]
+    for layer in layers:
+        seen = layer["at"][0]["sensitivity"]["of_the_middle_token"]
+        assert len(seen) == np.prod(layer["grid"])
+        assert max(seen) > 0
+    page = (folder / "index.html").read_text()
+    assert "stage 1 (4 x 4 tokens of width 32): convnext, convnext" in page
+    shown = set(re.findall(r'alt="(\w+)"', page))
+    assert shown == {"inputs", "sensitivity_map", "sensitivity_by_layer"}
+    assert shown == {path.stem for path in folder.glob("*.png")}

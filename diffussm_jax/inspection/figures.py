@@ -30,7 +30,7 @@ def figures(report: Report, drawn: dict[int, Report], x_t: Sequence[np.ndarray])
         drawn: what `add_filters` returned.
         x_t: the noised images [b h w c] at each noise level.
     """
-    layers, grid = report["layers"], tuple(report["grid"])
+    layers, grid = report["layers"], report["grid"]
     levels = [f"noise {level:.2g}" for level in report["noise_levels"]]
     made = [_inputs(x_t, levels)]
     if any("attention" in layer["at"][0] for layer in layers):
@@ -54,22 +54,26 @@ def _inputs(x_t: Sequence[np.ndarray], levels: list[str]) -> Figure:
 
 def _attention(report: Report, levels: list[str], grid: Grid) -> Iterator[Figure]:
     layers = [layer for layer in report["layers"] if "attention" in layer["at"][0]]
-    rows = [f"layer {layer['layer']}" for layer in layers]
-    num_heads = len(layers[0]["at"][0]["attention"]["entropy"])
-    heads = [f"head {head}" for head in range(num_heads)]
+    rows = [layer["name"] for layer in layers]
+    num_heads = max(len(layer["at"][0]["attention"]["entropy"]) for layer in layers)
+    heads, of_grids = [f"head {head}" for head in range(num_heads)], _of_grids(layers)
 
     def tabled(name: str, index: int) -> Float[np.ndarray, "r c h w"]:
-        by_layer = [layer["at"][index]["attention"][name] for layer in layers]
-        return np.stack(by_layer).reshape(len(layers), num_heads, *grid)
+        maps = np.full((len(layers), num_heads, *grid), np.nan)  # some have fewer heads
+        for row, layer in zip(maps, layers, strict=True):
+            for head, values in zip(row, layer["at"][index]["attention"][name]):
+                head[:] = _enlarged(np.reshape(values, layer["grid"]), grid)
+        return maps
 
     for index, level in enumerate(levels):
         caption = (
             f"Attention at {level}: the incoming mass of each token, 1 on average. A token far "
-            "above the others is a sink."
+            "above the others is a sink." + of_grids
         )
         picture = heat_maps(tabled("incoming", index), rows=rows, columns=heads)
         yield Figure(f"attention_incoming_{index}", caption, picture)
         caption = f"Attention at {level}: where the token in the middle of the image looks."
+        caption += of_grids
         picture = heat_maps(
             tabled("of_the_middle_token", index), rows=rows, columns=heads, each=True
         )
@@ -82,28 +86,34 @@ def _attention(report: Report, levels: list[str], grid: Grid) -> Iterator[Figure
     charts = [
         curves(
             _by_layer(layers, levels, "attention", name),
-            Axes("layer", label),
-            level=report["uniform"][name],
+            _axes(layers, label),
+            levels={layer["layer"]: layer["uniform"][name] for layer in layers},
         )
         for name, label in names.items()
     ]
-    caption = "Attention by layer, the mean over heads. Dashed: a map that is the same everywhere."
+    caption = (
+        "Attention by layer, the mean over heads. Dashed: a map that is the same everywhere."
+        + of_grids
+    )
     yield Figure("attention_by_layer", caption, table([charts]))
 
 
 def _filters(report: Report, drawn: dict[int, Report]) -> Iterator[Figure]:
-    rows = []
+    layers, rows = [layer for layer in report["layers"] if "filters" in layer], []
+    names = {layer["layer"]: layer["name"] for layer in layers}
     for number, layer in drawn.items():
         named = [
-            (f"layer {number}, {order}, {direction}", k)
+            (f"{names[number]}, {order}, {direction}", k)
             for order, by_direction in layer["kernels"].items()
             for direction, k in zip(filters.DIRECTION_NAMES, by_direction)
         ]
         rows.append([_kernels(k, title, report["settings"]["channels"]) for title, k in named])
+    widths = dict.fromkeys(str(layer["grid"][1]) for layer in layers)
     caption = (
         "Filters of S4D from lag 1, each divided by its largest magnitude there, of channels from "
         "the shortest range (first colour) to the longest. In the order of rows, a row of the "
-        f"image is {report['grid'][1]} lags. Lag 0, not shown, has the direct term besides."
+        f"image is {' or '.join(widths)} lags. Lag 0, not shown, has the direct term besides."
+        + _of_grids(layers)
     )
     yield Figure("s4d_kernels", caption, table(rows))
     axes = Axes("decay (tokens)", "radians per token", is_x_log=True)
@@ -111,13 +121,14 @@ def _filters(report: Report, drawn: dict[int, Report]) -> Iterator[Figure]:
         points(
             {when: x.reshape(-1, 2) for when, x in layer["scales"].items()},
             axes,
-            title=f"layer {number}",
+            title=names[number],
         )
         for number, layer in drawn.items()
     ]
     caption = "Poles of S4D: in how many tokens each decays by e, and how fast it turns."
+    caption += _of_grids(layers)
     yield Figure("s4d_poles", caption, table([charts[i : i + 3] for i in range(0, len(charts), 3)]))
-    yield _ranges([layer for layer in report["layers"] if "filters" in layer])
+    yield _ranges(layers)
 
 
 def _kernels(k: Float[np.ndarray, "d l"], title: str, num: int) -> Picture:
@@ -144,45 +155,43 @@ def _ranges(layers: list[Report]) -> Figure:
 
     median = filters.QUARTILES.index(50)
     charts = [
-        curves(lines("range_in_rows", lambda x: x[median]), Axes("layer", "median range in rows")),
+        curves(lines("range_in_rows", lambda x: x[median]), _axes(layers, "median range in rows")),
         curves(
-            lines("range_in_columns", lambda x: x[median]), Axes("layer", "median range in columns")
+            lines("range_in_columns", lambda x: x[median]), _axes(layers, "median range in columns")
         ),
-        curves(lines("share", float), Axes("layer", "share of sum |k|^2")),
+        curves(lines("share", float), _axes(layers, "share of sum |k|^2")),
     ]
     caption = (
         "How far S4D's filters reach across rows and across columns of the image, and what share "
-        "each scan order and direction has."
+        "each scan order and direction has." + _of_grids(layers)
     )
     return Figure("s4d_by_layer", caption, table([charts]))
 
 
 def _sensitivities(layers: list[Report], levels: list[str], grid: Grid) -> Iterator[Figure]:
-    rows = [f"layer {layer['layer']}" for layer in layers]
-    fields = np.stack(
-        [
-            [
-                _around_the_middle(at["sensitivity"]["of_the_middle_token"], grid)
-                for at in layer["at"]
-            ]
-            for layer in layers
-        ]
-    )
+    rows = [layer["name"] for layer in layers]
+
+    def field(at: Report, own: Grid) -> Float[np.ndarray, "h w"]:
+        return _enlarged(_around_the_middle(at["sensitivity"]["of_the_middle_token"], own), grid)
+
+    fields = np.stack([[field(at, layer["grid"]) for at in layer["at"]] for layer in layers])
     caption = (
         "Where the token in the middle of the image is felt: the sensitivity to it of each other "
-        "token of the mixer's output. The token itself is left out."
+        "token of the mixer's output. The token itself is left out." + _of_grids(layers)
     )
     picture = heat_maps(fields, rows=rows, columns=levels, each=True)
     yield Figure("sensitivity_map", caption, picture)
     with_operator = [layer for layer in layers if "mixing" in layer["at"][0]]
-    field = _by_layer(layers, levels, "sensitivity", "effective_field")
-    charts = [curves(field, Axes("layer", "effective field of the mixer (tokens)"))]
+    reach = _by_layer(layers, levels, "sensitivity", "effective_field")
+    charts = [curves(reach, _axes(layers, "effective field of the mixer (tokens)"))]
     if with_operator:
         variance = _by_layer(with_operator, levels, "mixing", "incoming_variance_over_images")
-        charts.append(curves(variance, Axes("layer", "variance of incoming mass over images")))
+        axes = _axes(with_operator, "variance of incoming mass over images")
+        charts.append(curves(variance, axes))
     caption = (
         "By layer: how far the mixer reaches, and how much the incoming mass of a token under "
         "the operator that mixes depends on the image. The operator of S4D cannot depend on it."
+        + _of_grids(layers)
     )
     yield Figure("sensitivity_by_layer", caption, table([charts]))
 
@@ -203,12 +212,37 @@ def _perturbations(layers: list[Report], levels: list[str]) -> Figure:
             level: (numbers, [x["error"][kind][i] / x["error"]["none"][i] for x in layers])
             for i, level in enumerate(levels)
         }
-        charts.append(curves(lines, Axes("layer", f"error, mixing replaced by {kind}"), level=1))
+        axes = _axes(layers, f"error, mixing replaced by {kind}")
+        charts.append(curves(lines, axes, levels=dict.fromkeys(numbers, 1)))
     caption = (
         "The squared error of the model's prediction with the mixing of one layer replaced, over "
         "the error of the model as it is (dashed: 1)."
     )
     return Figure("perturbations", caption, table([charts]))
+
+
+def _enlarged(values: Float[np.ndarray, "i j"], grid: Grid) -> Float[np.ndarray, "h w"]:
+    """A map of a coarser grid on a finer one: each token where it lies in the image."""
+    height, width = (side // own for side, own in zip(grid, values.shape, strict=True))
+    return values.repeat(height, axis=0).repeat(width, axis=1)
+
+
+def _axes(layers: list[Report], y: str) -> Axes:
+    """The axes of a curve over layers, with the stages of a U above them."""
+    stages = {layer["stage"]: layer["layers_of_stage"] for layer in layers}
+    if None in stages:
+        return Axes("layer", y)
+    bands = [(first - 0.5, last + 0.5, str(stage)) for stage, (first, last) in stages.items()]
+    return Axes("layer (above: stage)", y, bands=bands)
+
+
+def _of_grids(layers: list[Report]) -> str:
+    """What to say in a caption of layers that see grids of several sizes."""
+    grids = dict.fromkeys(tuple(layer["grid"]) for layer in layers)
+    if len(grids) == 1:
+        return ""
+    sizes = ", ".join(f"{height} x {width}" for height, width in grids)
+    return f" Tokens and lags are those of each layer's own grid ({sizes})."
 
 
 def _by_layer(layers: list[Report], levels: list[str], of: str, name: str) -> Lines:

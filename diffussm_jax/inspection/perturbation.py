@@ -5,7 +5,6 @@ token's own value (identity) or the mean over tokens (mean). Attention has M 1 =
 the paper's replacement of the map.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -20,48 +19,42 @@ from diffussm_jax.diffusion import create_process
 from diffussm_jax.diffusion.guidance import told
 from diffussm_jax.diffusion.process import NoisedBatch, PerExample
 from diffussm_jax.inspection.walk import Mixing, hooked
-from diffussm_jax.models.backbone import Isotropic, layers_of
-from diffussm_jax.shapes import Condition, Grid, Groups
+from diffussm_jax.models.backbone import Backbone, Stack, layers_of
+from diffussm_jax.shapes import Condition, Conditions, Groups, Images, Labels
 
 KINDS = ("none", "identity", "mean")
 
 
-@dataclasses.dataclass(frozen=True)
-class PerturbedBlocks:
-    """A loop over all blocks with the mixing of one layer replaced; a `FusedBlocks`.
+class Perturbed(nnx.Module):
+    """A model with the mixing of one layer replaced, which is called as the model is.
 
-    Attributes:
+    Args:
         layer: the number of the layer, from 0.
         kind: index in `KINDS`.
     """
 
-    model: Isotropic
-    grid: Grid
-    layer: int | Array
-    kind: int | Array
+    def __init__(self, model: Backbone, layer: int | Array, kind: int | Array):
+        self.model, self.layer, self.kind = model, layer, kind
 
-    def run(self, blocks: nnx.Module, x: Groups, c: Condition) -> Groups:
-        """Apply the blocks."""
+    def __call__(self, x_t: Images, t: Conditions, y: Labels | None = None) -> Array:
+        return self.model.call_with(self._run, x_t, t, y)
 
+    def prepare(self, height: int, width: int) -> "Perturbed":
+        """The model for many calls: nothing is done once for all of them."""
+        return self
+
+    def _run(self, stack: Stack, x: Groups, c: Condition) -> Groups:
         def apply(carry: tuple[Groups, Array], block: nnx.Module) -> tuple[Any, None]:
             x, number = carry
             if self.model.gather is not None:
                 block = self.model.gather(block)
             for part in layers_of(block):
                 kind = jnp.where(number == self.layer, self.kind, 0)
-                x = hooked(part, functools.partial(replaced, kind=kind))(x, c, self.grid)
+                x = hooked(part, functools.partial(replaced, kind=kind))(x, c, stack.grid)
                 number = number + 1
             return (x, number), None
 
-        return jax.lax.scan(apply, (x, jnp.zeros((), jnp.int32)), blocks)[0][0]
-
-    def prepare(self, blocks: nnx.Module) -> nnx.Module:
-        """Return the blocks as they are."""
-        return blocks
-
-    def run_prepared(self, prepared: nnx.Module, x: Groups, c: Condition) -> Groups:
-        """Apply the blocks."""
-        return self.run(prepared, x, c)
+        return jax.lax.scan(apply, (x, jnp.asarray(stack.first)), stack.blocks)[0][0]
 
 
 def replaced(mixing: Mixing, kind: int | Array) -> Array:
@@ -79,23 +72,14 @@ def replaced(mixing: Mixing, kind: int | Array) -> Array:
     return jax.lax.switch(kind, [mixing.apply, identity, mean], mixing.moved)
 
 
-def perturbed(
-    graphdef: nnx.GraphDef, params: dict, layer: int | Array, kind: int | Array, grid: Grid
-) -> Isotropic:
-    """The model with the mixing of one layer replaced, for images of one size."""
-    model = nnx.merge(graphdef, params)
-    model.fuse = lambda num_rows: PerturbedBlocks(model, grid, layer, kind)
-    return model
-
-
 def make_error(
     config: Config, graphdef: nnx.GraphDef
 ) -> Callable[[dict, NoisedBatch, Array, Array], PerExample]:
     """Jit the squared error of each example's prediction, by (params, batch, layer, kind)."""
-    process, grid = create_process(config.diffusion), config.token_grid
+    process = create_process(config.diffusion)
 
     def error(params: dict, batch: NoisedBatch, layer: Array, kind: Array) -> PerExample:
-        model = perturbed(graphdef, params, layer, kind, grid)
+        model = Perturbed(nnx.merge(graphdef, params), layer, kind)
         denoiser = model if batch.scale is None else told(model, batch.scale)
         return process.losses(denoiser, batch)["mse"]
 

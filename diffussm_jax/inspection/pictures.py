@@ -24,12 +24,17 @@ TINY = 1e-30
 
 
 class Axes(NamedTuple):
-    """What stands beside the axes of a plot, and which of them are logarithmic."""
+    """What stands beside the axes of a plot, and which of them are logarithmic.
+
+    Attributes:
+        bands: parts of the x axis, each (from, to, its name), every other of which is shaded.
+    """
 
     x: str
     y: str
     is_x_log: bool = False
     is_y_log: bool = False
+    bands: Sequence[tuple[float, float, str]] = ()
 
 
 def heat_maps(
@@ -39,16 +44,18 @@ def heat_maps(
     columns: Sequence[str],
     each: bool = False,
 ) -> Picture:
-    """Draw a table of heat maps with a name for each row and column.
+    """Draw a table of heat maps with a name for each row and column; NaN is left blank.
 
     The colours go from 0 to the largest value of all, or where `each` is set, of the map itself.
     """
     num_rows, num_columns, height, width = maps.shape
     inches = CELL_INCHES / max(height, width)
-    size = 2.4 + inches * width * num_columns, 0.8 + inches * height * num_rows
+    beside = 1.8 + 0.08 * max(map(len, rows))  # the names of rows, and the bar of colours
+    size = beside + inches * width * num_columns, 0.8 + inches * height * num_rows
     figure = Figure(figsize=size, layout="constrained")
     plot = figure.subplots()
-    tiles = mosaic(maps / np.maximum(maps.max(axis=(2, 3), keepdims=True), TINY) if each else maps)
+    highest = np.fmax.reduce(maps, axis=(2, 3), keepdims=True, initial=TINY)
+    tiles = mosaic(maps / highest if each else maps)
     image = plot.imshow(tiles, vmin=0, vmax=max(np.nanmax(tiles), TINY), interpolation="nearest")
     plot.set_xticks(_centres(num_columns, width), columns)
     plot.set_yticks(_centres(num_rows, height), rows)
@@ -72,14 +79,14 @@ def curves(
     axes: Axes,
     *,
     title: str = "",
-    level: Number | None = None,
+    levels: Mapping[Number, Number] | None = None,
 ) -> Picture:
-    """Draw named curves, each of (x, y), and a dashed line at y = `level`."""
+    """Draw named curves, each of (x, y), and dashed lines at the y of each x in `levels`."""
     figure, plot = _plot(axes, title)
     for name, (x, y) in lines.items():
         plot.plot(x, y, ".-" if len(x) <= MAX_MARKED else "-", label=name)
-    if level is not None:
-        plot.axhline(level, color="grey", linestyle="--", linewidth=1)
+    for at, level in (levels or {}).items():
+        plot.hlines(level, at - 0.5, at + 0.5, color="grey", linestyle="--", linewidth=1)
     return _with_legend(figure)
 
 
@@ -120,7 +127,19 @@ def _plot(axes: Axes, title: str) -> tuple[Figure, Plot]:
         plot.set_xscale("log")
     if axes.is_y_log:
         plot.set_yscale("log")
+    if axes.bands:
+        _shade(plot, axes.bands)
     return figure, plot
+
+
+def _shade(plot: Plot, bands: Sequence[tuple[float, float, str]]) -> None:
+    for start, end, _ in bands[1::2]:
+        plot.axvspan(start, end, color="0.94", linewidth=0, zorder=0)
+    plot.set_xlim(bands[0][0], bands[-1][1])
+    names = plot.secondary_xaxis("top")
+    names.set_xticks([(start + end) / 2 for start, end, _ in bands], [name for *_, name in bands])
+    names.tick_params(length=0, pad=1, labelsize="x-small", labelcolor="0.4")
+    names.spines[:].set_visible(False)
 
 
 def _with_legend(figure: Figure) -> Picture:

@@ -19,19 +19,29 @@ from diffussm_jax.inspection.geometry import middle, positions, spread, square_d
 from diffussm_jax.inspection.perturbation import KINDS, make_error
 from diffussm_jax.inspection.sensitivity import sensitivity
 from diffussm_jax.inspection.sensitivity import summary as sensitivity_summary
-from diffussm_jax.inspection.walk import Block, layers, mixer_of, mixing_of, name_of, ssm_of, walk
-from diffussm_jax.models.backbone import Isotropic
+from diffussm_jax.inspection.walk import (
+    Block,
+    Layer,
+    layers,
+    mixer_of,
+    mixing_of,
+    name_of,
+    ssm_of,
+    walk,
+)
+from diffussm_jax.models.backbone import Backbone
 from diffussm_jax.shapes import Condition, Grid, Groups
 
 Report = dict[str, Any]
 
 
-def look(config: Config, model: Isotropic, batches: Sequence[NoisedBatch]) -> list[Report]:
+def look(config: Config, model: Backbone, batches: Sequence[NoisedBatch]) -> list[Report]:
     """What the chosen layers do with each of the batches, one for each noise level."""
-    reports: list[Report] = [
-        {"layer": number, "mixer": name_of(block), "at": []}
-        for number, block in enumerate(layers(model.blocks))
-        if is_chosen(config.inspect, number)
+    grid = model.token_grid(batches[0].x0)
+    reports = [
+        _begun(layer, config.inspect)
+        for layer in layers(model, grid)
+        if is_chosen(config.inspect, layer.number)
     ]
     for batch in batches:
         for report, measured in zip(reports, _look_at(config, model, batch), strict=True):
@@ -39,16 +49,34 @@ def look(config: Config, model: Isotropic, batches: Sequence[NoisedBatch]) -> li
     return reports
 
 
-def _look_at(config: Config, model: Isotropic, batch: NoisedBatch) -> list[Report]:
+def _begun(layer: Layer, options: InspectConfig) -> Report:
+    """The report of a layer before it is looked at."""
+    name, stage, numbers = f"layer {layer.number}", layer.stack.stage, layer.stack.numbers
+    report = {
+        "layer": layer.number,
+        "name": name if stage is None else f"{name} (stage {stage})",
+        "mixer": name_of(layer.block),
+        "stage": stage,
+        "layers_of_stage": (numbers[0], numbers[-1]),
+        "grid": layer.grid,
+        "width": layer.width,
+        "at": [],
+    }
+    if report["mixer"] == "attention":
+        report["uniform"] = of_uniform_maps(layer.grid, options)
+    return report
+
+
+def _look_at(config: Config, model: Backbone, batch: NoisedBatch) -> list[Report]:
     process, measured = create_process(config.diffusion), []
     x_t = process.x_t(batch.x0, batch.t, batch.eps)
-    conditions, grid = process.conditions(batch.t), model.token_grid(x_t)
+    conditions = process.conditions(batch.t)
     level = {"noise_level": float(process.noise_level(conditions)[0])}
 
-    def visit(number: int, block: Block, x: Groups, c: Condition) -> None:
-        if is_chosen(config.inspect, number):
-            arrays = jax.device_get(_measure(block, x, c, grid, config.inspect))
-            measured.append(level | _summary(arrays, grid, config.inspect))
+    def visit(layer: Layer, x: Groups, c: Condition) -> None:
+        if is_chosen(config.inspect, layer.number):
+            arrays = jax.device_get(_measure(layer.block, x, c, layer.grid, config.inspect))
+            measured.append(level | _summary(arrays, layer.grid, config.inspect))
 
     def denoise(x_t: Array, t: Array, y: Array | None) -> Array:
         return walk(model, x_t, t, y, visit)
@@ -130,26 +158,28 @@ def _summary(measured: Report, grid: Grid, options: InspectConfig) -> Report:
 
 
 def add_filters(
-    reports: list[Report], blocks: nnx.Module, initial: nnx.Module | None, grid: Grid
+    reports: list[Report], model: Backbone, initial: Backbone | None, grid: Grid
 ) -> dict[int, Report]:
     """Add to the reports what they say of S4D's filters.
 
     Args:
-        initial: the blocks before training; None where the run did not begin with random ones.
+        initial: the model before training; None where the run did not begin with a random one.
+        grid: height and width of the images in tokens.
 
     Returns:
         The kernels, and the time scales of the poles, of each layer that has some, to be drawn.
     """
-    trained, drawn = list(layers(blocks)), {}
-    before = [] if initial is None else list(layers(initial))
+    trained, drawn = list(layers(model, grid)), {}
+    before = [] if initial is None else list(layers(initial, grid))
     for report in reports:
         number = report["layer"]
-        block, ssm = trained[number], ssm_of(trained[number])
+        block, grid = trained[number].block, trained[number].grid
+        ssm = ssm_of(block)
         if ssm is None:
             continue
         kernels = filters.kernels(ssm.discretize(), grid[0] * grid[1])
         by_order = filters.by_order(kernels, block)
-        blocks_by_time = {"before": before[number]} if before else {}
+        blocks_by_time = {"before": before[number].block} if before else {}
         blocks_by_time["after"] = block
         scales = {when: filters.time_scales(x) for when, x in blocks_by_time.items()}
         report["filters"] = filters.summary(by_order, grid)

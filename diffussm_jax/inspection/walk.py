@@ -5,15 +5,15 @@ linear in what they move. What else a mixer does, it does to each token alone. A
 has no such operator: its gates and norms are around and between its convolutions.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
-from diffussm_jax.models.backbone import Isotropic, layers_of
+from diffussm_jax.models.backbone import Backbone, Stack, layers_of
 from diffussm_jax.models.dit import TransformerBlock
 from diffussm_jax.models.layers import modulate
 from diffussm_jax.models.mixers.attention import Attention
@@ -22,7 +22,32 @@ from diffussm_jax.models.s4d import S4D
 from diffussm_jax.shapes import Condition, Conditions, Grid, Groups, Images, Labels
 
 Block = Any  # of DiffuSSM, or a TransformerBlock
-Visit = Callable[[int, Block, Groups, Condition], None]
+
+
+class Layer(NamedTuple):
+    """A block, and where it is.
+
+    Attributes:
+        number: from 0, through all stages.
+        stack: what it is in.
+    """
+
+    number: int
+    block: Block
+    stack: Stack
+
+    @property
+    def grid(self) -> Grid:
+        """The height and width in tokens that it sees."""
+        return self.stack.grid
+
+    @property
+    def width(self) -> int:
+        """The features of a row."""
+        return self.block.modulation.linear.kernel.shape[0]
+
+
+Visit = Callable[[Layer, Groups, Condition], None]
 
 
 class Mixing(NamedTuple):
@@ -39,23 +64,31 @@ class Mixing(NamedTuple):
     scores: tuple[Array, Array] | None = None
 
 
-def layers(blocks: nnx.Module) -> Iterator[Block]:
-    """The layers of a model one by one, from its blocks, whose arrays have a leading axis."""
-    num = len(jax.tree.leaves(blocks)[0])
-    for index in range(num):
-        yield from layers_of(jax.tree.map(lambda p, index=index: p[index], blocks))
+def layers(model: Backbone, grid: Grid) -> Iterator[Layer]:
+    """The layers of a model one by one, for images of a height and width in tokens."""
+    return itertools.chain.from_iterable(map(layers_in, model.stacks(grid)))
+
+
+def layers_in(stack: Stack) -> Iterator[Layer]:
+    """The layers of a stack, whose arrays have a leading axis."""
+    numbers = iter(stack.numbers)
+    for index in range(stack.num_blocks):
+        for block in layers_of(jax.tree.map(lambda p, index=index: p[index], stack.blocks)):
+            yield Layer(next(numbers), block, stack)
 
 
 def walk(
-    model: Isotropic, x_t: Images, t: Conditions, y: Labels | None, visit: Visit
+    model: Backbone, x_t: Images, t: Conditions, y: Labels | None, visit: Visit
 ) -> Float[Array, "b h w o"]:
-    """Call `visit(number, block, x, c)` with what enters each layer; return the model's output."""
-    x, c = model.enter(x_t, t, y)
-    grid = model.token_grid(x_t)
-    for number, block in enumerate(layers(model.blocks)):
-        visit(number, block, x, c)
-        x = apply_block(block, x, c, grid)
-    return model.leave(x, c, *x_t.shape[1:3])
+    """Call `visit(layer, x, c)` with what enters each layer; return the model's output."""
+
+    def run(stack: Stack, x: Groups, c: Condition) -> Groups:
+        for layer in layers_in(stack):
+            visit(layer, x, c)
+            x = apply_block(layer.block, x, c, layer.grid)
+        return x
+
+    return model.call_with(run, x_t, t, y)
 
 
 @jax.jit(static_argnums=3)

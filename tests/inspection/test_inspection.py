@@ -1,5 +1,7 @@
 """What is said of maps, filters, mixers and replaced layers, against closed forms."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +33,7 @@ MODELS = {
     "diffussm": {"name": "diffussm", "m": 2},
     "attention": {"name": "dit", "num_heads": 2},
     "pattern": {"name": "dit", "num_heads": 2, "mixers": ("s4d", "attention")},
+    "levels": {"name": "dit", "num_heads": 2, "mixer": "s4d", "levels": (1, 2, 1)},
 }
 TINY = {"depth": 2, "width": 8, "state_size": 4, "dtype": "float32"}
 
@@ -50,18 +53,24 @@ def inputs(num=2):
     return jax.random.normal(key, (num, 4, 4, 1)), jnp.arange(num), jnp.arange(num) % 3
 
 
-@pytest.mark.parametrize("name", ["diffussm", "pattern"])
+@pytest.mark.parametrize("name", ["diffussm", "pattern", "levels"])
 def test_the_walk_ends_with_the_models_output(name):
     model = random_model(tiny_config(name))
     visited = []
 
     @jax.jit
     def outputs(x_t, t, y):
-        by_walk = walk(model, x_t, t, y, lambda *seen: visited.append(seen[0]))
+        by_walk = walk(model, x_t, t, y, lambda *seen: visited.append(seen[:2]))
         return by_walk, model(x_t, t, y)
 
     by_walk, expected = outputs(*inputs())
-    assert visited == [0, 1]
+    stages = [0, 1, 1, 2] if name == "levels" else [None, None]
+    assert [layer.number for layer, _ in visited] == list(range(len(stages)))
+    assert [layer.stack.stage for layer, _ in visited] == stages
+    for layer, x in visited:
+        assert x.shape == (2, math.prod(layer.grid) // model.group_size, layer.width)
+        is_deep = layer.stack.stage == 1
+        assert (layer.grid, layer.width) == (((2, 2), 16) if is_deep else ((4, 4), 8))
     np.testing.assert_allclose(by_walk, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -150,14 +159,14 @@ def test_the_sensitivity_of_any_mixer_is_the_norm_of_its_jacobian():
     np.testing.assert_allclose(s[0], jnp.sqrt(jnp.square(jacobian).sum((1, 3)) / 3), rtol=0.15)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["diffussm", "attention", "pattern"])
 def test_the_operator_of_s4d_does_the_same_to_every_image(name):
     model = random_model(tiny_config(name))
 
     @jax.jit
     def of_first_layer(x_t, t, y):
         x, c = model.enter(x_t, t, y)
-        mixing = mixing_of(next(layers(model.blocks)), x, c, (4, 4))
+        mixing = mixing_of(next(layers(model, (4, 4))).block, x, c, (4, 4))
         tokens, key = np.arange(16), jax.random.key(0)
         return sensitivity(mixing.apply, mixing.moved, tokens, key=key, num_probes=1)
 
