@@ -39,6 +39,7 @@ from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.parallel.preemption import PreemptionNotice
 from diffussm_jax.shapes import ceil_div
 from diffussm_jax.workdir.lock import held, is_lock
+from diffussm_jax.workdir.teacher import read_teacher_config
 
 logger = logging.getLogger(__name__)
 
@@ -52,11 +53,14 @@ def encode(config: Config) -> None:
     compares every checksum. Processes take shards in turn and must share the folder.
 
     Raises:
-        UserError: the data, the autoencoder or an earlier cache does not fit the config.
+        UserError: the data, the autoencoder, an earlier cache or the teacher of the run to come
+            does not fit the config.
         Preempted: the process got a notice to stop.
     """
     if config.data.space != "latents":
         raise UserError("config.data.space must be 'latents' for --mode=encode, got 'pixels'")
+    if config.training.teacher is not None:
+        read_teacher_config(config)  # the images may take hours
     # Gloo waits 30 s for all at the first meeting, and the lock of a killed process takes longer.
     wait_for_all("encoding")
     autoencoder = Autoencoder(config, make_mesh(devices=jax.local_devices()))

@@ -49,7 +49,13 @@ from diffussm_jax.workdir.init_from import init_from
 from diffussm_jax.workdir.leftovers import drop_after
 from diffussm_jax.workdir.ownership import claimed
 from diffussm_jax.workdir.record import make_record, require_same_position, warn_of_other_versions
-from diffussm_jax.workdir.teacher import Teacher, compile_step, facts_of, open_teacher
+from diffussm_jax.workdir.teacher import (
+    Teacher,
+    compile_step,
+    facts_of,
+    open_teacher,
+    read_teacher_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -170,11 +176,16 @@ def set_up(config: Config, workdir: Path) -> Run:
 
 
 def _open_source_of_run(config: Config, workdir: Path) -> Source:
-    """Open the training split: of the images at hand, and of those that the run began with."""
+    """Open the training split: of the images at hand, and of those that the run began with.
+
+    The config of a teacher is read before.
+    """
     goes_on = layout.holds_run(workdir)
     if goes_on:
         layout.require_same_run(workdir, config)
         same_data.require_same_folder(workdir, config)
+    if config.training.teacher is not None:
+        read_teacher_config(config)  # where it is missing, nobody need encode images first
     source = open_source(config, config.data.split)
     encoded = encoded_from(source)
     if encoded is not None and is_first():

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from diffussm_jax.config import from_dict
+from diffussm_jax.encode import encode
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.train import train
 from diffussm_jax.training.optimizer import make_optimizer
@@ -143,6 +144,16 @@ def test_a_teacher_of_another_task_is_refused(changes, message, teacher, data_di
     assert line.startswith("error: config.training.teacher: ")
     assert message in line
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize("command", [lambda config, folder: encode(config), train])
+def test_a_teacher_is_looked_for_before_the_data(command, tmp_path):
+    """Neither latents nor images nor an autoencoder are there."""
+    nowhere = {"space": "latents", "data_dir": str(tmp_path / "nowhere"), "name": "cifar10"}
+    config = student_of(tmp_path / "teacher", data=nowhere | {"image_size": 32})
+    line = error_of(lambda: command(config, tmp_path / "run"))
+    assert line.startswith(f"error: config.training.teacher: {tmp_path / 'teacher'} holds no run")
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("distill", [{"features": 1.0}, {"output": 0.0}, {"train": "mixers"}])
