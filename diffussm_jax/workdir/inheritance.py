@@ -1,5 +1,7 @@
 """What a student takes over from its teacher: every parameter that has its name and shape.
 
+Not those of a mixer that differs in what no shape shows, as the order of its scan.
+
 Parameters of the blocks are compared layer by layer, as `blocks.3.attention.qkv.kernel`, so that a
 teacher and a student may have different patterns of mixers. Those of a model with levels are
 compared stage by stage too, as `blocks.1:3.attention.qkv.kernel`.
@@ -8,6 +10,8 @@ compared stage by stage too, as `blocks.1:3.attention.qkv.kernel`.
 import logging
 import re
 from collections import defaultdict
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -21,12 +25,15 @@ from diffussm_jax.parallel.mesh import LAYERS
 from diffussm_jax.training.state import TrainState
 from diffussm_jax.workdir.init_from import Outcome, Verdict, starting_from
 from diffussm_jax.workdir.teacher import Teacher
+from diffussm_jax.workdir.unshown import OF_MIXERS, OF_POSITIONS, OF_STEPS, difference, differences
 
 logger = logging.getLogger(__name__)
 
 # The last layers of a mixer (delta_conv adds a `mean`), and of a block of DiffuSSM, which is a
 # mixer as a whole.
 _LAST_LAYER = re.compile(rf"({LAYERS}\.[\d:]+\.(?:\w+\.)?)(?:out|mean|w3)\.(?:kernel|bias)")
+
+_OF_A_MODULE = re.compile(rf"{LAYERS}\.[\d:]+\.(\w+)\.")
 
 
 def inherit(model: ModelConfig, state: TrainState, teacher: Teacher) -> TrainState:
@@ -43,8 +50,10 @@ def inherit(model: ModelConfig, state: TrainState, teacher: Teacher) -> TrainSta
         jax.eval_shape(lambda params, c=config: by_layer(c, params), params)
         for config, params in ((model, state.params), (teacher.config.model, teacher.params))
     )
-    verdicts = judge(ours, theirs)
+    unshown = unshown_differences(model, teacher.config.model)
+    verdicts = judge(ours, theirs, unshown)
     _report(verdicts)
+    _warn_of_positions(model, teacher.config.model)
 
     def merge(params: dict, taught: dict) -> dict:
         mine, others = by_layer(model, params), by_layer(teacher.config.model, taught)
@@ -60,15 +69,30 @@ def inherit(model: ModelConfig, state: TrainState, teacher: Teacher) -> TrainSta
     return starting_from(state, params)
 
 
-def judge(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Verdict]:
-    """What becomes of each parameter, by its name in one layer."""
+def unshown_differences(ours: ModelConfig, theirs: ModelConfig) -> dict[str, str]:
+    """Why parameters of a module of a block mean something else there, by the module's name."""
+    return differences(ours, theirs, OF_STEPS) | differences(ours, theirs, OF_MIXERS)
+
+
+def judge(
+    ours: dict[str, Any], theirs: dict[str, Any], unshown: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Verdict]:
+    """What becomes of each parameter, by its name in one layer.
+
+    Args:
+        unshown: what `unshown_differences` returned; these modules are not taken over.
+    """
     verdicts = {}
     for name in ours.keys() | theirs.keys():
         here, there = (list(x[name].shape) if name in x else "missing" for x in (ours, theirs))
-        if here == there:
+        module = _OF_A_MODULE.match(name)
+        reason = unshown.get(module[1], "") if module else ""
+        if here == there and not reason:
             verdicts[name] = Verdict(Outcome.LOADED)
         elif name not in ours:
             verdicts[name] = Verdict(Outcome.LEFT_OUT)
+        elif here == there:
+            verdicts[name] = Verdict(Outcome.NEW, reason)
         else:
             reason = "" if name not in theirs else f"{there} there and {here} here"
             verdicts[name] = Verdict(Outcome.NEW, reason)
@@ -117,6 +141,12 @@ def stacked(model: ModelConfig, named: dict[str, Any]) -> dict:
         layers[".".join([LAYERS, *prefix, rest])][layer] = array
     stacks = {name: jnp.stack([x[i] for i in sorted(x)]) for name, x in layers.items()}
     return unflatten_dict(others | stacks, sep=".")
+
+
+def _warn_of_positions(ours: ModelConfig, theirs: ModelConfig) -> None:
+    text = difference(ours, theirs, OF_POSITIONS)
+    if text is not None and (ours.has_positions or theirs.has_positions):
+        logger.warning("%s: what the layers take over was trained with other positions", text)
 
 
 def _report(verdicts: dict[str, Verdict]) -> None:

@@ -16,6 +16,7 @@ from diffussm_jax.config import Config, SampleConfig, parsing
 from diffussm_jax.config.drawn import carried_over, side_ratios
 from diffussm_jax.errors import UserError
 from diffussm_jax.training.state import TrainState
+from diffussm_jax.workdir.unshown import OF_MIXERS, differences
 from diffussm_jax.workdir.weights import Weights, load_weights, naming
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ def init_from(
         class_names: classes of the data to train on.
 
     Raises:
-        UserError: there are no such weights, or any other parameter is missing, unknown or of
-            another shape.
+        UserError: there are no such weights, or any other parameter is missing, unknown, of
+            another shape, or of a mixer that does something else with it.
     """
     assert config.training.init_from is not None
     with naming("config.training.init_from"):
@@ -75,6 +76,7 @@ def init_from(
     for name, verdict in verdicts.items():
         logger.info("  %s: %s", name, verdict)
     _require_none_refused(verdicts, config.training.init_from)
+    _require_same_meaning(config, weights.config)
     _report_differences(config, weights.config)
     loaded = [name for name, x in verdicts.items() if x.outcome is Outcome.LOADED]
     params = unflatten_dict(ours | {name: theirs[name] for name in loaded}, sep=".")
@@ -110,6 +112,14 @@ def _require_none_refused(verdicts: dict[str, Verdict], folder: str) -> None:
         raise UserError(
             f"config.training.init_from: {folder} has other parameters than this config's model, "
             f"{len(refused)} in all: {refused[0]} is {verdicts[refused[0]].reason}"
+        )
+
+
+def _require_same_meaning(config: Config, theirs: Config) -> None:
+    for difference in differences(config.model, theirs.model, OF_MIXERS).values():
+        raise UserError(
+            f"config.training.init_from: {config.training.init_from} has parameters of these "
+            f"shapes that mean something else: {difference}; use its value"
         )
 
 

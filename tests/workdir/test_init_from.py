@@ -14,6 +14,7 @@ from diffussm_jax.workdir.init_from import init_from
 from diffussm_jax.workdir.weights import load_weights
 from tests.conftest import merge
 from tests.saved_runs import assert_equal
+from tests.teachers import DIT, write_teacher
 
 DIGITS = [str(i) for i in range(10)]
 FILL = 7.0
@@ -92,6 +93,23 @@ def test_another_model_is_refused_by_name(model, message, tiny_config, exported,
         begin(tiny_config, exported, {"model": model})
     assert "\n" not in str(error.value)
     assert ": refused, " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("model", "change"),
+    [
+        ({"mixer": "s4d", "scan_orders": "rows"}, {"scan_orders": "columns"}),
+        ({}, {"num_heads": 4}),
+        ({"mixer": "delta_conv"}, {"delta_gate": "sigmoid"}),
+    ],
+)
+def test_weights_that_mean_something_else_are_refused(model, change, tiny_config, tmp_path):
+    write_teacher(tmp_path / "export", model=model)
+    begin(tiny_config, tmp_path / "export", {"model": DIT | model})
+    (field,) = change
+    with pytest.raises(UserError, match=f"mean something else: model.{field} is ") as error:
+        begin(tiny_config, tmp_path / "export", {"model": DIT | model | change})
+    assert "\n" not in str(error.value)
 
 
 def test_another_process_is_said(tiny_config, exported, caplog):

@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffussm_jax.config import from_dict
+from diffussm_jax.config import ModelConfig, from_dict
 from diffussm_jax.encode import encode
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.train import train
 from diffussm_jax.training.optimizer import make_optimizer
 from diffussm_jax.training.state import abstract_model, init_state
-from diffussm_jax.workdir.inheritance import by_layer, inherit, judge, stacked
+from diffussm_jax.workdir.inheritance import by_layer, inherit, judge, stacked, unshown_differences
 from diffussm_jax.workdir.init_from import Outcome
 from diffussm_jax.workdir.teacher import open_teacher
+from diffussm_jax.workdir.unshown import OF_MIXERS, OF_POSITIONS, OF_STEPS
 from tests.fuzz.one_line import error_of, files_of
 from tests.models.tiny import inputs, tiny
 from tests.saved_runs import assert_equal, restored
@@ -107,6 +108,87 @@ def test_of_a_mixer_that_fits_in_part_the_output_starts_at_zero(ours, theirs, ze
     assert outcomes == {Outcome.LOADED, Outcome.NEW, Outcome.ADDED}
     same = judge(shapes(**heads, **ours), shapes(**heads, **ours))
     assert {x.outcome for x in same.values()} == {Outcome.LOADED}
+
+
+DELTA_CONV = {"name": "dit", "mixer": "delta_conv"}
+CONVNEXT = {"name": "dit", "mixer": "convnext"}
+UNSHOWN = [
+    (S4D | {"scan_orders": "rows"}, {"scan_orders": "columns"}, "s4d"),
+    (S4D, {"dt_rate": (1.0, 0.5)}, "s4d"),
+    ({"name": "diffussm"}, {"dt_rate": 0.5}, "ssm"),
+    (DELTA_CONV, {"delta_gate": "sigmoid"}, "delta_conv"),
+    (DELTA_CONV, {"pyramid": (1, 4)}, "delta_conv"),
+    (CONVNEXT, {"modulate_convolved": True}, "convnext"),
+]
+
+
+@pytest.mark.parametrize(("model", "change", "module"), UNSHOWN, ids=str)
+def test_a_mixer_that_no_shape_tells_apart_begins_anew(model, change, module):
+    model = {"num_heads": 2} | model
+    ours, theirs = (tiny(**x).model for x in (model | change, model))
+    unshown = unshown_differences(ours, theirs)
+    verdicts = judge(shapes(**model | change), shapes(**model), unshown)
+    mine = {name: x for name, x in verdicts.items() if f".{module}." in name}
+    assert {x.outcome for x in mine.values()} <= {Outcome.NEW, Outcome.ADDED}
+    (field,) = change
+    reasons = {x.reason for x in mine.values() if x.outcome is Outcome.NEW}
+    value, before = (getattr(x, field) for x in (ours, theirs))
+    assert reasons == {f"model.{field} is {value!r} here and was {before!r} there"}
+    last = "blocks.1.w3" if module == "ssm" else f"blocks.1.{module}.out"
+    assert verdicts[f"{last}.kernel"].outcome is Outcome.ADDED
+    others = {x.outcome for name, x in verdicts.items() if not name.startswith("blocks.")}
+    assert others == {Outcome.LOADED}
+    assert verdicts["blocks.1.modulation.linear.kernel"].outcome is Outcome.LOADED
+
+
+def test_equal_rates_and_fields_of_absent_mixers_are_no_difference():
+    both = tiny(**S4D | {"dt_rate": (1.0, 0.5)}).model
+    same = dataclasses.replace(both, delta_gate="sigmoid", modulate_convolved=True, num_heads=2)
+    assert unshown_differences(both, same) == {}
+    pair = dataclasses.replace(both, dt_rate=(2.0, 2.0))
+    assert unshown_differences(pair, dataclasses.replace(both, dt_rate=2.0)) == {}
+
+
+OF_COMPUTING = {  # and of initial values
+    *("dtype", "residual_dtype", "remat", "scan_unroll", "dt_range"),
+    *("ssm_implementation", "stack_implementation", "attention_implementation"),
+}
+BY_SHAPE = {
+    "name": ({}, {"name": "dit"}),
+    "depth": ({}, {"depth": 4}),
+    "width": ({}, {"width": 32}),
+    "patch_size": ({}, {"patch_size": 2}),
+    "m": ({}, {"m": 4}),
+    "state_size": ({}, {"state_size": 16}),
+    "direction": ({}, {"direction": "forward"}),
+    "share_ssm": ({}, {"share_ssm": True}),
+    "gate": ({}, {"gate": True}),
+    "mixer": (S4D, {"mixer": "dico"}),
+    "mixers": ({"name": "dit"}, {"mixers": ("attention", "s4d")}),
+    "kernel_size": (CONVNEXT, {"kernel_size": 3}),
+    "mlp_ratio": (S4D, {"mlp_ratio": 2}),
+    "levels": (S4D, {"levels": (2, 2, 2)}),
+    "last_stage": (S4D | {"levels": (2, 2, 2)}, {"last_stage": "wide"}),
+}
+
+
+def test_every_field_of_the_network_is_told_by_shapes_or_by_name():
+    """A new field that changes what parameters mean has to be placed here."""
+    named = {x for fields in (OF_MIXERS, OF_STEPS) for names in fields.values() for x in names}
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert fields == OF_COMPUTING | BY_SHAPE.keys() | named | {*OF_POSITIONS}
+    for field, (model, change) in BY_SHAPE.items():
+        one, other = ({"num_heads": 2, **model, **x} for x in ({}, change))
+        outcomes = {x.outcome for x in judge(shapes(**one), shapes(**other)).values()}
+        assert outcomes != {Outcome.LOADED}, field
+
+
+def test_other_positions_are_said(teacher, tmp_path, caplog):
+    one = make_mesh(devices=jax.devices()[:1])
+    config = student_of(teacher[0], model={"position_scale": 0.5})
+    state = jax.jit(lambda: init_state(config, make_optimizer(config)))()
+    inherit(config.model, state, open_teacher(config, one, tmp_path))
+    assert "model.position_scale is 0.5 here and was 1.0 there" in caplog.text
 
 
 def test_stages_are_compared_one_by_one():
