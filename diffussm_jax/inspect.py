@@ -26,6 +26,7 @@ from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.sampling.generator import Generator, make_decoder
 from diffussm_jax.sampling.model import TrainedModel, load
 from diffussm_jax.training.state import abstract_model, init_params
+from diffussm_jax.workdir.inheritance import began_with_own_ssm
 from diffussm_jax.workdir.lock import held, is_lock
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def inspect(config: Config, workdir: Path) -> None:
     require_only(folder, _is_ours, named=str(folder))
     model = load(workdir, ema=options.ema, ema_length=options.ema_length, config=config)
     with held(folder, named=str(folder)):
-        report, pictures = _inspect(config, model)
+        report, pictures = _inspect(config, workdir, model)
         if config.inspect.distance:
             _add_distances(config, workdir, model, report)
         _write(folder, report, pictures)
@@ -59,7 +60,7 @@ def _is_ours(name: str) -> bool:
     return is_lock(name) or is_output is not None
 
 
-def _inspect(config: Config, trained: TrainedModel) -> tuple[Report, list[Figure]]:
+def _inspect(config: Config, workdir: Path, trained: TrainedModel) -> tuple[Report, list[Figure]]:
     config = dataclasses.replace(trained.config, data=config.data, inspect=config.inspect)
     options = config.inspect
     images = clean_images(config, trained)
@@ -70,7 +71,7 @@ def _inspect(config: Config, trained: TrainedModel) -> tuple[Report, list[Figure
     grid = model.token_grid(images.x0)
     layers = reports.look(config, model, batches)
     initial = None
-    if config.training.init_from is None:
+    if began_with_own_ssm(workdir, config):
         initial = nnx.merge(graphdef, init_params(trained.config))
     drawn = reports.add_filters(layers, model, initial, grid)
     if options.perturb:

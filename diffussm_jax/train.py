@@ -44,18 +44,12 @@ from diffussm_jax.workdir import layout, same_data
 from diffussm_jax.workdir.checkpoints import Checkpoints, Saved
 from diffussm_jax.workdir.dump import dump_at_nonfinite
 from diffussm_jax.workdir.ema_snapshots import save_snapshots
-from diffussm_jax.workdir.inheritance import inherit
+from diffussm_jax.workdir.inheritance import facts_of, inherit
 from diffussm_jax.workdir.init_from import init_from
 from diffussm_jax.workdir.leftovers import drop_after
 from diffussm_jax.workdir.ownership import claimed
 from diffussm_jax.workdir.record import make_record, require_same_position, warn_of_other_versions
-from diffussm_jax.workdir.teacher import (
-    Teacher,
-    compile_step,
-    facts_of,
-    open_teacher,
-    read_teacher_config,
-)
+from diffussm_jax.workdir.teacher import Teacher, compile_step, open_teacher, read_teacher_config
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +160,8 @@ def set_up(config: Config, workdir: Path) -> Run:
     train_step = compile_step(config, graphdef, abstract, mesh, teacher)
     evaluate = make_evaluation(config, graphdef, mesh)
     if is_first():
-        same_data.begin_data_facts(workdir, source.facts | facts_of(teacher))
+        begins_with = facts_of(config, abstract.params, teacher)
+        same_data.begin_data_facts(workdir, source.facts | begins_with)
     periodic = [
         Action(config.training.eval_every, lambda state, step: Findings(evaluate(state))),
         *_drawing_actions(config, workdir, graphdef, mesh),

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffussm_jax.inspect import inspect
 from diffussm_jax.inspection.pictures import Axes, curves, heat_maps, mosaic, points, table
+from diffussm_jax.workdir.inheritance import TAKES_SSM
 from tests.conftest import merge
 from tests.fuzz.one_line import error_of
 
@@ -37,6 +38,11 @@ def test_a_run_and_its_page(trained, tiny_config, tmp_path):
         assert (folder / f"{name}.png").read_bytes() == base64.b64decode(data)
         with Image.open(folder / f"{name}.png") as picture:
             assert picture.size[0] > 100
+    facts = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(facts | {TAKES_SSM: True}))
+    inspect(merge(tiny_config, {"inspect": QUICK | {"perturb": False}}), run)
+    report = json.loads((folder / "inspect.json").read_text())
+    assert set(report["layers"][0]["poles"]) == {"after"}
     (folder / "mine.txt").write_text("x")
     line = error_of(lambda: inspect(merge(tiny_config, {"inspect": QUICK}), run))
     assert "holds 'mine.txt'" in line

@@ -11,6 +11,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,16 +19,20 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffussm_jax.config import ModelConfig
+from diffussm_jax.config import Config, ModelConfig
 from diffussm_jax.models.dit import layer_name
 from diffussm_jax.models.levels import stage_name
 from diffussm_jax.parallel.mesh import LAYERS
 from diffussm_jax.training.state import TrainState
+from diffussm_jax.workdir.data_facts import read_all_facts
 from diffussm_jax.workdir.init_from import Outcome, Verdict, starting_from
-from diffussm_jax.workdir.teacher import Teacher
+from diffussm_jax.workdir.teacher import SHA256, Teacher
 from diffussm_jax.workdir.unshown import OF_MIXERS, OF_POSITIONS, OF_STEPS, difference, differences
 
 logger = logging.getLogger(__name__)
+
+# Among the facts of a run's data.json: whether other weights are where its SSMs begin.
+TAKES_SSM = "ssm_from_other_weights"
 
 # The last layers of a mixer (delta_conv adds a `mean`), and of a block of DiffuSSM, which is a
 # mixer as a whole.
@@ -46,12 +51,7 @@ def inherit(model: ModelConfig, state: TrainState, teacher: Teacher) -> TrainSta
     Args:
         model: the student's.
     """
-    ours, theirs = (
-        jax.eval_shape(lambda params, c=config: by_layer(c, params), params)
-        for config, params in ((model, state.params), (teacher.config.model, teacher.params))
-    )
-    unshown = unshown_differences(model, teacher.config.model)
-    verdicts = judge(ours, theirs, unshown)
+    verdicts = _compare(model, state.params, teacher)
     _report(verdicts)
     _warn_of_positions(model, teacher.config.model)
 
@@ -72,6 +72,43 @@ def inherit(model: ModelConfig, state: TrainState, teacher: Teacher) -> TrainSta
 def unshown_differences(ours: ModelConfig, theirs: ModelConfig) -> dict[str, str]:
     """Why parameters of a module of a block mean something else there, by the module's name."""
     return differences(ours, theirs, OF_STEPS) | differences(ours, theirs, OF_MIXERS)
+
+
+def facts_of(config: Config, params: dict, teacher: Teacher | None) -> dict[str, Any]:
+    """What a work directory, and an export of it, keeps of the weights that a run begins with.
+
+    Args:
+        params: the run's, or their shapes.
+    """
+    facts: dict[str, Any] = {} if teacher is None else {SHA256: teacher.sha256}
+    if config.training.init_from is not None:
+        facts[TAKES_SSM] = True
+    elif teacher is not None:
+        verdicts = _compare(config.model, params, teacher)
+        taken = (name for name, x in verdicts.items() if x.outcome is Outcome.LOADED)
+        facts[TAKES_SSM] = any(".ssm." in name for name in taken)
+    return facts
+
+
+def began_with_own_ssm(folder: Path, config: Config) -> bool:
+    """Whether the state space layers of a run began as its seed has them.
+
+    Args:
+        folder: the work directory, or an export, whose config no longer names other weights.
+    """
+    facts = read_all_facts(folder)
+    by_default = config.training.init_from is not None or SHA256 in facts  # of earlier versions
+    return not facts.get(TAKES_SSM, by_default)
+
+
+def _compare(model: ModelConfig, params: dict, teacher: Teacher) -> dict[str, Verdict]:
+    """What becomes of each parameter of a student, and of its teacher."""
+    theirs = teacher.config.model
+    shapes = (
+        jax.eval_shape(lambda params, c=config: by_layer(c, params), params)
+        for config, params in ((model, params), (theirs, teacher.params))
+    )
+    return judge(*shapes, unshown_differences(model, theirs))
 
 
 def judge(

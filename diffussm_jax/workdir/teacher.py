@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 from jax.sharding import Mesh
@@ -128,11 +128,6 @@ def compile_step(
     structure, params = in_the_loss(config, teacher)
     step = compile_train_step(config, graphdef, abstract, mesh, structure)
     return functools.partial(step, teacher_params=params)
-
-
-def facts_of(teacher: Teacher | None) -> dict[str, Any]:
-    """What a student's work directory keeps of its teacher."""
-    return {} if teacher is None else {SHA256: teacher.sha256}
 
 
 def _require_same_as_before(workdir: Path, sha256: str) -> None:

@@ -14,8 +14,17 @@ from diffussm_jax.encode import encode
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.train import train
 from diffussm_jax.training.optimizer import make_optimizer
-from diffussm_jax.training.state import abstract_model, init_state
-from diffussm_jax.workdir.inheritance import by_layer, inherit, judge, stacked, unshown_differences
+from diffussm_jax.training.state import abstract_model, abstract_state, init_state
+from diffussm_jax.workdir.data_facts import write_data_facts
+from diffussm_jax.workdir.inheritance import (
+    began_with_own_ssm,
+    by_layer,
+    facts_of,
+    inherit,
+    judge,
+    stacked,
+    unshown_differences,
+)
 from diffussm_jax.workdir.init_from import Outcome
 from diffussm_jax.workdir.teacher import open_teacher
 from diffussm_jax.workdir.unshown import OF_MIXERS, OF_POSITIONS, OF_STEPS
@@ -108,6 +117,35 @@ def test_of_a_mixer_that_fits_in_part_the_output_starts_at_zero(ours, theirs, ze
     assert outcomes == {Outcome.LOADED, Outcome.NEW, Outcome.ADDED}
     same = judge(shapes(**heads, **ours), shapes(**heads, **ours))
     assert {x.outcome for x in same.values()} == {Outcome.LOADED}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "training", "is_own"),
+    [
+        (S4D, {}, False),
+        (S4D | {"scan_orders": "rows"}, {}, True),  # as wide as none of the student's
+        ({}, {}, True),  # attention
+        ({}, {"init_from": "elsewhere"}, False),
+    ],
+    ids=str,
+)
+def test_a_run_and_its_export_know_whether_ssms_are_inherited(theirs, training, is_own, tmp_path):
+    folder = tmp_path / "teacher"
+    write_teacher(folder, model=theirs)
+    config = student_of(folder, model=S4D, training=training)
+    one = make_mesh(devices=jax.devices()[:1])
+    taught = open_teacher(config, one, tmp_path)
+    facts = facts_of(config, abstract_state(config, one).params, taught)
+    write_data_facts(tmp_path, facts)
+    assert began_with_own_ssm(tmp_path, from_dict(VALUES)) is is_own
+
+
+def test_without_facts_the_config_says_what_a_run_began_with(tmp_path):
+    assert began_with_own_ssm(tmp_path, from_dict(VALUES))
+    other = from_dict(values_with(VALUES, training={"init_from": "elsewhere"}))
+    assert not began_with_own_ssm(tmp_path, other)
+    write_data_facts(tmp_path, {"teacher_sha256": "of an earlier version"})
+    assert not began_with_own_ssm(tmp_path, from_dict(VALUES))
 
 
 DELTA_CONV = {"name": "dit", "mixer": "delta_conv"}
