@@ -17,7 +17,6 @@ from diffussm_jax.config import MixerName, ModelConfig
 from diffussm_jax.models.isotropic import Isotropic
 from diffussm_jax.models.layers import Modulation, linear, modulate, sincos2d
 from diffussm_jax.models.mixers import Functions, Mixer, create_mixer
-from diffussm_jax.models.mixers.convnext import ConvNeXt
 from diffussm_jax.shapes import Condition, Grid, Groups
 
 
@@ -89,10 +88,8 @@ class TransformerBlock(nnx.Module):
     def mix(
         self, x: Groups, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"], grid: Grid
     ) -> Groups:
-        """What the mixer makes of modulated rows."""
-        if isinstance(self.mixer, ConvNeXt) and self.mixer.is_modulated:
-            return self.mixer(x, grid, shift, scale)
-        return self.mixer(modulate(x, shift, scale), grid)
+        """What the mixer makes of rows x, which it modulates."""
+        return self.mixer(x, grid, functools.partial(modulate, shift=shift, scale=scale))
 
     @property
     def mixer(self) -> Mixer:

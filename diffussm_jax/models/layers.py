@@ -1,6 +1,7 @@
 """Layers shared by the backbones: embeddings of time, class and place, and adaptive modulation."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,10 @@ class Modulation(nnx.Module):
 
     def __call__(self, c: Condition) -> tuple[Float[Array, "b 1 d"], ...]:
         return tuple(jnp.split(self.linear(jax.nn.silu(c))[:, None], self.num, axis=-1))
+
+
+# What applies a block's LayerNorm, shift and scale: `modulate` of the condition at hand.
+ModulateRows = Callable[[Groups], Groups]
 
 
 def modulate(x: Groups, shift: Float[Array, "b 1 d"], scale: Float[Array, "b 1 d"]) -> Groups:

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from diffussm_jax.config import DeltaGate, ModelConfig
 from diffussm_jax.config.parsing import ConfigError
+from diffussm_jax.models.layers import modulate
 from diffussm_jax.models.mixers.convnext import ConvNeXt
 from diffussm_jax.models.mixers.delta_conv import DeltaConv, upsample
 from diffussm_jax.models.mixers.dico import DiCo
@@ -37,8 +38,12 @@ def mixer_of(name, *, randomize=True, **options):
     return mixer
 
 
-def run(mixer, x, grid=GRID, *modulation):
-    return jax.jit(lambda x: mixer(x, grid, *modulation))(x)
+def unmodulated(x):
+    return x
+
+
+def run(mixer, x, grid=GRID, modulate=unmodulated):
+    return jax.jit(lambda x: mixer(x, grid, modulate))(x)
 
 
 def tokens(height=HEIGHT, width=WIDTH, dtype=jnp.float32):
@@ -92,7 +97,7 @@ def test_delta_conv_is_a_loop_over_stages_and_places(gate: DeltaGate):
 
 
 def test_convnext_is_a_loop_over_places_and_channels():
-    mixer, x = mixer_of("convnext", kernel_size=3), tokens()
+    mixer, x = mixer_of("convnext", kernel_size=3, modulate_convolved=True), tokens()
     modulation = np.random.default_rng(2).normal(size=(2, 2, 1, D)).astype(np.float32)
     y = by_loop(np.float64(x).reshape(2, *GRID, D), mixer.depthwise.kernel[...])
     y = y.reshape(2, -1, D) + np.float64(mixer.depthwise.bias[...])
@@ -105,7 +110,8 @@ def test_convnext_is_a_loop_over_places_and_channels():
         norms = np.array([np.linalg.norm(hidden[image, :, c]) for c in range(3 * D)])
         response = norms / norms.mean()
         normed[image] = scale * hidden[image] * response + bias + hidden[image]
-    modulated = run(mixer, x, GRID, *jnp.asarray(modulation))
+    shift, scale = jnp.asarray(modulation)
+    modulated = run(mixer, x, modulate=lambda rows: modulate(rows, shift, scale))
     np.testing.assert_allclose(modulated, dense(mixer.out, normed), atol=3e-4)
 
 
@@ -155,7 +161,7 @@ def test_the_tangent_is_the_slope_also_where_a_channel_is_zero(name):
 
     @jax.jit
     def both():
-        along = functools.partial(mixer, grid=GRID)
+        along = functools.partial(mixer, grid=GRID, modulate=unmodulated)
         slope = (along(x + 1e-2 * v) - along(x - 1e-2 * v)) / 2e-2
         return jax.jvp(along, (x,), (v,))[1], slope
 
@@ -174,7 +180,7 @@ def test_gradients_reach_every_parameter(name):
     graphdef, params = nnx.split(mixer_of(name, kernel_size=3), nnx.Param)
 
     def total(params):
-        return jnp.square(nnx.merge(graphdef, params)(tokens(), GRID)).sum()
+        return jnp.square(nnx.merge(graphdef, params)(tokens(), GRID, unmodulated)).sum()
 
     gradients = jax.jit(jax.grad(total))(nnx.to_pure_dict(params))
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):

@@ -1,6 +1,7 @@
 """The mixers of a DiT's block, one by one and in patterns."""
 
 import operator
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,16 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from diffussm_jax.config import ModelConfig
+from diffussm_jax.config import MixerName, ModelConfig
 from diffussm_jax.config.parsing import ConfigError
+from diffussm_jax.models.mixers import Functions, Mixer, create_mixer
 from diffussm_jax.models.mixers.s4d import S4DMixer, transpose
+from diffussm_jax.ops.attention import attention
+from diffussm_jax.ops.depthwise import convolve
 from diffussm_jax.ops.s4d import s4d
 from diffussm_jax.planning.multiply_adds import multiply_adds
 from diffussm_jax.training.state import abstract_model
+from tests.models.test_convolutional_mixers import unmodulated
 from tests.models.tiny import (
     assert_gradients_reach_all,
     assert_same_on_a_mesh,
@@ -70,15 +75,15 @@ def test_s4d_is_a_loop_over_orders_directions_and_channels(scan_orders):
             )
     gated = y * (z / (1 + np.exp(-z)))[:, :, None]
     expected = gated.reshape(2, HEIGHT * WIDTH, -1) @ np.float64(mixer.out.kernel[...])
-    np.testing.assert_allclose(mixer(x, GRID), expected, atol=1e-5)
+    np.testing.assert_allclose(mixer(x, GRID, unmodulated), expected, atol=1e-5)
 
 
 def test_columns_are_the_rows_of_the_transposed_image():
     x = tokens()
     rows, columns = (s4d_mixer(scan_orders=orders) for orders in ("rows", "columns"))
-    transposed = rows(transpose(x, GRID), (WIDTH, HEIGHT))
+    transposed = rows(transpose(x, GRID), (WIDTH, HEIGHT), unmodulated)
     np.testing.assert_allclose(
-        columns(x, GRID), transpose(transposed, (WIDTH, HEIGHT)), rtol=1e-5, atol=1e-6
+        columns(x, GRID, unmodulated), transpose(transposed, (WIDTH, HEIGHT)), rtol=1e-5, atol=1e-6
     )
 
 
@@ -97,6 +102,22 @@ def test_a_pattern_is_its_blocks_one_after_another():
         assert (pattern.layer_0.mixer_name, pattern.layer_1.mixer_name) == HYBRID["mixers"]
         expected = pattern.layer_1(pattern.layer_0(expected, c, (8, 8)), c, (8, 8))
     np.testing.assert_allclose(model.run_blocks(x, c, (8, 8)), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", get_args(MixerName))
+def test_every_mixer_modulates_its_input_once(name):
+    functions = Functions(attention, s4d, convolve)
+    config = ModelConfig(name="dit", width=D, num_heads=2, state_size=4, dtype="float32")
+    mixer, calls = create_mixer(name, config, functions=functions, rngs=nnx.Rngs(0)), []
+    assert isinstance(mixer, Mixer)
+    x, grid = jnp.concatenate([tokens(), tokens(1)], axis=1), (2, 6)
+
+    def modulate(rows):
+        calls.append(rows)
+        return 2 * rows + 1
+
+    np.testing.assert_array_equal(mixer(x, grid, modulate), mixer(2 * x + 1, grid, unmodulated))
+    assert len(calls) == 1
 
 
 def test_names_of_parameters_say_the_mixer():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.test_convolutional_mixers import D, mixer_of, tokens
+from tests.models.test_convolutional_mixers import D, mixer_of, tokens, unmodulated
 
 pytestmark = pytest.mark.parity
 
@@ -57,7 +57,9 @@ def test_values_and_all_gradients(theirs):
 
     @jax.jit
     def ours(x, params):
-        y, vjp = jax.vjp(lambda x, params: nnx.merge(graphdef, params)(x, GRID), x, params)
+        y, vjp = jax.vjp(
+            lambda x, params: nnx.merge(graphdef, params)(x, GRID, unmodulated), x, params
+        )
         return y, *vjp(dy)
 
     y, *gradients = ours(*arguments)

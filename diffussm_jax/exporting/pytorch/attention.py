@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffussm_jax.exporting.pytorch.backbone import Grid
-from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS
+from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS, Modulated
 
 
 class Attention(nn.Module):
@@ -18,9 +18,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(d, 3 * d)
         self.out = nn.Linear(d, d)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid, modulated: Modulated) -> Tensor:
         b, l, d = x.shape
-        q, k, v = self.qkv(x).reshape(b, l, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(modulated(x)).reshape(b, l, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v)  # b heads l d/heads
         return self.out(y.transpose(1, 2).reshape(b, l, d))
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffussm_jax.exporting.pytorch.backbone import Grid
 from diffussm_jax.exporting.pytorch.convolutions import as_image, as_tokens, depthwise
-from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS
+from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS, Modulated
 from diffussm_jax.exporting.pytorch.layers import gelu, layer_norm
 
 
@@ -16,17 +16,21 @@ class ConvNeXt(nn.Module):
 
     def __init__(self, model: dict[str, Any]):
         super().__init__()
-        d, self.is_modulated = model["width"], model["modulate_convolved"]
+        d, self.is_modulated_behind = model["width"], model["modulate_convolved"]
         self.depthwise = depthwise(d, model["kernel_size"] or 7)
         self.widen = nn.Linear(d, 3 * d)
         self.norm = GlobalResponseNorm(3 * d)
         self.out = nn.Linear(3 * d, d)
 
-    def forward(
-        self, x: Tensor, grid: Grid, shift: Tensor | float = 0.0, scale: Tensor | float = 0.0
-    ) -> Tensor:
-        y = layer_norm(as_tokens(self.depthwise(as_image(x, grid)))) * (1 + scale) + shift
+    def forward(self, x: Tensor, grid: Grid, modulated: Modulated) -> Tensor:
+        if self.is_modulated_behind:
+            y = modulated(self.convolve(x, grid))
+        else:
+            y = layer_norm(self.convolve(modulated(x), grid))
         return self.out(self.norm(gelu(self.widen(y))))
+
+    def convolve(self, x: Tensor, grid: Grid) -> Tensor:
+        return as_tokens(self.depthwise(as_image(x, grid)))
 
 
 class GlobalResponseNorm(nn.Module):

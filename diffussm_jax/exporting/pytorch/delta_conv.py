@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from diffussm_jax.exporting.pytorch.backbone import Grid
 from diffussm_jax.exporting.pytorch.convolutions import as_image, as_tokens, depthwise
-from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS
+from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS, Modulated
 
 
 class DeltaConv(nn.Module):
@@ -24,7 +24,8 @@ class DeltaConv(nn.Module):
         self.out = nn.Linear(d // 4 * len(self.pyramid), d)
         self.mean = nn.Linear(d, d)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid, modulated: Modulated) -> Tensor:
+        x = modulated(x)
         u = as_image(self.narrow(x), grid)
         stages = [self.stage(index, u) for index in range(len(self.pyramid))]
         return self.out(as_tokens(torch.cat(stages, dim=1))) + self.mean(x.mean(1, keepdim=True))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffussm_jax.exporting.pytorch.backbone import Grid
 from diffussm_jax.exporting.pytorch.convolutions import as_image, as_tokens, depthwise
-from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS
+from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS, Modulated
 from diffussm_jax.exporting.pytorch.layers import gelu
 
 
@@ -22,8 +22,8 @@ class DiCo(nn.Module):
         self.gate = nn.Linear(d, d)
         self.out = nn.Linear(d, d)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        y = gelu(as_tokens(self.depthwise(as_image(self.enter(x), grid))))
+    def forward(self, x: Tensor, grid: Grid, modulated: Modulated) -> Tensor:
+        y = gelu(as_tokens(self.depthwise(as_image(self.enter(modulated(x)), grid))))
         return self.out(y * torch.sigmoid(self.gate(y.mean(dim=1, keepdim=True))))
 
 

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from diffussm_jax.exporting.pytorch.backbone import Grid
 from diffussm_jax.exporting.pytorch.layers import Modulation, gelu, modulate, sincos2d
 
+# What a mixer applies once, to the tokens or to what it makes of them first.
+Modulated = Callable[[Tensor], Tensor]
 # What mixes tokens [b l d] of a grid, by its name; it is made of the model's section.
 MIXERS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {}
 
@@ -37,9 +39,7 @@ class TransformerBlock(nn.Module):
 
     def mix(self, x: Tensor, shift: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         mixer = self.get_submodule(self.mixer_name)
-        if getattr(mixer, "is_modulated", False):  # it modulates by itself
-            return mixer(x, grid, shift, scale)
-        return mixer(modulate(x, shift, scale), grid)
+        return mixer(x, grid, lambda rows: modulate(rows, shift, scale))
 
 
 class PatternBlock(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffussm_jax.exporting.pytorch.backbone import Grid
-from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS
+from diffussm_jax.exporting.pytorch.dit_blocks import MIXERS, Modulated
 from diffussm_jax.exporting.pytorch.s4d import S4D
 
 
@@ -24,9 +24,9 @@ class S4DMixer(nn.Module):
         self.out = nn.Linear((2 if model["direction"] == "both" else 1) * d, d)
         self.orders = orders
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid, modulated: Modulated) -> Tensor:
         b, l, _ = x.shape
-        u, z = self.uz(x).chunk(2, dim=-1)
+        u, z = self.uz(modulated(x)).chunk(2, dim=-1)
         scanned = [transposed(u, grid) if order else u for order in self.orders]
         y = self.ssm(torch.cat(scanned, dim=-1))  # b l r orders*d
         parts = zip(self.orders, y.chunk(len(self.orders), dim=-1))

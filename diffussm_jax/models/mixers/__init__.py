@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from flax import nnx
 
 from diffussm_jax.config import MixerName, ModelConfig
+from diffussm_jax.models.layers import ModulateRows
 from diffussm_jax.models.mixers.attention import Attention
 from diffussm_jax.models.mixers.convnext import ConvNeXt
 from diffussm_jax.models.mixers.delta_conv import DeltaConv
@@ -20,8 +21,14 @@ from diffussm_jax.shapes import Grid, Groups
 class Mixer(Protocol):
     """What mixes tokens [b l d], which are in raster order on a grid of l = height x width."""
 
-    def __call__(self, x: Groups, grid: Grid) -> Groups:
-        """Give each token what it needs to know of the others; x itself is added by the block."""
+    def __call__(self, x: Groups, grid: Grid, modulate: ModulateRows) -> Groups:
+        """Give each token what it needs to know of the others; x itself is added by the block.
+
+        Args:
+            x: the residual stream.
+            modulate: the block's LayerNorm, shift and scale, to be applied once: to x, or to what
+                a mixer makes of it first.
+        """
         ...
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.layers import linear
+from diffussm_jax.models.layers import ModulateRows, linear
 from diffussm_jax.ops.attention import Attend
 from diffussm_jax.shapes import Grid, Groups
 
@@ -20,9 +20,9 @@ class Attention(nnx.Module):
         self.num_heads = config.num_heads
         self.attend = attend
 
-    def __call__(self, x: Groups, grid: Grid) -> Groups:
+    def __call__(self, x: Groups, grid: Grid, modulate: ModulateRows) -> Groups:
         b, j, d = x.shape
-        parts = jnp.split(self.qkv(x), 3, axis=-1)
+        parts = jnp.split(self.qkv(modulate(x)), 3, axis=-1)
         q, k, v = (part.reshape(b, j, self.num_heads, -1) for part in parts)
         with jax.named_scope("attention"):
             y = self.attend(q, k, v)

@@ -9,10 +9,9 @@ the modulation of a DiT's block comes before the mixer.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.layers import layer_norm, linear
+from diffussm_jax.models.layers import ModulateRows, layer_norm, linear
 from diffussm_jax.models.mixers.depthwise import Depthwise
 from diffussm_jax.ops.depthwise import Convolve
 from diffussm_jax.shapes import Grid, Groups, Tokens
@@ -25,7 +24,7 @@ EPSILON = 1e-6
 class ConvNeXt(nnx.Module):
     """W_out GRN(gelu(W_widen LayerNorm(K * x))), with GRN as the identity at the start.
 
-    Where `is_modulated`, it is called with the residual stream, and its LayerNorm is modulated.
+    Where `is_modulated_behind`, K convolves the residual stream, and this LayerNorm is modulated.
     """
 
     def __init__(self, config: ModelConfig, *, convolve: Convolve, rngs: nnx.Rngs):
@@ -42,21 +41,20 @@ class ConvNeXt(nnx.Module):
         self.widen = linear(d, EXPANSION * d, dtype=dtype, rngs=rngs)
         self.norm = GlobalResponseNorm(EXPANSION * d, dtype=dtype)
         self.out = linear(EXPANSION * d, d, dtype=dtype, rngs=rngs)
-        self.is_modulated = config.modulate_convolved
+        self.is_modulated_behind = config.modulate_convolved
         self.dtype = dtype
 
-    def __call__(
-        self,
-        x: Groups,
-        grid: Grid,
-        shift: Float[Array, "b 1 d"] | float = 0.0,
-        scale: Float[Array, "b 1 d"] | float = 0.0,
-    ) -> Groups:
-        b, l, d = x.shape
-        y = self.depthwise(x.reshape(b, *grid, d).astype(self.dtype)).reshape(b, l, d)
-        y = layer_norm(y, dtype=self.dtype) * (1 + scale) + shift
+    def __call__(self, x: Groups, grid: Grid, modulate: ModulateRows) -> Groups:
+        if self.is_modulated_behind:
+            y = modulate(self._convolve(x, grid))
+        else:
+            y = layer_norm(self._convolve(modulate(x), grid), dtype=self.dtype)
         hidden = jax.nn.gelu(self.widen(y))
         return self.out(self.norm(hidden))
+
+    def _convolve(self, x: Groups, grid: Grid) -> Groups:
+        b, _, d = x.shape
+        return self.depthwise(x.reshape(b, *grid, d).astype(self.dtype)).reshape(x.shape)
 
 
 class GlobalResponseNorm(nnx.Module):

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffussm_jax.config import DeltaGate, ModelConfig
-from diffussm_jax.models.layers import linear
+from diffussm_jax.models.layers import ModulateRows, linear
 from diffussm_jax.models.mixers.depthwise import Depthwise
 from diffussm_jax.ops.depthwise import Convolve
 from diffussm_jax.shapes import Grid, Groups, Images
@@ -47,7 +47,8 @@ class DeltaConv(nnx.Module):
         self.pyramid = config.pyramid
         self.gate = config.delta_gate
 
-    def __call__(self, x: Groups, grid: Grid) -> Groups:
+    def __call__(self, x: Groups, grid: Grid, modulate: ModulateRows) -> Groups:
+        x = modulate(x)
         b, l, d = x.shape
         u = self.narrow(x).reshape(b, *grid, d // 2)
         stages = [self._stage(index, u) for index in range(len(self.pyramid))]

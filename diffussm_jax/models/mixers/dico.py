@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from diffussm_jax.config import ModelConfig
-from diffussm_jax.models.layers import linear
+from diffussm_jax.models.layers import ModulateRows, linear
 from diffussm_jax.models.mixers.depthwise import Depthwise
 from diffussm_jax.ops.depthwise import Convolve
 from diffussm_jax.shapes import Grid, Groups
@@ -35,9 +35,9 @@ class DiCo(nnx.Module):
         self.gate = linear(d, d, dtype=dtype, rngs=rngs)
         self.out = linear(d, d, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Groups, grid: Grid) -> Groups:
+    def __call__(self, x: Groups, grid: Grid, modulate: ModulateRows) -> Groups:
         b, l, d = x.shape
-        y = self.depthwise(self.enter(x).reshape(b, *grid, d)).reshape(b, l, d)
+        y = self.depthwise(self.enter(modulate(x)).reshape(b, *grid, d)).reshape(b, l, d)
         y = jax.nn.gelu(y)
         mean = y.astype(jnp.float32).mean(axis=1, keepdims=True).astype(y.dtype)
         return self.out(y * jax.nn.sigmoid(self.gate(mean)))

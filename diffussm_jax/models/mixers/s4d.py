@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from diffussm_jax.config import ModelConfig
 from diffussm_jax.config.sizes import pair, shortest
-from diffussm_jax.models.layers import linear
+from diffussm_jax.models.layers import ModulateRows, linear
 from diffussm_jax.models.s4d import S4D
 from diffussm_jax.ops.s4d import DIRECTIONS, Operator
 from diffussm_jax.shapes import Grid, Groups, Tokens
@@ -40,8 +40,8 @@ class S4DMixer(nnx.Module):
         self.ssm = S4D(of_orders, apply_s4d=apply_s4d, rngs=rngs)
         self.out = linear(self.num_directions * d, d, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Groups, grid: Grid) -> Groups:
-        u, z = jnp.split(self.uz(x), 2, axis=-1)
+    def __call__(self, x: Groups, grid: Grid, modulate: ModulateRows) -> Groups:
+        u, z = jnp.split(self.uz(modulate(x)), 2, axis=-1)
         y = self.filter(u, grid) * jax.nn.silu(z)[:, :, None]
         return self.out(y.reshape(*x.shape[:2], -1))
 
