@@ -1,9 +1,9 @@
 """How strongly a token feels another: derivatives of a mixer, for every kind of mixer alike.
 
-S_ij = ||dy_i / dx_j||_F / sqrt(d), the root mean square of the response in token i to a direction v
-of +-1 in each of the d features of token j. Where the function is linear and the same for each
-feature, y_i = sum_j M_ij x_j, S = |M| exactly, for any v. Otherwise the mean over random v has the
-Frobenius norm as its limit (Hutchinson 1990).
+S_ij = ||dy_i / dx_j||_F / sqrt(e), where y_i has e features: the root mean square over these of the
+response in token i to a direction v of +-1 in each feature of token j. Where the function is linear
+and the same for each feature, y_i = sum_j M_ij x_j, S = |M| exactly, for any v. Otherwise the mean
+over random v has the Frobenius norm as its limit (Hutchinson 1990).
 """
 
 from collections.abc import Callable
