@@ -103,12 +103,12 @@ def began_with_own_ssm(folder: Path, config: Config) -> bool:
 
 def _compare(model: ModelConfig, params: dict, teacher: Teacher) -> dict[str, Verdict]:
     """What becomes of each parameter of a student, and of its teacher."""
-    theirs = teacher.config.model
-    shapes = (
+    taught = teacher.config.model
+    ours, theirs = (
         jax.eval_shape(lambda params, c=config: by_layer(c, params), params)
-        for config, params in ((model, params), (theirs, teacher.params))
+        for config, params in ((model, params), (taught, teacher.params))
     )
-    return judge(*shapes, unshown_differences(model, theirs))
+    return judge(ours, theirs, unshown_differences(model, taught))
 
 
 def judge(
