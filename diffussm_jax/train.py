@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
-from diffussm_jax.config.learning_rules import require_teacher
+from diffussm_jax.config.learning_rules import require_effect
 from diffussm_jax.data.latents import encoded_from, require_images_at_hand
 from diffussm_jax.data.pipeline import open_source, stacks_of, train_batches
 from diffussm_jax.data.sources import Source
@@ -105,7 +105,7 @@ def train(config: Config, workdir: Path) -> None:
     """
     num_steps = config.training.num_steps
     require_loggers(config)
-    require_teacher(config)
+    require_effect(config)
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(PreemptionNotice())
         stack.enter_context(claimed(workdir))

@@ -183,11 +183,6 @@ MEAN_FLOW = {"process": "mean_flow", "prediction": "v", "variance": "none"}
             {"training": {"teacher": "x"}, "distill": {"features": 1.0, "blocks": (1, 30)}},
             "config.distill.blocks must be different numbers up to 29, the number",
         ),
-        ({"distill": {"blocks": (1,)}}, "config.distill.blocks must be None where distill.feat"),
-        (
-            {"distill": {"teacher_forcing": True}},
-            "config.distill.teacher_forcing must be False where distill.features is 0",
-        ),
         (
             {"training": {"teacher": "x"}, "distill": {"train": "mixers"}},
             "config.distill.train must be 'all' for model.name = 'diffussm'",

@@ -42,11 +42,6 @@ def check_distillation(config: Config) -> None:
     demand = "be None where distill.train is 'all'"
     is_free = distill.train == "mixers" or distill.all_after is None
     require(is_free, "distill.all_after", demand, distill.all_after)
-    demand = "be {} where distill.features is 0: streams are not compared"
-    is_free = distill.features > 0 or distill.blocks is None
-    require(is_free, "distill.blocks", demand.format(None), distill.blocks)
-    is_free = distill.features > 0 or not distill.teacher_forcing
-    require(is_free, "distill.teacher_forcing", demand.format(False))
     if config.training.teacher is None:
         return
     demand = "be None under diffusion.process = 'mean_flow', whose loss takes the network's tangent"
@@ -63,14 +58,20 @@ def check_distillation(config: Config) -> None:
     require(is_free, "distill.train", demand, distill.train)
 
 
-def require_teacher(config: Config) -> None:
-    """Check that a run that trains has a teacher where fields say how it learns from one.
+def require_effect(config: Config) -> None:
+    """Check that what fields of `distill` say has an effect on the run that is to be trained.
 
     Other modes have no such rule: an export keeps the fields of its run, and no teacher's folder.
 
     Raises:
         ConfigError: in one line that names the field to change.
     """
+    distill = config.distill
+    demand = "be {} where distill.features is 0: streams are not compared"
+    is_free = distill.features > 0 or distill.blocks is None
+    require(is_free, "distill.blocks", demand.format(None), distill.blocks)
+    is_free = distill.features > 0 or not distill.teacher_forcing
+    require(is_free, "distill.teacher_forcing", demand.format(False))
     if config.training.teacher is not None:
         return
     for field in dataclasses.fields(config.distill):

@@ -286,6 +286,15 @@ def test_who_trains_without_a_teacher_learns_from_none(distill, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("distill", [{"blocks": (1,)}, {"teacher_forcing": True}])
+def test_streams_that_nobody_compares_are_not_chosen(distill, tmp_path):
+    values = values_with(VALUES, distill=distill, training={"teacher": "x"})
+    (name,) = distill
+    line = error_of(lambda: train(from_dict(values), tmp_path / "run"))
+    assert line.startswith(f"error: config.distill.{name} must be ")
+    assert "where distill.features is 0" in line
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "export.json"])
 def test_a_damaged_teacher_is_refused(file, teacher, data_dir, tmp_path):
     folder = shutil.copytree(teacher[0], tmp_path / "teacher")
