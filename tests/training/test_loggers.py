@@ -37,8 +37,10 @@ def records_of(workdir):
     The files are logs of LevelDB, in blocks of 32 KiB: checksum, length, kind (whole, first, middle
     or last part), bytes.
     """
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
+    wandb.teardown()  # its service writes the files to their ends
     for path in sorted(workdir.glob("wandb/offline-run-*/run-*.wandb")):
         data, records, text, at = path.read_bytes(), [], b"", HEADER
         while at + HEADER <= len(data):
