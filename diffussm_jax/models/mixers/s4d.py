@@ -42,23 +42,22 @@ class S4DMixer(nnx.Module):
 
     def __call__(self, x: Groups, grid: Grid, modulate: ModulateRows) -> Groups:
         u, z = jnp.split(self.uz(modulate(x)), 2, axis=-1)
-        y = self.filter(u, grid) * jax.nn.silu(z)[:, :, None]
-        return self.out(y.reshape(*x.shape[:2], -1))
+        gates = jnp.concatenate([jax.nn.silu(z)] * self.num_directions, axis=-1)
+        return self.out(self.filter(u, grid) * gates)
 
-    def filter(self, u: Tokens, grid: Grid) -> Float[Array, "b l r d"]:
-        """Compute y, the one thing here that moves information between tokens; it is linear."""
+    def filter(self, u: Tokens, grid: Grid) -> Float[Array, "b l e"]:
+        """Compute y, the one thing here that moves information between tokens; it is linear.
+
+        Directions and orders stay side by side in the last axis, as multiples of a TPU's lanes: in
+        axes of their own, of length 2, they would be padded to its sublanes.
+        """
         scanned = [u] * self.has_rows + [transpose(u, grid)] * self.has_columns
         with jax.named_scope("ssm"):
             y = self.ssm(jnp.concatenate(scanned, axis=-1))
-        return self._sum_over_orders(y, grid)
-
-    def _sum_over_orders(self, y: Float[Array, "b l e"], grid: Grid) -> Float[Array, "b l r d"]:
-        b, l, _ = y.shape
-        y = y.reshape(b, l, self.num_directions, self.has_rows + self.has_columns, -1)
-        orders = [y[:, :, :, index] for index in range(y.shape[3])]
+        parts = jnp.split(y, self.num_directions * len(scanned), axis=-1)
+        orders = [jnp.concatenate(parts[i :: len(scanned)], axis=-1) for i in range(len(scanned))]
         if self.has_columns:
-            by_columns = orders[-1].reshape(b, l, -1)
-            orders[-1] = transpose(by_columns, grid[::-1]).reshape(orders[0].shape)
+            orders[-1] = transpose(orders[-1], grid[::-1])
         return functools.reduce(jnp.add, orders)
 
 
