@@ -105,9 +105,14 @@ def _add_distances(config: Config, workdir: Path, trained: TrainedModel, report:
     decode = make_decoder(trained.config, workdir, mesh)
 
     def scores(layer: int, kind: str) -> dict[str, float]:
-        model = Perturbed(nnx.merge(graphdef, trained.params), layer, KINDS.index(kind))
-        changed, params = nnx.split(model, nnx.Param)
-        generator = Generator(trained.config, changed, mesh, decode)
+        def perturbed(graphdef: nnx.GraphDef) -> tuple[nnx.GraphDef, nnx.State]:
+            model = Perturbed(nnx.merge(graphdef, trained.params), layer, KINDS.index(kind))
+            return nnx.split(model, nnx.Param)
+
+        changed, params = perturbed(graphdef)
+        generator = Generator(
+            trained.config, changed, mesh, decode, change=lambda graphdef: perturbed(graphdef)[0]
+        )
         logger.info("drawing without the mixing of layer %d (%s)", layer, kind)
         return make_scorer(config, workdir, generator)(nnx.to_pure_dict(params))
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from diffussm_jax.config import Config
-from diffussm_jax.config.learning_rules import require_effect
+from diffussm_jax.config.learning_rules import check_distillation_has_effect
 from diffussm_jax.data.latents import encoded_from, require_images_at_hand
 from diffussm_jax.data.pipeline import open_source, stacks_of, train_batches
 from diffussm_jax.data.sources import Source
@@ -105,7 +105,8 @@ def train(config: Config, workdir: Path) -> None:
     """
     num_steps = config.training.num_steps
     require_loggers(config)
-    require_effect(config)
+    if not layout.holds_run(workdir):  # the fields of a run that began are to stay
+        check_distillation_has_effect(config)
     with contextlib.ExitStack() as stack:
         notice = stack.enter_context(PreemptionNotice())
         stack.enter_context(claimed(workdir))

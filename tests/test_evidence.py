@@ -236,6 +236,36 @@ def test_mistakes_end_in_one_line(words, match):
         evidence.main(words)
 
 
+def test_a_ratio_is_of_equal_seeds_and_what_is_left_out_is_told(
+    command, done, tmp_path, monkeypatch, capsys
+):
+    teacher = dataclasses.replace(ROW, scorings=SCORINGS[:1])
+    chosen = {
+        "tiny": teacher,
+        "student": dataclasses.replace(teacher, name="student", teacher=teacher),
+    }
+    of_all = rows.Comparison("all", "Which?", dict.fromkeys(chosen, ()), plot="seeds")
+    monkeypatch.setattr(report, "COMPARISONS", (of_all,))
+    for module in (evidence, report):
+        monkeypatch.setattr(module, "ROWS", chosen)
+    command()
+    (tmp_path / "scores" / "tiny-3.json").unlink()
+    command("--table")
+    (entry,) = (
+        x for x in json.loads((tmp_path / "evidence.json").read_text()) if x["row"] == "tiny"
+    )
+    theirs = entry["scores"]["ddim_2"]["frechet_distance"]
+    ours = json.loads((tmp_path / "scores" / "student-5.json").read_text())
+    ratio = ours["scores"]["ddim_2"]["frechet_distance"] / theirs
+    (line,) = (
+        x for x in (tmp_path / "evidence.md").read_text().splitlines() if "| student | ddim" in x
+    )
+    assert line.endswith(f"| {ratio:.2f} |")
+    command("--table", "--config.sample.ema=False")
+    assert "left out: student, seed 5, ddim has options = " in capsys.readouterr().err
+    assert "| student | ddim" not in (tmp_path / "evidence.md").read_text()
+
+
 def test_times_of_rows_side_by_side(capsys, monkeypatch):
     options = [f"--config.{name}={value}" for name, value in TINY.items()]
     times.main(["digits_dit", "digits_s4d_alone", "--batch-size=2", "--turns=1", *options])

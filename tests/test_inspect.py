@@ -77,6 +77,7 @@ def test_scores_without_mixing(trained, tiny_config, tmp_path):
     run = shutil.copytree(trained, tmp_path / "run")
     evaluate = {"features": "pixels", "reference_images": 200, "training_num": 200}
     changes = {"evaluate": evaluate, "inspect": QUICK | {"distance": True}}
+    changes["sample"] = {"dtype": "bfloat16"}  # another program than the run's
     line = error_of(lambda: inspect(merge(tiny_config, changes), run))
     assert "make it with --mode=refstats" in line
     refstats(merge(tiny_config, changes), run)

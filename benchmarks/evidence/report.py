@@ -85,11 +85,25 @@ def _entries(
         row = ROWS[name]
         for scoring in study.scorings(row):
             if not chosen or scoring.name in chosen:
-                scores = [x.scores.get(scoring.name, {}) for x in records[name]]
-                facts = study.facts(row, scoring).items()
-                scores = [x for x in scores if facts <= x.items()]
+                scores = [
+                    of_seed | {"seed": record.seed}
+                    for record in records[name]
+                    if (of_seed := record.scores.get(scoring.name)) is not None
+                    and _is_of_today(of_seed, study.facts(row, scoring), record)
+                ]
                 if scores:
                     yield row, scoring, scores
+
+
+def _is_of_today(scores: dict[str, Any], facts: dict[str, Any], record: Record) -> bool:
+    """Whether scores are of images drawn as these facts say; if not, the log tells."""
+    for name, x in facts.items():
+        if scores.get(name) != x:
+            had = scores.get(name)
+            where = f"{record.row}, seed {record.seed}, {scores.get('sampler')}"
+            logger.warning("left out: %s has %s = %r, and now it is %r", where, name, had, x)
+            return False
+    return True
 
 
 def _cells(row: Row, scoring: Scoring, scores: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -107,15 +121,22 @@ def _cells(row: Row, scoring: Scoring, scores: Sequence[dict[str, Any]]) -> dict
 
 
 def _compare_with_teacher(entries: Sequence[Entry], cells: Sequence[dict[str, Any]]) -> None:
-    """Add to the cells a training's distance over its teacher's, where both have the same seeds."""
-    distances = {row.name: [x[DISTANCE] for x in scores] for row, _, scores in entries}
+    """Add to the cells a training's distance over its teacher's of the same seeds and sampling."""
     teachers = {row.teacher.name for row, _, _ in entries if row.teacher is not None}
-    if len(teachers) != 1 or not teachers <= distances.keys():
-        return
-    (teacher,) = teachers
-    for (row, _, _), line in zip(entries, cells, strict=True):
-        pairs = list(zip(distances[row.name], distances[teacher], strict=False))
-        line["over the teacher's"] = _mean([ours / theirs for ours, theirs in pairs], 2)
+    of_teachers = {
+        (scoring.name, x["seed"]): x[DISTANCE]
+        for row, scoring, scores in entries
+        if row.name in teachers
+        for x in scores
+    }
+    for (_, scoring, scores), line in zip(entries, cells, strict=True):
+        ratios = [
+            x[DISTANCE] / of_teachers[scoring.name, x["seed"]]
+            for x in scores
+            if (scoring.name, x["seed"]) in of_teachers
+        ]
+        if teachers and ratios:
+            line["over the teacher's"] = _mean(ratios, 2)
 
 
 def _mean(values: Sequence[float], decimals: int) -> str:

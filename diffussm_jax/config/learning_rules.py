@@ -58,8 +58,8 @@ def check_distillation(config: Config) -> None:
     require(is_free, "distill.train", demand, distill.train)
 
 
-def require_effect(config: Config) -> None:
-    """Check that what fields of `distill` say has an effect on the run that is to be trained.
+def check_distillation_has_effect(config: Config) -> None:
+    """Check that what fields of `distill` say has an effect on the run that is to begin.
 
     Other modes have no such rule: an export keeps the fields of its run, and no teacher's folder.
 
@@ -67,11 +67,11 @@ def require_effect(config: Config) -> None:
         ConfigError: in one line that names the field to change.
     """
     distill = config.distill
-    demand = "be {} where distill.features is 0: streams are not compared"
+    why = "where distill.features is 0: streams are not compared"
     is_free = distill.features > 0 or distill.blocks is None
-    require(is_free, "distill.blocks", demand.format(None), distill.blocks)
+    require(is_free, "distill.blocks", f"be None {why}", distill.blocks)
     is_free = distill.features > 0 or not distill.teacher_forcing
-    require(is_free, "distill.teacher_forcing", demand.format(False))
+    require(is_free, "distill.teacher_forcing", f"be False {why}")
     if config.training.teacher is not None:
         return
     for field in dataclasses.fields(config.distill):

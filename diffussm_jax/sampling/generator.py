@@ -68,11 +68,24 @@ class Generator:
 
     Image i is a function of (seed, i), its label and the options alone, not of the batch size or
     the devices. Without `decode` latents are drawn.
+
+    Args:
+        graphdef: the model's structure.
+        change: what is done to that structure where it is made anew for the options of a sampler,
+            as it was done to `graphdef` already.
     """
 
-    def __init__(self, config: Config, graphdef: nnx.GraphDef, mesh: Mesh, decode: Decoder | None):
+    def __init__(
+        self,
+        config: Config,
+        graphdef: nnx.GraphDef,
+        mesh: Mesh,
+        decode: Decoder | None,
+        *,
+        change: Callable[[nnx.GraphDef], nnx.GraphDef] = lambda graphdef: graphdef,
+    ):
         self._config, self._graphdef, self._mesh = config, graphdef, mesh
-        self._decode = decode
+        self._decode, self._change = decode, change
         self._programs: dict[SampleConfig, Callable[..., jax.Array]] = {}
         self._guides: dict[str, Weights] = {}
 
@@ -137,7 +150,7 @@ class Generator:
         config, guide = as_called(options, self._config), self.guide(options)
         graphdef, closed = self._graphdef, closed_for_model(options)
         if config is not self._config or any(closed):
-            graphdef, _ = abstract_model(config, self._mesh, closed=closed)
+            graphdef = self._change(abstract_model(config, self._mesh, closed=closed)[0])
         return config, graphdef, None if guide is None else as_called(options, guide.config)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffussm_jax.config import ModelConfig, from_dict
+from diffussm_jax.config import ModelConfig, from_dict, to_json
 from diffussm_jax.encode import encode
 from diffussm_jax.parallel.mesh import make_mesh
 from diffussm_jax.train import train
@@ -28,6 +28,7 @@ from diffussm_jax.workdir.inheritance import (
 from diffussm_jax.workdir.init_from import Outcome
 from diffussm_jax.workdir.teacher import open_teacher
 from diffussm_jax.workdir.unshown import OF_MIXERS, OF_POSITIONS, OF_STEPS
+from tests.conftest import merge
 from tests.fuzz.one_line import error_of, files_of
 from tests.models.tiny import inputs, tiny
 from tests.saved_runs import assert_equal, restored
@@ -284,6 +285,14 @@ def test_who_trains_without_a_teacher_learns_from_none(distill, tmp_path):
     assert line.startswith(f"error: config.distill.{name} must be ")
     assert "where training.teacher is None" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_began_with_such_a_field_goes_on(tiny_config, trained, caplog):
+    config = merge(tiny_config, {"distill": {"teacher_forcing": True}})
+    (trained / "config.json").write_text(to_json(config))
+    with caplog.at_level("INFO", "diffussm_jax"):
+        train(config, trained)
+    assert "is done: step 6 of 6" in caplog.text
 
 
 @pytest.mark.parametrize("distill", [{"blocks": (1,)}, {"teacher_forcing": True}])
