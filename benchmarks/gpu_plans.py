@@ -3,12 +3,14 @@
 .venv-gpu/bin/python -m benchmarks.gpu_plans     (after `make plan-gpu`)
 
 Each plan is kept in runs/gpu_plans.json, so that after a kill the same command goes on. Arguments
-are the configs to plan; the page has every plan that the file has.
+are some of the configs, whose tables are printed alone.
 """
 
 import argparse
 import functools
+import sys
 import time
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,14 +80,18 @@ COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("configs", nargs="*", default=CONFIGS)
-    arguments = parser.parse_args()
-    for name in arguments.configs:
+    parser.add_argument("configs", nargs="*")
+    chosen = parser.parse_args().configs
+    for name in chosen or CONFIGS:
         for topology in CARDS:
             config = on_cards(name, topology)
             make = functools.partial(plan_or_refusal, config, topology)
             kept_plan(STORE, name, config, topology, make)
-    PAGE.write_text(page(read_as(STORE, dict)), encoding="utf-8")
+    plans = read_as(STORE, dict)
+    if chosen:
+        sys.stdout.write("\n".join(tables(plans, chosen)))
+    else:
+        PAGE.write_text(page(plans), encoding="utf-8")
 
 
 def on_cards(name: str, topology: str) -> Config:
@@ -95,15 +101,18 @@ def on_cards(name: str, topology: str) -> Config:
 
 
 def page(plans: dict[str, dict[str, Any]]) -> str:
-    """The document: one table for each config of which there are plans."""
-    text = [HEAD.format(date=time.strftime("%Y-%m-%d"), jax=version("jax"))]
-    for config in CONFIGS:
-        known = {card: plans.get(plan_key(config, on_cards(config, card), card)) for card in CARDS}
+    """The document: one table for each config."""
+    head = HEAD.format(date=time.strftime("%Y-%m-%d"), jax=version("jax"))
+    return "\n".join([head, *tables(plans, CONFIGS)])
+
+
+def tables(plans: dict[str, dict[str, Any]], names: Iterable[str]) -> Iterator[str]:
+    """The table of each of these configs."""
+    for config in names:
+        keys = {card: plan_key(config, on_cards(config, card), card) for card in CARDS}
+        rows = [_row(card, plans.get(key)) for card, key in keys.items()]
         name, _, size = config.partition(":")
-        if any(known.values()):
-            rows = [_row(card, plan) for card, plan in known.items()]
-            text.append(table(f"configs/{name}.py{size and f':{size}'}", COLUMNS, rows))
-    return "\n".join(text)
+        yield table(f"configs/{name}.py{size and f':{size}'}", COLUMNS, rows)
 
 
 def _row(card: str, plan: dict[str, Any] | None) -> str:

@@ -37,8 +37,12 @@ def plan_key(name: str, config: Config, topology: str) -> str:
     """
     packages = ("jax",) if is_gpus(topology) else ("jax", "libtpu")
     compiler = ", ".join(f"{package} {version(package)}" for package in packages)
-    digest = hashlib.sha256(to_json(config).encode()).hexdigest()[:8]
-    return f"{name} {topology}, config {digest}, {compiler}"
+    return f"{name} {topology}, config {digest(config)}, {compiler}"
+
+
+def digest(config: Config) -> str:
+    """What tells a config from others."""
+    return hashlib.sha256(to_json(config).encode()).hexdigest()[:8]
 
 
 def shipped_config(name: str, *, most_fsdp: int | None = None) -> Config:

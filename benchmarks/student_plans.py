@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.plan_store import kept_plan
+from benchmarks.plan_store import digest, kept_plan
 from benchmarks.throughput.subjects import of_equal_tokens
 from benchmarks.throughput.tables import table
 from configs import distill_dit256, dit256
@@ -81,7 +81,8 @@ def row(topology: str, pixels: int, mixer: str, store: Path) -> dict[str, Any]:
     if mixer == TEACHER:
         return columns
     make = functools.partial(_plan_with_teacher, config, topology, pixels)
-    taught = kept_plan(store, f"{name}, with its teacher,", config, topology, make)
+    name += f", with its teacher (config {digest(subject(TEACHER, topology, pixels))}),"
+    taught = kept_plan(store, name, config, topology, make)
     return columns | _cells(taught, "taught_")
 
 

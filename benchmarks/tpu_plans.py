@@ -2,12 +2,15 @@
 
 python -m benchmarks.tpu_plans
 
-Each plan is kept in runs/tpu_plans.json, so that after a kill the same command goes on.
+Each plan is kept in runs/tpu_plans.json, so that after a kill the same command goes on. Arguments
+are some of the configs, whose tables are printed alone.
 """
 
 import argparse
 import functools
+import sys
 import time
+from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -87,28 +90,36 @@ COLUMNS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("configs", nargs="*", default=CONFIGS)
-    arguments = parser.parse_args()
-    for name in arguments.configs:
+    parser.add_argument("configs", nargs="*")
+    chosen = parser.parse_args().configs
+    for name in chosen or CONFIGS:
         config = shipped_config(name)
         for topology in SLICES.values():
             make = functools.partial(plan_or_refusal, config, topology)
             kept_plan(STORE, name, config, topology, make)
-    PAGE.write_text(page(read_as(STORE, dict)), encoding="utf-8")
+    plans = read_as(STORE, dict)
+    if chosen:
+        sys.stdout.write("\n".join(tables(plans, chosen)))
+    else:
+        PAGE.write_text(page(plans), encoding="utf-8")
 
 
 def page(plans: dict[str, dict[str, Any]]) -> str:
     """The document: one table for each config."""
     versions = {name: version(name) for name in ("jax", "libtpu")}
-    text = [HEAD.format(date=time.strftime("%Y-%m-%d"), **versions)]
-    for name in CONFIGS:
+    head = HEAD.format(date=time.strftime("%Y-%m-%d"), **versions)
+    return "\n".join([head, *tables(plans, CONFIGS)])
+
+
+def tables(plans: dict[str, dict[str, Any]], names: Iterable[str]) -> Iterator[str]:
+    """The table of each of these configs."""
+    for name in names:
         config = shipped_config(name)
         rows = [
             _row(cloud, topology, plans.get(plan_key(name, config, topology)))
             for cloud, topology in SLICES.items()
         ]
-        text.append(table(f"configs/{name}.py", COLUMNS, rows))
-    return "\n".join(text)
+        yield table(f"configs/{name}.py", COLUMNS, rows)
 
 
 def _row(cloud: str, topology: str, plan: dict[str, Any] | None) -> str:
