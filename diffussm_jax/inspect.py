@@ -105,7 +105,7 @@ def _add_distances(config: Config, workdir: Path, trained: TrainedModel, report:
     decode = make_decoder(trained.config, workdir, mesh)
 
     def scores(layer: int, kind: str) -> dict[str, float]:
-        def perturbed(graphdef: nnx.GraphDef) -> tuple[nnx.GraphDef, nnx.State]:
+        def perturbed(graphdef: nnx.GraphDef) -> tuple[nnx.GraphDef, Any]:
             model = Perturbed(nnx.merge(graphdef, trained.params), layer, KINDS.index(kind))
             return nnx.split(model, nnx.Param)
 
