@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.plan_store import digest, kept_plan
-from benchmarks.throughput.subjects import of_equal_tokens
+from benchmarks.throughput.subjects import (
+    CARD_BATCH_SIZE,
+    LATENT_SIDE,
+    TEACHER,
+    of_equal_tokens,
+    student,
+)
 from benchmarks.throughput.tables import table
-from configs import distill_dit256, dit256
-from diffussm_jax.config import Config, MixerName, from_dict, to_json
+from configs import dit256
+from diffussm_jax.config import Config, MixerName, to_json
 from diffussm_jax.config.parsing import with_fields
 from diffussm_jax.errors import CommandEnd, UserError
 from diffussm_jax.planning.estimate import chip_and_mesh, estimate
 from diffussm_jax.planning.gpus import is_gpus
 from diffussm_jax.workdir import layout
-
-CARD_BATCH_SIZE = 32  # images of 256 x 256 on one card, which runs no mesh
-LATENT_SIDE = 8  # in pixels
-TEACHER = "attention"  # the teacher's mixer, whose plan is the first of each table
 
 
 def main() -> None:
@@ -88,11 +90,8 @@ def row(topology: str, pixels: int, mixer: str, store: Path) -> dict[str, Any]:
 
 def subject(mixer: str, topology: str, pixels: int) -> Config:
     """DiT-XL/2 with a mixer, as it trains on one topology, without a teacher."""
-    values = dit256.get_config() if mixer == TEACHER else distill_dit256.get_config(mixer)
-    values.training.teacher = None
-    if is_gpus(topology):
-        values.training.batch_size, values.mesh.fsdp = CARD_BATCH_SIZE, 1
-    return of_equal_tokens(from_dict(values.to_dict()), pixels // LATENT_SIDE)
+    batch_size = CARD_BATCH_SIZE if is_gpus(topology) else None
+    return of_equal_tokens(student(mixer, batch_size), pixels // LATENT_SIDE)
 
 
 def _plan_with_teacher(config: Config, topology: str, pixels: int) -> dict[str, Any]:

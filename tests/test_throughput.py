@@ -1,9 +1,11 @@
 """The comparison with attention: what is compared is what it says, and every column is filled."""
 
+import dataclasses
 import json
 
 import pytest
 
+from benchmarks import student_plans
 from benchmarks.throughput import __main__ as throughput
 from benchmarks.throughput import gpu, host, subjects
 from diffussm_jax.planning.multiply_adds import multiply_adds
@@ -63,6 +65,18 @@ def test_ratios_and_growth():
     ]
     assert "0.50 times DiffuSSM's training images/s, 2.00 times" in throughput.ratios(rows[::2])
     assert "DiffuSSM, training: 256 to 1024 tokens as l^1.00" in throughput.growth(rows)
+
+
+def test_students_of_a_gpu_see_as_many_latents_at_each_size():
+    """As their plans do, which they are compared with."""
+    models = subjects.students_on_gpu()
+    assert list(models)[:2] == ["attention 256", "s4d 256"] and len(models) == 12
+    for name, config in models.items():
+        mixer, pixels = name.split()
+        planned = student_plans.subject(mixer, "h100:1", int(pixels))
+        assert dataclasses.replace(config, sample=planned.sample) == planned
+        assert config.training.batch_size * config.num_tokens == 32 * 256
+        assert config.sample.num == config.training.batch_size
 
 
 @pytest.mark.slow

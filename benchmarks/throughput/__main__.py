@@ -1,7 +1,7 @@
 """DiffuSSM beside attention.
 
 python -m benchmarks.throughput [--count] [--tpu v5e:4x4] [--lengths-tpu v5e:2x2]
-    [--training-tpu v5e:4x4] [--gpu]
+    [--training-tpu v5e:4x4] [--gpu] [--students-gpu]
 
 Times training and sampling of DiffuSSM and of DiT at equal tokens, at equal multiply-adds and with
 patches, side by side in one run; then two layers of each as the tokens grow. Prints Markdown tables
@@ -30,6 +30,7 @@ from benchmarks.throughput.subjects import (
     of_side,
     on_gpu,
     on_host,
+    students_on_gpu,
 )
 from benchmarks.throughput.tables import table
 from diffussm_jax.planning.multiply_adds import multiply_adds
@@ -77,7 +78,14 @@ def main() -> None:
         choices=on_gpu(),
         help="time the published sizes and the operator on a GPU instead",
     )
-    parser.add_argument("--budget", type=float, default=420, help="of --gpu, in seconds")
+    parser.add_argument(
+        "--students-gpu",
+        nargs="*",
+        metavar="MODEL",
+        choices=students_on_gpu(),
+        help="time DiT-XL/2 and networks with its students' mixers on a GPU instead",
+    )
+    parser.add_argument("--budget", type=float, default=420, help="of a GPU, in seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -89,6 +97,10 @@ def main() -> None:
         models = on_gpu()
         chosen = {name: models[name] for name in args.gpu or models}
         gpu.report(chosen, args.out, budget_s=args.budget)
+    elif args.students_gpu is not None:
+        models = students_on_gpu()
+        chosen = {name: models[name] for name in args.students_gpu or models}
+        gpu.report(chosen, args.out, budget_s=args.budget, shapes=())
     else:
         on_this_backend(args)
 

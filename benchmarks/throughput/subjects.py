@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from configs import dit256, imagenet256
+from configs import distill_dit256, dit256, imagenet256
 from diffussm_jax.config import Config, from_dict
 from diffussm_jax.planning.multiply_adds import multiply_adds
 
@@ -15,6 +15,9 @@ DIFFUSSM, SAME_TOKENS, SAME_FLOPS, PATCHES = (
     "DiT/2",
 )
 HEAD_WIDTH = 64  # of an attention head in DiT-S, B and L
+CARD_BATCH_SIZE = 32  # of DiT-XL/2 and its students at 256 x 256 on one card
+LATENT_SIDE = 8  # in pixels
+TEACHER = "attention"  # the mixer of the students' teacher
 
 
 def on_host(
@@ -70,6 +73,32 @@ def on_gpu() -> dict[str, Config]:
         "DiffuSSM-S, by FFT": changed(small, ssm_implementation="fft"),
         "DiffuSSM-S, remat none": changed(small, remat="none"),
     }
+
+
+def students_on_gpu() -> dict[str, Config]:
+    """DiT-XL/2 and what its students are without it, by mixer and pixels of a side.
+
+    Batches are of as many latents as at 256. Sampling is as in `on_gpu`.
+    """
+    models = {}
+    for pixels in (256, 1024, 512):
+        for mixer in (TEACHER, "s4d", "delta_conv", "convnext"):
+            config = of_equal_tokens(student(mixer, CARD_BATCH_SIZE), pixels // LATENT_SIDE)
+            size = config.training.batch_size
+            sample = dataclasses.replace(
+                config.sample, num=size, batch_size=size, sampler="ddim", steps=5, cfg_scale=1.0
+            )
+            models[f"{mixer} {pixels}"] = dataclasses.replace(config, sample=sample)
+    return models
+
+
+def student(mixer: str, batch_size: int | None = None) -> Config:
+    """DiT-XL/2 with a mixer, which trains without a teacher; on one device if a batch is given."""
+    values = dit256.get_config() if mixer == TEACHER else distill_dit256.get_config(mixer)
+    values.training.teacher = None
+    if batch_size is not None:
+        values.training.batch_size, values.mesh.fsdp = batch_size, 1
+    return from_dict(values.to_dict())
 
 
 def of_equal_tokens(config: Config, side: int) -> Config:
