@@ -90,6 +90,9 @@ def test_a_teacher_is_trained_before_its_student(command, done, tmp_path, monkey
     assert teachers == [None, str(tmp_path / "runs" / "tiny" / "3")]
     command("--only=tiny,student")
     assert done[4:] == ["sample 3 2", "sample 3 3", "train 5", "sample 5 2", "sample 5 3"]
+    commands = (tmp_path / "evidence.md").read_text().partition("## Commands")[2]
+    modes = ("refstats", "train", "sample", "evaluate")
+    assert [commands.count(f"--mode={mode} ") for mode in modes] == [1, 2, 2, 2]
 
 
 def test_a_teacher_draws_the_data_of_its_students_once(command, done, tmp_path, monkeypatch):

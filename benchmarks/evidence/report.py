@@ -4,7 +4,7 @@ import itertools
 import logging
 import shlex
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def _write_report(study: Study) -> None:
     trained = [row for row in ROWS.values() if records[row.name]]
     if trained:
         lines += ["## Trainings\n", table([_training(study, row, records) for row in trained])]
-        lines += ["\n## Commands\n", "```bash", *(_commands(study, row) for row in trained), "```"]
+        lines += ["\n## Commands\n", "```bash", *_commands(study, trained), "```"]
     write_text(study.folder / "evidence.md", "\n".join(lines) + "\n")
     write_json(study.folder / "evidence.json", _as_json(study, trained, records))
 
@@ -162,23 +162,23 @@ def _training(study: Study, row: Row, records: dict[str, list[Record]]) -> dict[
     }
 
 
-def _commands(study: Study, row: Row) -> str:
-    """How a user trains a row's first seed, and scores it in the last of its ways."""
-    seed, scoring = row.seeds[0], study.scorings(row)[-1]
-    workdir, reference = study.workdir(row, seed), study.reference(row)
-    images = workdir / "samples" / "samples.npz"
-    name = f"{row.name}-{seed}-{scoring.name}"
-    of_reference = {"evaluate.features": "classifier"}
-    changes = study.changes(row, seed)
-    return "\n".join(
-        [
-            command(row, workdir, "train", changes),
-            command(row, workdir, "sample", changes | sample_options(scoring)),
-            command(row, reference, "refstats", study.options | of_reference),
-            command(row, reference, "evaluate", study.options | evaluate_options(images, name)),
-            "",
-        ]
-    )
+def _commands(study: Study, rows: Iterable[Row]) -> Iterator[str]:
+    """How a user trains each row's first seed, and scores it in the last of its ways."""
+    references = set()
+    for row in rows:
+        seed, scoring = row.seeds[0], study.scorings(row)[-1]
+        workdir, reference = study.workdir(row, seed), study.reference(row)
+        images = workdir / "samples" / "samples.npz"
+        name = f"{row.name}-{seed}-{scoring.name}"
+        changes = study.changes(row, seed)
+        if reference not in references:
+            references.add(reference)
+            of_reference = {"evaluate.features": "classifier"}
+            yield command(row.on_data, reference, "refstats", study.options | of_reference) + "\n"
+        yield command(row, workdir, "train", changes)
+        yield command(row, workdir, "sample", changes | sample_options(scoring))
+        of_images = study.options | evaluate_options(images, name)
+        yield command(row.on_data, reference, "evaluate", of_images) + "\n"
 
 
 def command(row: Row, workdir: Path, mode: str, fields: dict[str, str]) -> str:
