@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from diffussm_jax import __version__
 from diffussm_jax.config import Config
 from diffussm_jax.evaluation.features import Extractor, make_extractor
 from diffussm_jax.evaluation.image_sets import DrawnImages, ImageSet, open_given
@@ -31,7 +32,7 @@ from diffussm_jax.workdir.ownership import require_ours
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("diffussm-jax", "flax", "jax", "jaxlib", "numpy", "pillow")
+PACKAGES = ("flax", "jax", "jaxlib", "numpy", "pillow")
 
 
 def evaluate(config: Config, workdir: Path) -> None:
@@ -100,7 +101,8 @@ def ingredients(
         "extractor": extractor.facts,
         "reference": reference.facts,
         "config": dataclasses.asdict(config),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"diffussm-jax": __version__}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }

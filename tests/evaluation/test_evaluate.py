@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import diffussm_jax
 from diffussm_jax.config import from_dict
 from diffussm_jax.errors import UserError
 from diffussm_jax.evaluate import evaluate
@@ -100,7 +101,8 @@ def test_scores_of_an_npz_are_adms(scored_values, reference, digits, tmp_path):
     assert result["num_images"] == 333
     assert result["reference"]["num_images"] == 200
     assert len(result["images"]["sha256"]) == 64
-    assert result["versions"]["jax"]
+    assert result["versions"]["jax"] == jax.__version__
+    assert result["versions"]["diffussm-jax"] == diffussm_jax.__version__
 
 
 @pytest.mark.parametrize("channels", [1, 3])
