@@ -19,10 +19,11 @@ from typing import Any, get_args
 from benchmarks.plan_store import digest, kept_plan
 from benchmarks.throughput.subjects import (
     CARD_BATCH_SIZE,
-    LATENT_SIDE,
+    PIXELS_PER_LATENT,
+    STUDENTS,
     TEACHER,
+    dit_with_mixer,
     of_equal_tokens,
-    student,
 )
 from benchmarks.throughput.tables import table
 from configs import dit256
@@ -40,7 +41,7 @@ def main() -> None:
     )
     parser.add_argument("--topologies", nargs="+", default=["v5e:4x4", "v6e:4x4"])
     parser.add_argument("--pixels", nargs="+", type=int, default=[256, 512, 1024])
-    parser.add_argument("--mixers", nargs="+", default=["s4d", "delta_conv"])
+    parser.add_argument("--mixers", nargs="+", default=STUDENTS)
     parser.add_argument("--store", type=Path, default=Path("runs/student_plans.json"))
     args = parser.parse_args()
     mixers = dict.fromkeys((TEACHER, *args.mixers))
@@ -52,7 +53,7 @@ def main() -> None:
 
 def check(topology: str, pixels: int, mixer: str) -> None:
     """Raise UserError if there is no such plan to make."""
-    patch = LATENT_SIDE * dit256.get_config().model.patch_size
+    patch = PIXELS_PER_LATENT * dit256.get_config().model.patch_size
     if pixels < patch or pixels % patch:
         raise UserError(f"--pixels {pixels} must be a multiple of {patch}, the side of a patch")
     if mixer not in get_args(MixerName):
@@ -91,7 +92,7 @@ def row(topology: str, pixels: int, mixer: str, store: Path) -> dict[str, Any]:
 def subject(mixer: str, topology: str, pixels: int) -> Config:
     """DiT-XL/2 with a mixer, as it trains on one topology, without a teacher."""
     batch_size = CARD_BATCH_SIZE if is_gpus(topology) else None
-    return of_equal_tokens(student(mixer, batch_size), pixels // LATENT_SIDE)
+    return of_equal_tokens(dit_with_mixer(mixer, batch_size), pixels // PIXELS_PER_LATENT)
 
 
 def _plan_with_teacher(config: Config, topology: str, pixels: int) -> dict[str, Any]:

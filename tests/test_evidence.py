@@ -122,6 +122,10 @@ def test_a_teacher_draws_the_data_of_its_students_once(command, done, tmp_path, 
     drawn = f"folder:{tmp_path / 'runs/tiny/3/samples/classes'}"
     assert sets == [("digits", "test"), (drawn, None), (drawn, None)]
     assert set(scored) == {"digits"}
+    commands = (tmp_path / "evidence.md").read_text().partition("## Commands")[2]
+    drawing = [line for line in commands.splitlines() if "--config.sample.outputs=classes" in line]
+    assert len(drawing) == 2  # of the teacher's work directory, for each student
+    assert all(f"--workdir={tmp_path / 'runs/tiny/3'} " in line for line in drawing)
 
 
 def test_nothing_is_trained_or_scored_twice(command, done, tmp_path, monkeypatch):

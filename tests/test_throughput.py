@@ -70,9 +70,9 @@ def test_ratios_and_growth():
 def test_students_of_a_gpu_see_as_many_latents_at_each_size():
     """As their plans do, which they are compared with."""
     models = subjects.students_on_gpu()
-    assert list(models)[:2] == ["attention 256", "s4d 256"] and len(models) == 12
+    assert list(models)[:2] == ["attention-256", "s4d-256"] and len(models) == 12
     for name, config in models.items():
-        mixer, pixels = name.split()
+        mixer, pixels = name.split("-")
         planned = student_plans.subject(mixer, "h100:1", int(pixels))
         assert dataclasses.replace(config, sample=planned.sample) == planned
         assert config.training.batch_size * config.num_tokens == 32 * 256

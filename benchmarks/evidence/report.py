@@ -11,7 +11,13 @@ from typing import Any
 import matplotlib
 
 from benchmarks.evidence.rows import COMPARISONS, ROWS, Comparison, Row, Scoring
-from benchmarks.evidence.study import Record, Study, evaluate_options, sample_options
+from benchmarks.evidence.study import (
+    Record,
+    Study,
+    drawing_options,
+    evaluate_options,
+    sample_options,
+)
 from benchmarks.throughput.tables import table
 from diffussm_jax.errors import UserError
 from diffussm_jax.files import one_writer, write_json, write_text
@@ -164,6 +170,7 @@ def _training(study: Study, row: Row, records: dict[str, list[Record]]) -> dict[
 
 def _commands(study: Study, rows: Iterable[Row]) -> Iterator[str]:
     """How a user trains each row's first seed, and scores it in the last of its ways."""
+    of_reference = study.options | {"evaluate.features": "classifier"}
     references = set()
     for row in rows:
         seed, scoring = row.seeds[0], study.scorings(row)[-1]
@@ -173,8 +180,10 @@ def _commands(study: Study, rows: Iterable[Row]) -> Iterator[str]:
         changes = study.changes(row, seed)
         if reference not in references:
             references.add(reference)
-            of_reference = {"evaluate.features": "classifier"}
-            yield command(row.on_data, reference, "refstats", study.options | of_reference) + "\n"
+            yield command(row.on_data, reference, "refstats", of_reference) + "\n"
+        if row.teacher is not None and row.num_drawn:
+            drawing = study.changes(row.teacher, seed) | drawing_options(row)
+            yield command(row.teacher, study.workdir(row.teacher, seed), "sample", drawing)
         yield command(row, workdir, "train", changes)
         yield command(row, workdir, "sample", changes | sample_options(scoring))
         of_images = study.options | evaluate_options(images, name)

@@ -12,7 +12,14 @@ import numpy as np
 
 from benchmarks.digits import measure
 from benchmarks.evidence.rows import Row, Scoring
-from benchmarks.evidence.study import Record, Study, definition, evaluate_options, sample_options
+from benchmarks.evidence.study import (
+    Record,
+    Study,
+    definition,
+    drawing_options,
+    evaluate_options,
+    sample_options,
+)
 from diffussm_jax.config import parsing
 from diffussm_jax.errors import Preempted
 from diffussm_jax.evaluate import evaluate, result_path
@@ -112,10 +119,8 @@ def _have_trained(study: Study, row: Row, teacher: Row, seed: int) -> None:
             _train(study, teacher, seed)
         if row.num_drawn and not _has_drawn(study, row, seed):
             logger.info("%s, seed %d: drawing %d images", teacher.name, seed, row.num_drawn)
-            (scoring,) = teacher.scorings
-            options = sample_options(dataclasses.replace(scoring, num=row.num_drawn))
-            options |= {"sample.outputs": "classes", "sample.labels": "balanced"}
-            sample(study.config(teacher, seed, **options), study.workdir(teacher, seed))
+            config = study.config(teacher, seed, **drawing_options(row))
+            sample(config, study.workdir(teacher, seed))
 
 
 def _has_drawn(study: Study, row: Row, seed: int) -> bool:

@@ -174,6 +174,14 @@ def sample_options(scoring: Scoring) -> dict[str, str]:
     return {f"sample.{name}": str(value) for name, value in values.items()}
 
 
+def drawing_options(row: Row) -> dict[str, str]:
+    """The options of `--mode=sample` by which the teacher of a row draws its data."""
+    assert row.teacher is not None
+    (scoring,) = row.teacher.scorings
+    options = sample_options(dataclasses.replace(scoring, num=row.num_drawn))
+    return options | {"sample.outputs": "classes", "sample.labels": "balanced"}
+
+
 def evaluate_options(images: Path, name: str) -> dict[str, str]:
     """The options of `--mode=evaluate` for the images of a scoring."""
     shared = {"evaluate.features": "classifier", "evaluate.batch_size": BATCH_SIZE}

@@ -61,24 +61,23 @@ def main() -> None:
     parser.add_argument(
         "--max-gib", type=float, default=4.5, help="a program that needs more is not run"
     )
-    parser.add_argument(
-        "--count", action="store_true", help="count the multiply-adds of XL instead"
-    )
-    parser.add_argument("--tpu", help="a topology: print the TPU compiler's estimates instead")
-    parser.add_argument(
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--count", action="store_true", help="count the multiply-adds of XL instead")
+    modes.add_argument("--tpu", help="a topology: print the TPU compiler's estimates instead")
+    modes.add_argument(
         "--lengths-tpu", help="a topology: print estimates of a block as the tokens grow instead"
     )
-    parser.add_argument(
+    modes.add_argument(
         "--training-tpu", help="a topology: print estimates of XL's training at --sides instead"
     )
-    parser.add_argument(
+    modes.add_argument(
         "--gpu",
         nargs="*",
         metavar="MODEL",
         choices=on_gpu(),
         help="time the published sizes and the operator on a GPU instead",
     )
-    parser.add_argument(
+    modes.add_argument(
         "--students-gpu",
         nargs="*",
         metavar="MODEL",
@@ -100,7 +99,7 @@ def main() -> None:
     elif args.students_gpu is not None:
         models = students_on_gpu()
         chosen = {name: models[name] for name in args.students_gpu or models}
-        gpu.report(chosen, args.out, budget_s=args.budget, shapes=())
+        gpu.report(chosen, args.out, budget_s=args.budget, name="students_gpu", shapes=())
     else:
         on_this_backend(args)
 

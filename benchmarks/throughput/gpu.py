@@ -45,11 +45,12 @@ def report(
     out: Path,
     *,
     budget_s: float,
+    name: str = "gpu",
     rounds: int = 7,
     shapes: tuple[Shape, ...] = SHAPES,
     peak_side: int = PEAK_SIDE,
 ) -> list[Row]:
-    """Measure until `budget_s` is over, write gpu.json and gpu.md to `out`, and print the table.
+    """Measure until `budget_s` is over, write NAME.json and NAME.md to `out`, print the table.
 
     A row without figures says why under "failed".
     """
@@ -57,9 +58,9 @@ def report(
     about = f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
     print(about, flush=True)
     rows: list[Row] = []
-    for name, measure in _measurements(models, shapes, rounds, peak_side):
+    for measured, measure in _measurements(models, shapes, rounds, peak_side):
         start = time.monotonic()
-        row: Row = {"measured": name}
+        row: Row = {"measured": measured}
         try:
             row |= measure() if start < deadline else {"failed": "not reached"}
         except Exception as error:  # noqa: BLE001 - the others must not be lost with it
@@ -69,10 +70,10 @@ def report(
             row["mfu"] = row["tflops"] / rows[0]["tflops"]
         rows.append(row | {"took_s": time.monotonic() - start})
         print(json.dumps(rows[-1]), flush=True)
-        (out / "gpu.json").write_text(
+        (out / f"{name}.json").write_text(
             json.dumps({"about": about, "rows": rows}, indent=1), encoding="utf-8"
         )
-        (out / "gpu.md").write_text(f"{about}\n\n{table(rows)}\n", encoding="utf-8")
+        (out / f"{name}.md").write_text(f"{about}\n\n{table(rows)}\n", encoding="utf-8")
     print(table(rows))
     return rows
 

@@ -1,4 +1,8 @@
-"""The models to compare: DiffuSSM, and DiT at equal tokens, equal multiply-adds, patches of 2."""
+"""The models to compare.
+
+DiffuSSM, and DiT at equal tokens, at equal multiply-adds and with patches of 2; and DiT-XL/2 with
+the mixers of its students.
+"""
 
 import dataclasses
 import functools
@@ -16,15 +20,17 @@ DIFFUSSM, SAME_TOKENS, SAME_FLOPS, PATCHES = (
 )
 HEAD_WIDTH = 64  # of an attention head in DiT-S, B and L
 CARD_BATCH_SIZE = 32  # of DiT-XL/2 and its students at 256 x 256 on one card
-LATENT_SIDE = 8  # in pixels
+PIXELS_PER_LATENT = 8  # along a side
 TEACHER = "attention"  # the mixer of the students' teacher
+STUDENTS = ("s4d", "delta_conv", "convnext")
+ONE_CALL: dict[str, Any] = {"sampler": "ddim", "steps": 5, "cfg_scale": 1.0}  # timed as one of five
 
 
 def on_host(
     side: int, *, depth: int, width: int, batch_size: int, steps: int, dtype: str, state_size: int
 ) -> dict[str, Config]:
     """All four, small, on latents of `side` x `side`; as in the papers, DiT has one layer fewer."""
-    data = {"space": "latents", "image_size": 8 * side, "channels": 3}
+    data = {"space": "latents", "image_size": PIXELS_PER_LATENT * side, "channels": 3}
     model = {"depth": depth, "width": width, "dtype": dtype, "state_size": state_size}
     sample = {"num": batch_size, "batch_size": batch_size, "sampler": "ddim", "steps": steps}
     training = {"batch_size": batch_size}
@@ -58,7 +64,7 @@ def on_gpu() -> dict[str, Config]:
     }
     for config, batch_size in configs.values():
         config.training.batch_size = config.sample.num = config.sample.batch_size = batch_size
-        config.sample.update(sampler="ddim", steps=5, cfg_scale=1.0)
+        config.sample.update(ONE_CALL)
     models = {name: from_dict(config.to_dict()) for name, (config, _) in configs.items()}
     xl, small = models["DiffuSSM-XL"], models["DiffuSSM-S"]
     without_flash = functools.partial(changed, attention_implementation="xla")
@@ -76,23 +82,23 @@ def on_gpu() -> dict[str, Config]:
 
 
 def students_on_gpu() -> dict[str, Config]:
-    """DiT-XL/2 and what its students are without it, by mixer and pixels of a side.
+    """DiT-XL/2 and the networks of its students, untaught, by mixer and pixels of a side.
 
-    Batches are of as many latents as at 256. Sampling is as in `on_gpu`.
+    The most telling sizes come first, in batches of as many latents. Sampling is as in `on_gpu`.
     """
     models = {}
     for pixels in (256, 1024, 512):
-        for mixer in (TEACHER, "s4d", "delta_conv", "convnext"):
-            config = of_equal_tokens(student(mixer, CARD_BATCH_SIZE), pixels // LATENT_SIDE)
-            size = config.training.batch_size
-            sample = dataclasses.replace(
-                config.sample, num=size, batch_size=size, sampler="ddim", steps=5, cfg_scale=1.0
+        for mixer in (TEACHER, *STUDENTS):
+            config = of_equal_tokens(
+                dit_with_mixer(mixer, CARD_BATCH_SIZE), pixels // PIXELS_PER_LATENT
             )
-            models[f"{mixer} {pixels}"] = dataclasses.replace(config, sample=sample)
+            size = config.training.batch_size
+            sample = dataclasses.replace(config.sample, num=size, batch_size=size, **ONE_CALL)
+            models[f"{mixer}-{pixels}"] = dataclasses.replace(config, sample=sample)
     return models
 
 
-def student(mixer: str, batch_size: int | None = None) -> Config:
+def dit_with_mixer(mixer: str, batch_size: int | None = None) -> Config:
     """DiT-XL/2 with a mixer, which trains without a teacher; on one device if a batch is given."""
     values = dit256.get_config() if mixer == TEACHER else distill_dit256.get_config(mixer)
     values.training.teacher = None
@@ -110,7 +116,9 @@ def of_equal_tokens(config: Config, side: int) -> Config:
 
 def of_side(config: Config, side: int) -> Config:
     """The same model on latents of `side` x `side`."""
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=8 * side))
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, image_size=PIXELS_PER_LATENT * side)
+    )
 
 
 def changed(config: Config, **model: Any) -> Config:
