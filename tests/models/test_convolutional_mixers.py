@@ -127,8 +127,7 @@ def test_dico_is_a_loop_over_places():
 @pytest.mark.parametrize("factor", [2, 3])
 def test_upsampling_is_half_pixel_interpolation(factor):
     y = np.random.default_rng(0).normal(size=(1, 3, 2, 2))
-    rows = upsample(jnp.asarray(y, jnp.float32), factor, axis=1)
-    ours = upsample(rows, factor, axis=2)
+    ours = upsample(jnp.asarray(y, jnp.float32), factor)
     np.testing.assert_allclose(ours, upsampled_by_loop(y, factor), atol=1e-6)
 
 

@@ -5,10 +5,12 @@ into convolutions, 2025 (arXiv 2504.21292). Sizes, and what the paper's drawing 
 those of the released code: two stages of 13 x 13 kernels without bias, on half of the width.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -62,7 +64,7 @@ class DeltaConv(nnx.Module):
         y = getattr(self, f"stage_{index}")(average_pool(u, factor))
         value, gate = jnp.split(y, 2, axis=-1)
         y = apply_gate(value, gate, self.gate)
-        return upsample(upsample(y, factor, axis=1), factor, axis=2)
+        return upsample(y, factor)
 
 
 def apply_gate(value: Images, gate: Images, kind: DeltaGate) -> Images:
@@ -85,29 +87,36 @@ def average_pool(x: Images, factor: int) -> Float[Array, "b i j c"]:
     """The mean of each square of factor x factor tokens."""
     if factor == 1:
         return x
-    b, h, w, c = x.shape
-    squares = x.reshape(b, h // factor, factor, w // factor, factor, c)
-    return squares.astype(jnp.float32).mean(axis=(2, 4)).astype(x.dtype)
+    rows, columns = (np.kron(np.eye(n // factor), np.ones(factor) / factor) for n in x.shape[1:3])
+    return resample(x, rows, columns)
 
 
-def upsample(x: Images, factor: int, *, axis: int) -> Float[Array, "b i j c"]:
-    """Interpolate linearly along an axis, between the centres of squares; beyond them it is flat.
+def upsample(x: Images, factor: int) -> Float[Array, "b i j c"]:
+    """Interpolate linearly between the centres of squares; beyond the outermost it is flat.
 
-    Along both axes this is PyTorch's bilinear interpolation without `align_corners`.
+    This is PyTorch's bilinear interpolation without `align_corners`.
     """
     if factor == 1:
         return x
-    size = x.shape[axis]
-    before = jax.lax.slice_in_dim(x, 0, size - 1, axis=axis)
-    first = jax.lax.slice_in_dim(x, 0, 1, axis=axis)
-    after = jax.lax.slice_in_dim(x, 1, size, axis=axis)
-    last = jax.lax.slice_in_dim(x, size - 1, size, axis=axis)
-    before = jnp.concatenate([first, before], axis=axis)
-    after = jnp.concatenate([after, last], axis=axis)
-    parts = []
-    for index in range(factor):
-        offset = (index + 0.5) / factor - 0.5  # from the centre of the square, in squares
-        neighbour = after if offset > 0 else before
-        parts.append(x + abs(offset) * (neighbour - x))
-    stacked = jnp.stack(parts, axis=axis + 1)
-    return stacked.reshape(*x.shape[:axis], factor * size, *x.shape[axis + 1 :])
+    rows, columns = (_hats(n, factor) for n in x.shape[1:3])
+    return resample(x, rows, columns)
+
+
+def _hats(size: int, factor: int) -> Float[np.ndarray, "i o"]:
+    """The weight of each of `size` squares in each of factor * size tokens of an axis."""
+    tokens = (np.arange(factor * size) + 0.5) / factor - 0.5  # in squares, from the first's centre
+    distances = np.clip(tokens, 0, size - 1)[:, None] - np.arange(size)
+    return np.maximum(0, 1 - np.abs(distances))
+
+
+def resample(
+    x: Images, rows: Float[np.ndarray, "i h"], columns: Float[np.ndarray, "j w"]
+) -> Float[Array, "b i j c"]:
+    """Products with a matrix along each axis; sums are in float32.
+
+    A reshape into squares would be the shorter way, but a TPU pads axes as short as `factor`, and
+    its compiler fuses their copies into the convolutions, which then take several times as long.
+    """
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    y = product("ih,bhwc->biwc", rows.astype(x.dtype), x).astype(x.dtype)
+    return product("jw,biwc->bijc", columns.astype(x.dtype), y).astype(x.dtype)
