@@ -5,7 +5,6 @@ into convolutions, 2025 (arXiv 2504.21292). Sizes, and what the paper's drawing 
 those of the released code: two stages of 13 x 13 kernels without bias, on half of the width.
 """
 
-import functools
 import math
 
 import jax
@@ -87,8 +86,10 @@ def average_pool(x: Images, factor: int) -> Float[Array, "b i j c"]:
     """The mean of each square of factor x factor tokens."""
     if factor == 1:
         return x
-    rows, columns = (np.kron(np.eye(n // factor), np.ones(factor) / factor) for n in x.shape[1:3])
-    return resample(x, rows, columns)
+    b, h, w, c = x.shape
+    rows = x.reshape(b, h // factor, factor, w, c).astype(jnp.float32).mean(axis=2)
+    means = np.kron(np.eye(w // factor), np.ones(factor) / factor)
+    return resample_columns(rows.astype(x.dtype), means)
 
 
 def upsample(x: Images, factor: int) -> Float[Array, "b i j c"]:
@@ -98,25 +99,22 @@ def upsample(x: Images, factor: int) -> Float[Array, "b i j c"]:
     """
     if factor == 1:
         return x
-    rows, columns = (_hats(n, factor) for n in x.shape[1:3])
-    return resample(x, rows, columns)
+    b, h, w, c = x.shape
+    offsets = (np.arange(factor) + 0.5) / factor - 0.5  # from a square's centre, in squares
+    columns = (np.arange(w)[:, None] + offsets).clip(0, w - 1).reshape(-1, 1)
+    x = resample_columns(x, np.maximum(0, 1 - np.abs(columns - np.arange(w))))
+    before = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
+    after = jnp.concatenate([x[:, 1:], x[:, -1:]], axis=1)
+    rows = [x + abs(e) * ((after if e > 0 else before) - x) for e in offsets]
+    return jnp.stack(rows, axis=2).reshape(b, factor * h, factor * w, c)
 
 
-def _hats(size: int, factor: int) -> Float[np.ndarray, "i o"]:
-    """The weight of each of `size` squares in each of factor * size tokens of an axis."""
-    tokens = (np.arange(factor * size) + 0.5) / factor - 0.5  # in squares, from the first's centre
-    distances = np.clip(tokens, 0, size - 1)[:, None] - np.arange(size)
-    return np.maximum(0, 1 - np.abs(distances))
+def resample_columns(x: Images, weights: Float[np.ndarray, "j w"]) -> Float[Array, "b h j c"]:
+    """The products of each row with a matrix.
 
-
-def resample(
-    x: Images, rows: Float[np.ndarray, "i h"], columns: Float[np.ndarray, "j w"]
-) -> Float[Array, "b i j c"]:
-    """Products with a matrix along each axis; sums are in float32.
-
-    A reshape into squares would be the shorter way, but a TPU pads axes as short as `factor`, and
-    its compiler fuses their copies into the convolutions, which then take several times as long.
+    Columns of squares as an axis would be shorter to write, but a TPU pads so short an axis, and
+    its compiler fuses the copies into the convolutions, which then take several times as long.
+    Rows are left to slices, which a mesh that splits them needs no whole image for.
     """
-    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    y = product("ih,bhwc->biwc", rows.astype(x.dtype), x).astype(x.dtype)
-    return product("jw,biwc->bijc", columns.astype(x.dtype), y).astype(x.dtype)
+    y = jnp.einsum("jw,bhwc->bhjc", weights.astype(x.dtype), x, preferred_element_type=jnp.float32)
+    return y.astype(x.dtype)
