@@ -129,6 +129,7 @@ def test_upsampling_is_half_pixel_interpolation(factor):
     y = np.random.default_rng(0).normal(size=(1, 3, 2, 2))
     ours = upsample(jnp.asarray(y, jnp.float32), factor)
     np.testing.assert_allclose(ours, upsampled_by_loop(y, factor), atol=1e-6)
+    assert upsample(jnp.asarray(y, jnp.bfloat16), factor).dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize("name", MIXERS)

@@ -105,7 +105,7 @@ def upsample(x: Images, factor: int) -> Float[Array, "b i j c"]:
     x = resample_columns(x, np.maximum(0, 1 - np.abs(columns - np.arange(w))))
     before = jnp.concatenate([x[:, :1], x[:, :-1]], axis=1)
     after = jnp.concatenate([x[:, 1:], x[:, -1:]], axis=1)
-    rows = [x + abs(e) * ((after if e > 0 else before) - x) for e in offsets]
+    rows = [x + abs(e) * ((after if e > 0 else before) - x) for e in offsets.tolist()]
     return jnp.stack(rows, axis=2).reshape(b, factor * h, factor * w, c)
 
 
