@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from diffussm_jax import __version__
+import diffussm_jax
 from diffussm_jax.config import Config
 from diffussm_jax.evaluation.features import Extractor, make_extractor
 from diffussm_jax.evaluation.image_sets import DrawnImages, ImageSet, open_given
@@ -101,7 +101,7 @@ def ingredients(
         "extractor": extractor.facts,
         "reference": reference.facts,
         "config": dataclasses.asdict(config),
-        "versions": {"diffussm-jax": __version__}
+        "versions": {"diffussm-jax": diffussm_jax.__version__}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",

@@ -70,6 +70,8 @@ def test_convolutional_mixers_are_their_formulas(mixer):
         assert counts.convolutions == depth * (tokens + tokens // 4) * 13**2 * d // 2
         # Into half of the width, back from two quarters, and the mean of all tokens.
         assert counts.dense == depth * ((1 / 2 + 1 / 2) * tokens * d**2 + d**2 + block)
+        # Eight rows: means of 16 columns over pairs, and 8 back to 16 on half of the channels.
+        assert counts.resampling == depth * 8 * (8 * 16 * d // 2 + 16 * 8 * d // 4)
     assert counts.attention == counts.ssm == 0
     assert counts.without_ssm == counts.total
 

@@ -34,7 +34,7 @@ class MultiplyAdds:
         ssm: the state space operator in chunks, for a batch of one; its other forms take other
             products.
         attention: queries by keys, and weights by values.
-        resampling: what leads from one level of a U to another.
+        resampling: what leads from one level of a U, or of a pyramid, to another.
         embeddings: the embeddings of patches, step and class, and the head.
     """
 

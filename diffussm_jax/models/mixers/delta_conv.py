@@ -116,5 +116,8 @@ def resample_columns(x: Images, weights: Float[np.ndarray, "j w"]) -> Float[Arra
     its compiler fuses the copies into the convolutions, which then take several times as long.
     Rows are left to slices, which a mesh that splits them needs no whole image for.
     """
-    y = jnp.einsum("jw,bhwc->bhjc", weights.astype(x.dtype), x, preferred_element_type=jnp.float32)
+    with jax.named_scope("resampling"):
+        y = jnp.einsum(
+            "jw,bhwc->bhjc", weights.astype(x.dtype), x, preferred_element_type=jnp.float32
+        )
     return y.astype(x.dtype)
