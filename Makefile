@@ -45,7 +45,7 @@ demo: install  ## train on 8x8 digits, draw 500, measure them (about four minute
 one-step: install  ## the same digits, each drawn in one call of the network (five minutes on two cores)
 	$(call digits,one_step.py,$(ONE_STEP_RUN))
 
-distill: install  ## a DiT on the same digits, then S4D in place of its attention (six minutes on two cores)
+distill: install  ## a DiT on the same digits, then S4D in place of its attention (four minutes on two cores)
 	$(call digits,distill_digits.py:teacher,$(DISTILL_RUNS)/teacher)
 	$(call digits,distill_digits.py:s4d,$(DISTILL_RUNS)/s4d)
 
